@@ -1,0 +1,50 @@
+"""A model in memory with everything that says where it came from."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from obliteratus.models.anatomy import Anatomy
+
+SourceKind = Literal["hub", "folder", "gguf", "catalogue"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model came from, precisely enough to get the same bytes again.
+
+    ``asked`` is what the user typed; ``identifier`` the Hub id, absolute folder or file, or
+    catalogue name; ``revision`` the commit of a Hub model; ``sha256`` of a pinned file;
+    ``fingerprint`` a hash that is equal exactly when the weights and tokenizer are.
+    """
+
+    asked: str
+    kind: SourceKind
+    identifier: str
+    fingerprint: str
+    revision: str | None = None
+    sha256: str | None = None
+    license: str | None = None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What ``summon`` returns. ``module`` is in evaluation mode, gradients off.
+
+    ``chat_template_sha256`` is None for a base model without a chat template.
+    """
+
+    module: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    anatomy: Anatomy
+    source: ModelSource
+    dtype: torch.dtype
+    quantization: Literal["4bit", "8bit"] | None = None
+    chat_template_sha256: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """The device on which inputs go."""
+        return self.module.device

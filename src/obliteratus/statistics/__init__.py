@@ -1,0 +1,1 @@
+"""Intervals, paired tests and nulls; every printed number is made here as an ``Estimate``."""

@@ -1,0 +1,103 @@
+"""Files written whole or not at all."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from obliteratus.errors import StorageError
+
+READ_BYTES = 1 << 22  # 4 MiB: large enough that hashing, not system calls, is the cost
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as indented JSON with sorted keys, so that equal values give equal bytes."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        StorageError: it is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StorageError(f"{path} does not exist.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StorageError(f"{path} is not valid JSON ({error}).") from error
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path, *, replace: bool = False) -> Generator[Path]:
+    """Yield a temporary folder beside ``target`` that becomes ``target`` when the block succeeds.
+
+    When the block raises, or the process is interrupted, the temporary folder is removed and
+    ``target`` is as it was. A process that is killed leaves only a folder named ``.<name>.*.part``.
+
+    Raises:
+        StorageError: ``target`` exists and ``replace`` is false, or the disk is full.
+    """
+    if target.exists() and not replace:
+        raise StorageError(f"{target} already exists. Choose another folder, or pass --force.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    except OSError as error:
+        raise _storage_error(error, target) from error
+    try:
+        work.chmod(0o755)
+        yield work
+        _replace(work, target)
+    except OSError as error:
+        raise _storage_error(error, target) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _replace(work: Path, target: Path) -> None:
+    if not target.exists():
+        work.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    target.rename(old / target.name)
+    try:
+        work.rename(target)
+    except OSError:
+        (old / target.name).rename(target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _storage_error(error: OSError, target: Path) -> StorageError:
+    free = shutil.disk_usage(_existing_parent(target)).free / 1e9
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(
+            f"the disk that holds {target} is full ({free:.1f} GB free). Nothing was left behind; "
+            "free some space or choose another --output."
+        )
+    return StorageError(f"cannot write {target}: {os.strerror(error.errno or 0)} ({error}).")
+
+
+def _existing_parent(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
