@@ -123,6 +123,19 @@ def listening(listener: Listener) -> Generator[None]:
         _listener.reset(token)
 
 
+@contextlib.contextmanager
+def without_progress() -> Generator[None]:
+    """Drop the :class:`Progress` events of the block; a larger task reports its own."""
+    outer = _listener.get()
+
+    def forward(event: Event) -> None:
+        if outer is not None and not isinstance(event, Progress):
+            outer(event)
+
+    with listening(forward):
+        yield
+
+
 def track(items: Iterable[T], *, task: str, total: int, unit: str) -> Iterator[T]:
     """Yield ``items`` and emit a :class:`Progress` after each; ``total`` counts the items."""
     start = time.perf_counter()

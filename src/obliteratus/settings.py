@@ -5,7 +5,7 @@ the ``distill`` and ``edit`` sections; everything else keeps the defaults writte
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -41,7 +41,7 @@ class PromptSettings(Section):
     system: str | None = None
 
     @model_validator(mode="after")
-    def _both_or_neither(self) -> Self:
+    def _both_or_neither(self) -> "PromptSettings":
         if (self.harmful is None) != (self.harmless is None):
             raise ValueError("prompts.harmful and prompts.harmless must be given together")
         return self

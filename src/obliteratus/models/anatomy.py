@@ -34,8 +34,10 @@ class WeightSite:
 
     ``name`` and ``bias`` are parameter names; ``module`` is the module whose output tensor *is* the
     raw write (after the bias, before ``post_norm`` and before the scalar ``multiplier``): the place
-    where the hook reference acts. Several sites may share a module (fused experts). ``layer`` is
-    None outside the blocks. ``tied_to`` names the parameter that shares this one's storage.
+    where the hook reference acts. Several sites may share a module (fused experts). Where
+    ``module_multiplies`` the module applies the multiplier itself (Gemma's scaled embedding), so
+    its output is multiplier × the raw write. ``layer`` is None outside the blocks. ``tied_to``
+    names the parameter that shares this one's storage.
     """
 
     name: str
@@ -48,6 +50,7 @@ class WeightSite:
     expert: ExpertKind | None = None
     post_norm: PostNorm | None = None
     multiplier: float = 1.0
+    module_multiplies: bool = False
     tied_to: str | None = None
 
 

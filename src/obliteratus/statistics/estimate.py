@@ -1,7 +1,7 @@
 """The one form in which a measured number leaves the program."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 Verdict = Literal["supported", "not_supported", "undetermined"]
 
@@ -28,7 +28,7 @@ class Estimate:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
+    def from_json(cls, data: dict[str, Any]) -> "Estimate":
         """Make an estimate of what :meth:`as_json` returned."""
         low, high = data["interval"]
         rest: dict[str, Any] = {key: value for key, value in data.items() if key != "interval"}

@@ -1,0 +1,56 @@
+# `make demo` runs the main job on the embedded model; `make test` is everything that CI checks.
+# Both need Python 3.11 or later and make, and build .venv themselves.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# An explicit version lets pip take a CPU build of torch where one is on offer; any other way of
+# asking pulls gigabytes of CUDA packages. Override for a GPU: make TORCH="torch" ...
+TORCH ?= torch==2.13.0
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+OUT ?= out/demo
+
+.PHONY: help demo test lint types unit real install benchmarks organisms clean
+
+help:
+	@echo "make demo        map, edit and verify the embedded model (about 5 minutes; output in $(OUT))"
+	@echo "make test        lint, types and all tests, as CI runs them"
+	@echo "make unit        the fast tests only"
+	@echo "make benchmarks  the measured figures of docs/benchmarks.md"
+	@echo "make organisms   retrain the embedded model's adapter"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --constraint constraints.txt "$(TORCH)"
+	$(PIP) --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/obliteratus demo --output $(OUT) --force
+
+test: lint types
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/basedpyright
+
+unit: install
+	$(BIN)/python -m pytest -m "not real_model"
+
+real: install
+	$(BIN)/python -m pytest -m real_model
+
+benchmarks: install
+	$(BIN)/python -m benchmarks
+
+organisms: install
+	$(BIN)/python organisms/smollm2_refuser.py
+
+clean:
+	rm -rf $(VENV) out .pytest_cache .ruff_cache .hypothesis

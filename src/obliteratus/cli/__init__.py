@@ -1,0 +1,1 @@
+"""The command line: each command parses its flags, calls the library and renders its events."""

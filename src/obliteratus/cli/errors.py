@@ -1,0 +1,115 @@
+"""The edge of the command line: every failure becomes one paragraph and an exit code."""
+
+import contextlib
+import errno
+import os
+import sys
+import traceback
+from typing import TextIO
+
+import typer
+
+from obliteratus.errors import ObliteratusError
+from obliteratus.events import Stage
+
+USAGE, FAILURE = 2, 1
+NARROW, WIDE = 40, 100  # a paragraph on a terminal is folded within these widths
+
+
+class InterruptedRunError(ObliteratusError):
+    """Ctrl-C, or a request of the system to end."""
+
+    @classmethod
+    def during(cls, stage: Stage | None, *, resumes: bool) -> "InterruptedRunError":
+        """Say in which stage it came and, where stages are cached, how to go on."""
+        when = f"during {stage.upper()}" if stage else "before the first stage"
+        if resumes:
+            return cls(
+                f"Stopped {when}; finished stages are cached, run the same command again to go on."
+            )
+        return cls(f"Stopped {when}; nothing was written.")
+
+
+class OutputClosedError(Exception):
+    """Whoever read our output went away (``| head``); there is nobody left to tell."""
+
+
+def report(error: Exception, *, debug: bool = False) -> int:
+    """Write ``error`` to stderr as one paragraph and return the exit code of the program.
+
+    With ``debug`` the traceback comes first.
+    """
+    if isinstance(error, OutputClosedError):
+        _discard_output()
+        return FAILURE
+    if debug:
+        traceback.print_exception(error, file=sys.stderr)
+    message, code = explain(error)
+    write_paragraph(message, sys.stderr)
+    return code
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """Return what to tell the user about ``error``, and the exit code."""
+    if isinstance(error, ObliteratusError):
+        return str(error), error.exit_code
+    if isinstance(error, typer.TyperException):
+        return _usage(error), error.exit_code
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"not enough memory ({_one_line(error)}). `obliteratus inspect MODEL` says how much is "
+            "needed; --dtype bfloat16, --device-map auto or --quantize 8bit need less.",
+            FAILURE,
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        return _of_the_system(error), FAILURE
+    return (
+        f"Sorry, obliteratus stopped at something it did not expect "
+        f"({type(error).__name__}: {_one_line(error)}). This is a bug: please report it on the "
+        "project's issue tracker, with the command line and what it prints with --debug added.",
+        FAILURE,
+    )
+
+
+def write_paragraph(message: str, stream: TextIO) -> None:
+    """Write ``error: message``: folded and coloured on a terminal, one line elsewhere."""
+    if not stream.isatty():
+        stream.write(f"error: {message}\n")
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=stream, highlight=False)
+    text = Text.assemble(("error: ", "bold red"), message)
+    console.print(text, width=min(max(console.width, NARROW), WIDE), overflow="fold")
+
+
+def _usage(error: typer.TyperException) -> str:
+    message = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "obliteratus"
+    return f"{message}. `{command} --help` lists what it takes."
+
+
+def _of_the_system(error: OSError) -> str:
+    where = f" {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk is full: cannot write{where}. Free some space, choose another --output, or "
+            "move the cache with the environment variable OBLITERATUS_CACHE; then run the same "
+            "command again."
+        )
+    reason = os.strerror(error.errno or 0)
+    return f"cannot read or write{where}: {reason}. Check the path and its permissions."
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or "no message"
+
+
+def _discard_output() -> None:
+    """Point stdout at nothing, so that the interpreter's last flush does not complain."""
+    with contextlib.suppress(OSError, ValueError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)

@@ -1,0 +1,106 @@
+"""The flags that several commands share, and what they set.
+
+A flag mirrors one key of the settings; everything without a flag is reached with --set.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+MODEL_PANEL, PROMPT_PANEL, OUTPUT_PANEL = "Model", "Prompts", "Output"
+NO_VALUE = ""  # the metavar of a flag; typer would write <bool>
+MODEL_HELP = "A catalogue name, a Hub id, a local folder or a .gguf file."
+
+
+def _model(*names: str, help: str, metavar: str = NO_VALUE) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=MODEL_PANEL)
+
+
+def _prompt(*names: str, help: str, metavar: str) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=PROMPT_PANEL)
+
+
+def _output(*names: str, help: str, metavar: str = NO_VALUE) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=OUTPUT_PANEL)
+
+
+Dtype = Annotated[
+    str | None,
+    _model("--dtype", help="auto, float32, bfloat16, float16 or float64.", metavar="TYPE"),
+]
+DeviceMap = Annotated[
+    str | None, _model("--device-map", help="auto, cpu, cuda:0, ...", metavar="MAP")
+]
+MaxMemory = Annotated[
+    str | None,
+    _model("--max-memory", help="Most memory per device, such as 0=20GiB,cpu=60GiB.", metavar="M"),
+]
+Quantize = Annotated[str | None, _model("--quantize", help="4bit or 8bit.", metavar="BITS")]
+Revision = Annotated[
+    str | None, _model("--revision", help="Branch, tag or commit on the Hub.", metavar="REV")
+]
+TrustRemoteCode = Annotated[
+    bool, _model("--trust-remote-code", help="Run Python code that comes with the model.")
+]
+Harmful = Annotated[
+    str | None,
+    _prompt(
+        "--harmful",
+        help="Harmful prompts: a txt, csv, json, jsonl or parquet file, or a Hub data set.",
+        metavar="FILE",
+    ),
+]
+Harmless = Annotated[
+    str | None,
+    _prompt("--harmless", help="Harmless prompts, given with --harmful.", metavar="FILE"),
+]
+Categories = Annotated[
+    str | None,
+    _prompt("--categories", help="Only these harm categories, with commas.", metavar="A,B"),
+]
+System = Annotated[
+    str | None, _prompt("--system", help="A system prompt for every prompt.", metavar="TEXT")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.", metavar="N")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Any other setting, such as edit.strength=0.5; repeatable.",
+        metavar="KEY=VALUE",
+    ),
+]
+Output = Annotated[
+    Path | None, _output("--output", "-o", help="Folder to write to.", metavar="DIR")
+]
+SaveActivations = Annotated[
+    bool, _output("--save-activations", help="Keep every prompt's activations.")
+]
+SaveCompletions = Annotated[
+    bool, _output("--save-completions", help="Keep completions, of harmful prompts as well.")
+]
+Force = Annotated[bool, _output("--force", help="Replace the output if it exists.")]
+Json = Annotated[bool, _output("--json", help="Events and the result as lines of JSON.")]
+Quiet = Annotated[bool, _output("--quiet", "-q", help="Print only the path of the result.")]
+
+
+def section(**values: Any) -> dict[str, Any]:
+    """Return the flags that were given; one that was not (None or False) sets nothing."""
+    return {key: value for key, value in values.items() if value is not None and value is not False}
+
+
+def split_names(text: str | None) -> list[str] | None:
+    """Return the names in ``a, b``, or None when the flag was not given."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings in which ``above`` wins over ``below``."""
+    result = dict(below)
+    for key, value in above.items():
+        under: Any = result.get(key)
+        both = isinstance(value, Mapping) and isinstance(under, Mapping)
+        result[key] = merged(under, value) if both else value
+    return result

@@ -1,0 +1,46 @@
+"""The last screen of a run: the report, and what to do next."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.padding import Padding
+
+from obliteratus.cli.render import Screen
+from obliteratus.cli.tables import listing
+from obliteratus.cli.words import duration
+
+if TYPE_CHECKING:
+    from obliteratus.verify.report import Report
+
+RECORDS = "obliteratus"  # the folder inside the output that holds what was measured
+
+
+def show_report(screen: Screen, report: "Report", *, seconds: float | None = None) -> None:
+    """Show the report as a table, and how long it took."""
+    from obliteratus.verify.terminal import report_table
+
+    screen.say(report_table(report))
+    if seconds is not None:
+        screen.say(f" Done in {duration(seconds)}.\n")
+
+
+def next_steps(folder: Path) -> Padding:
+    """Return what can be done with the folder of a finished run."""
+    records = folder / RECORDS
+    return listing(
+        "What next",
+        "",
+        [
+            ("talk to it", f"obliteratus chat {_quoted(folder)}"),
+            ("read the report", f"open {_quoted(records / 'report.html')} in a browser"),
+            (
+                "repeat the run",
+                f"obliteratus obliterate --from {_quoted(records / 'run.json')} -o DIR",
+            ),
+        ],
+    )
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))

@@ -1,0 +1,40 @@
+"""The few shapes of table that commands print: one look for all of them."""
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+NAME_STYLE, HEAD_STYLE, SIDE_STYLE = "cyan", "dim", "dim"
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: frozenset[str] = frozenset()
+) -> Padding:
+    """Return rows under dim headings; the first column is a name, ``numbers`` are flush right."""
+    found = Table(box=box.SIMPLE_HEAD, header_style=HEAD_STYLE, border_style=HEAD_STYLE)
+    for index, column in enumerate(columns):
+        found.add_column(
+            column,
+            style=NAME_STYLE if index == 0 else "",
+            justify="right" if column in numbers else "left",
+            no_wrap=index == 0,
+            overflow="fold",
+        )
+    for row in rows:
+        found.add_row(*(Text(cell) for cell in row))
+    return Padding(found, (0, 0, 0, 0))
+
+
+def listing(title: str, text: str, rows: Iterable[tuple[str, str]]) -> Padding:
+    """Return a heading, a sentence below it, and pairs of a key and its value."""
+    pairs = Table.grid(padding=(0, 2))
+    pairs.add_column(style=SIDE_STYLE, no_wrap=True)
+    pairs.add_column(overflow="fold")
+    for key, value in rows:
+        pairs.add_row(Text(key), Text(value))
+    heading = Text.assemble((title, f"bold {NAME_STYLE}"), "  ", text)
+    return Padding(Group(heading, Padding(pairs, (0, 0, 0, 2))), (0, 0, 1, 1))

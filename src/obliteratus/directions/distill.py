@@ -1,0 +1,191 @@
+"""DISTILL: from activations to the directions that an edit will use."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float64
+from torch import Tensor
+
+from obliteratus.directions.directions import Directions
+from obliteratus.directions.layers import held_out_separation, strong_layers
+from obliteratus.directions.rank import Bases, RankTrial, search_rank
+from obliteratus.directions.reliability import reliability
+from obliteratus.directions.samples import EXTRACTORS, Extractor, Samples, samples_at
+from obliteratus.directions.score import Scorer
+from obliteratus.directions.selection import Candidate, choose, mean_scores, winning_share
+from obliteratus.errors import DirectionError
+from obliteratus.events import track
+from obliteratus.operator.removal import everywhere
+from obliteratus.probe.activations import Activations
+from obliteratus.settings import DistillSettings
+from obliteratus.shapes import Layer
+from obliteratus.statistics.estimate import Estimate
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a selection found, before it is written down as directions."""
+
+    basis: Mapping[Layer, Float64[Tensor, "rank d_model"]]
+    layer: Layer | None
+    position: int
+    representative: Layer
+    candidates: tuple[Candidate, ...]
+    trials: tuple[RankTrial, ...]
+
+
+def distill(
+    activations: Activations,
+    scorer: Scorer,
+    settings: DistillSettings = DistillSettings(),  # noqa: B008  (frozen)
+    *,
+    seed: int = 0,
+) -> Directions:
+    """Return directions found in ``activations`` and chosen by their effect on the model.
+
+    ``selection="published"``: one direction, the best of all blocks × positions by the published
+    rule, is used at every layer; further rows of the extractor at the same place are added while
+    they lower refusal beyond noise. ``selection="per_layer"``: every block has its own basis from
+    the last position; the rank, common to all, is searched the same way. Scores come from
+    ``scorer``, which holds the model and its select prompts; reliability and the separation of
+    every layer come from the fit activations.
+
+    Raises:
+        DirectionError: the classes do not differ, no candidate passes the selection, or the
+            activations of single prompts were not kept.
+        UsageError: no extractor has the name ``settings.extractor``.
+    """
+    extract = EXTRACTORS[settings.extractor]
+    if activations.fingerprint != scorer.model.source.fingerprint:
+        raise DirectionError(
+            "the activations are of another model than the one that scores them; probe this one."
+        )
+    find = _select_one if settings.selection == "published" else _per_layer
+    found = find(activations, scorer, settings, extract, seed)
+    separation = _separation(activations, found.position, seed)
+    source = samples_at(activations, found.representative, found.position)
+    return Directions(
+        basis=found.basis,
+        scale={
+            layer: float(activations.difference(layer)[_index(activations, found.position)].norm())
+            for layer in activations.layers
+        },
+        method=settings.extractor,
+        source_layer=found.layer,
+        position=found.position,
+        strong_layers=strong_layers(separation),
+        reliability=reliability(source, seed=seed),
+        provenance={
+            **_provenance(activations, scorer, settings, found, seed),
+            "separation": {str(layer): value.as_json() for layer, value in separation.items()},
+        },
+    )
+
+
+def _select_one(
+    activations: Activations,
+    scorer: Scorer,
+    settings: DistillSettings,
+    extract: Extractor,
+    seed: int,
+) -> _Found:
+    n_layers = scorer.model.anatomy.n_layers
+    # Block output l is the published block input l + 1. Deeper ones cannot be chosen, and at the
+    # embedding the last template token is the same for every prompt: neither is scored.
+    depth = max(1, int(settings.max_depth * n_layers) - 1)
+    places = [(layer, position) for layer in range(depth) for position in activations.positions]
+    candidates: list[Candidate] = []
+    for layer, position in track(
+        places, task="score directions", total=len(places), unit="directions"
+    ):
+        samples = samples_at(activations, layer, position)
+        row = extract(samples, max_rank=1)
+        candidates.append(scorer.candidate(layer, position, samples, row))
+    winner = candidates[
+        choose(
+            mean_scores(candidates), n_layers, max_kl=settings.max_kl, max_depth=settings.max_depth
+        )
+    ]
+    rows = extract(
+        samples_at(activations, winner.layer, winner.position), max_rank=settings.max_rank
+    )
+    rank, trials = search_rank(
+        scorer,
+        lambda rank: everywhere(scorer.model, rows[:rank], embedding=scorer.embedding),
+        range(1, len(rows) + 1),
+        max_kl=settings.max_kl,
+        seed=seed,
+    )
+    return _Found(
+        everywhere(scorer.model, rows[:rank], embedding=scorer.embedding),
+        winner.layer,
+        winner.position,
+        winner.layer,
+        tuple(candidates),
+        trials,
+    )
+
+
+def _per_layer(
+    activations: Activations,
+    scorer: Scorer,
+    settings: DistillSettings,
+    extract: Extractor,
+    seed: int,
+) -> _Found:
+    position = max(activations.positions)
+    layers: list[Layer] = list(range(scorer.model.anatomy.n_layers))
+    rows: Bases = {
+        layer: extract(samples_at(activations, layer, position), max_rank=settings.max_rank)
+        for layer in track(layers, task="extract", total=len(layers), unit="layers")
+    }
+    ranks = [2**power for power in range(settings.max_rank.bit_length())]
+
+    def truncated(rank: int) -> Bases:
+        return {layer: basis[:rank] for layer, basis in rows.items()}
+
+    rank, trials = search_rank(scorer, truncated, ranks, max_kl=settings.max_kl, seed=seed)
+    separation = _separation(activations, position, seed)
+    best = max(layers, key=lambda layer: separation[layer].value)
+    return _Found(truncated(rank), None, position, best, (), trials)
+
+
+def _separation(activations: Activations, position: int, seed: int) -> dict[Layer, Estimate]:
+    found: dict[Layer, Estimate] = {}
+    for layer in activations.layers:
+        samples: Samples = samples_at(activations, layer, position)
+        found[layer] = held_out_separation(samples, seed=seed)
+    return found
+
+
+def _index(activations: Activations, position: int) -> int:
+    return activations.positions.index(position)
+
+
+def _provenance(
+    activations: Activations,
+    scorer: Scorer,
+    settings: DistillSettings,
+    found: _Found,
+    seed: int,
+) -> dict[str, Any]:
+    share = None
+    if found.candidates:
+        share = winning_share(
+            found.candidates,
+            scorer.model.anatomy.n_layers,
+            max_kl=settings.max_kl,
+            max_depth=settings.max_depth,
+            seed=seed,
+        ).as_json()
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "fingerprint": activations.fingerprint,
+        "prompts": len(activations.harmful.prompt_ids),
+        "refusal_tokens": list(scorer.tokens.texts),
+        "original": {"bypass": float(scorer.original.log_odds.mean())},
+        "selection": [candidate.as_json() for candidate in found.candidates],
+        "winning_share": share,
+        "ranks": [trial.as_json() for trial in found.trials],
+    }

@@ -1,0 +1,100 @@
+"""Measure what a direction controls: bypass, induce and divergence, by running the model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from obliteratus.directions.samples import Samples
+from obliteratus.directions.selection import Candidate
+from obliteratus.events import without_progress
+from obliteratus.measure.divergence import kl_divergence
+from obliteratus.measure.head import chunks, head_of
+from obliteratus.measure.log_odds import RefusalTokens, log_odds
+from obliteratus.models.chat import Encoded, encode
+from obliteratus.models.loaded import LoadedModel
+from obliteratus.operator.hooks import adding, edited
+from obliteratus.operator.removal import PostNormEdit, everywhere, removal
+from obliteratus.probe.forward import last_hidden
+from obliteratus.prompts.contrast import ContrastSet, Prompt
+from obliteratus.shapes import Layer
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What an edit under hooks does: refusal log-odds on harmful, first-token KL on harmless."""
+
+    log_odds: Float64[np.ndarray, " harmful"]
+    kl: Float64[np.ndarray, " harmless"]
+
+
+class Scorer:
+    """Scores edits of one model on the same select prompts; the original is run once."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        select: ContrastSet,
+        tokens: RefusalTokens,
+        *,
+        prompts: int,
+        system: str | None = None,
+        embedding: bool = True,
+        post_norm: PostNormEdit = "oblique",
+    ) -> None:
+        """Use at most ``prompts`` prompts of each class, spread over the categories.
+
+        ``embedding`` says whether a removal covers the embedding too, as the plan will.
+        """
+        self.model = model
+        self.tokens = tokens
+        self.embedding = embedding
+        self.post_norm: PostNormEdit = post_norm
+        self.prompts = prompts
+        self._head = head_of(model)
+        self._harmful = _encode(model, spread(select.harmful, prompts), system)
+        self._harmless = _encode(model, spread(select.harmless, prompts), system)
+        self._original = self._log_probabilities(self._harmless)
+        self.original = self._effect()
+
+    def effect(self, bases: Mapping[Layer, Float[Tensor, "rank d_model"]]) -> Effect:
+        """Return the effect of removing ``bases`` from the writers of their layers."""
+        with edited(self.model, removal(self.model, bases, post_norm=self.post_norm)):
+            return self._effect()
+
+    def candidate(
+        self, layer: Layer, position: int, samples: Samples, row: Float64[Tensor, "1 d_model"]
+    ) -> Candidate:
+        """Score ``row``, found in ``samples`` at ``layer`` and ``position``; δ itself is added."""
+        bases = everywhere(self.model, row, embedding=self.embedding)
+        removed = self.effect(bases)
+        with adding(self.model, layer, samples.delta.to(torch.float32)):
+            induce = log_odds(self._log_probabilities(self._harmless), self.tokens.ids)
+        return Candidate(layer, position, removed.log_odds, induce.numpy(), removed.kl)
+
+    def _effect(self) -> Effect:
+        odds = log_odds(self._log_probabilities(self._harmful), self.tokens.ids)
+        kl = kl_divergence(self._original, self._log_probabilities(self._harmless))
+        return Effect(odds.numpy(), kl.numpy())
+
+    def _log_probabilities(self, encoded: Encoded) -> Float[Tensor, "prompt vocab"]:
+        with without_progress():
+            hidden = last_hidden(self.model, encoded, task="score directions")
+        return torch.cat([self._head.log_probabilities(rows).cpu() for rows in chunks(hidden)])
+
+
+def spread(prompts: tuple[Prompt, ...], count: int) -> tuple[Prompt, ...]:
+    """Return ``count`` prompts at equal distances (all, if there are fewer), in order.
+
+    Sets are ordered by category, so every category keeps its share.
+    """
+    if count >= len(prompts):
+        return prompts
+    return tuple(prompts[int(index * len(prompts) / count)] for index in range(count))
+
+
+def _encode(model: LoadedModel, prompts: tuple[Prompt, ...], system: str | None) -> Encoded:
+    return encode(model, [prompt.text for prompt in prompts], system=system)

@@ -1,0 +1,196 @@
+"""Matched controls: the same plan along random directions that cost the same energy."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from obliteratus.edits.planner import change_energy
+from obliteratus.edits.stream import same_space, stream_rows
+from obliteratus.errors import EditError
+from obliteratus.models.loaded import LoadedModel
+from obliteratus.operator.bases import oblique_bases, orthogonal_bases, orthonormalise
+from obliteratus.operator.edit import EditPlan, WeightEdit
+from obliteratus.operator.matrices import spent_energy, write_gram
+from obliteratus.operator.removal import post_norm_gain
+
+ENERGY_TOLERANCE = 1e-3
+"""Relative difference of Σ‖ΔW‖² between plan and control that is called matched."""
+TILTS = 12
+"""Passes over the weights spent on tilting a random draw until it can spend the energy."""
+BISECTIONS = 60
+POWER_STEPS = 4
+POWER_MARGIN = 1.2
+"""Four power steps come within a few per cent of the largest eigenvalue; the margin covers them."""
+
+
+def matched_random(plan: EditPlan, model: LoadedModel, seed: int = 0) -> EditPlan:
+    """Return ``plan`` with each space replaced by a random one of equal rank and equal energy.
+
+    Edits that share a space in ``plan`` share one in the control, with the same strengths, norm and
+    post-norm treatment. A plain random direction moves less weight than a direction that the model
+    writes along, and scaling its strength up to compensate would reflect instead of remove. So the
+    draw is tilted instead: q ∝ cos θ·a + sin θ·b, with a uniform on the sphere and b = Gⁿa, G = Σ
+    W Wᵀ over the edited writers (or b = (I − G/λ)ⁿa where less energy is wanted), and θ solves
+    Σ‖ΔW‖_F²(control) = Σ‖ΔW‖_F²(plan) to 0.1 %, without norm preservation on either side. ``model``
+    is the one the plan was made for, before any edit.
+
+    Raises:
+        EditError: no tilted draw spends that energy, as when the plan has been carried out on
+            ``model`` already, or the plan shifts a bias.
+    """
+    if any(edit.bias_shift is not None for edit in plan):
+        raise EditError("a control for an edit that shifts a bias is not defined; plan without it.")
+    generator = torch.Generator().manual_seed(seed)
+    replaced: dict[str, WeightEdit] = {}
+    for group in _groups(plan, model):
+        replaced.update(_control(group, model, generator))
+    edits = tuple(replaced.get(edit.site.name, edit) for edit in plan)
+    return dataclasses.replace(plan, edits=edits)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One edit of a group, with the gain behind it (None: no post-norm)."""
+
+    edit: WeightEdit
+    gain: Float64[Tensor, " d_model"] | None
+
+    @property
+    def is_oblique(self) -> bool:
+        return not torch.equal(self.edit.write_basis, self.edit.read_basis)
+
+    def bases(
+        self, rows: Float64[Tensor, "rank d_model"]
+    ) -> tuple[Float64[Tensor, "rank d_model"], Float64[Tensor, "rank d_model"]]:
+        if self.gain is None:
+            return rows, rows
+        return (oblique_bases if self.is_oblique else orthogonal_bases)(rows, self.gain)
+
+    def raw(self, rows: Float64[Tensor, "many d_model"]) -> Float64[Tensor, "many d_model"]:
+        """Return directions of the stream as directions of the raw write: g ⊙ r."""
+        return rows if self.gain is None else rows * self.gain
+
+
+def _groups(plan: EditPlan, model: LoadedModel) -> list[list[_Member]]:
+    """Put together the edits whose bases are one space of the stream."""
+    groups: list[tuple[Tensor, list[_Member]]] = []
+    for edit in plan:
+        if not bool(edit.strengths.any()):
+            continue
+        rows = stream_rows(model, edit, edit.read_basis)
+        gain = None if edit.site.post_norm is None else post_norm_gain(model, edit.site)
+        members = next((found for space, found in groups if same_space(space, rows)), None)
+        if members is None:
+            members = []
+            groups.append((rows, members))
+        members.append(_Member(edit, gain))
+    return [members for _, members in groups]
+
+
+def _control(
+    group: Sequence[_Member], model: LoadedModel, generator: torch.Generator
+) -> dict[str, WeightEdit]:
+    rank, d_model = group[0].edit.read_basis.shape
+    start = orthonormalise(torch.randn((rank, d_model), generator=generator, dtype=torch.float64))
+    wanted = sum(change_energy(member.edit, _weight(model, member.edit)) for member in group)
+    rows = _spending(wanted, start, group, model)
+    return {
+        member.edit.site.name: dataclasses.replace(
+            member.edit, write_basis=member.bases(rows)[0], read_basis=member.bases(rows)[1]
+        )
+        for member in group
+    }
+
+
+def _spending(
+    wanted: float, start: Tensor, group: Sequence[_Member], model: LoadedModel
+) -> Float64[Tensor, "rank d_model"]:
+    """Tilt ``start`` until the group spends the energy ``wanted``."""
+    spread, spent = _applied(start, group, model)
+    goes_up = spent(start) < wanted
+    largest = 0.0 if goes_up else _largest_eigenvalue(start, group, model)
+    tilted = start
+    for _ in range(TILTS):
+        tilted = orthonormalise(spread if goes_up else tilted - spread / largest)
+        spread, spent = _applied(torch.cat([start, tilted]), group, model)
+        spread = spread[len(start) :]
+        if (spent(tilted) >= wanted) == goes_up:
+            return _between(start, tilted, wanted, spent, goes_up=goes_up)
+    raise EditError(
+        f"no random direction moves the energy {wanted:.3e} (the nearest tried moves "
+        f"{spent(tilted):.3e}). Make the control before the edit is carried out, on the model that "
+        "it was planned for."
+    )
+
+
+def _largest_eigenvalue(start: Tensor, group: Sequence[_Member], model: LoadedModel) -> float:
+    """Return an estimate from above of the largest eigenvalue of G, by power iteration."""
+    top = start
+    size = 0.0
+    for _ in range(POWER_STEPS):
+        spread, _ = _applied(top, group, model)
+        size = float(torch.linalg.matrix_norm(spread, 2))
+        top = orthonormalise(spread)
+    return POWER_MARGIN * size
+
+
+def _between(
+    start: Tensor,
+    end: Tensor,
+    wanted: float,
+    spent: Callable[[Tensor], float],
+    *,
+    goes_up: bool,
+) -> Float64[Tensor, "rank d_model"]:
+    """Bisect the angle between two bases; their energies bracket ``wanted``."""
+
+    def at(angle: float) -> Tensor:
+        return orthonormalise(math.cos(angle) * start + math.sin(angle) * end)
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        if (spent(at(middle)) < wanted) == goes_up:
+            low = middle
+        else:
+            high = middle
+    rows = at((low + high) / 2)
+    error = abs(spent(rows) - wanted) / wanted
+    if error > ENERGY_TOLERANCE:
+        raise EditError(
+            f"the control's energy is off by {error:.1%}; try another seed for the control."
+        )
+    return rows
+
+
+def _applied(
+    rows: Float64[Tensor, "many d_model"], group: Sequence[_Member], model: LoadedModel
+) -> tuple[Tensor, Callable[[Tensor], float]]:
+    """Pass over the weights once: return G·rows, and the energy of any basis in their span."""
+    spread = torch.zeros_like(rows)
+    frame = orthonormalise(rows)
+    grams: list[Tensor] = []
+    for member in group:
+        weight, layout = _weight(model, member.edit), member.edit.site.layout
+        gram, product = write_gram(weight, member.raw(frame), layout)
+        grams.append(gram)
+        spread += (rows @ frame.T) @ member.raw(product)
+
+    def spent(basis: Tensor) -> float:
+        total = 0.0
+        for member, gram in zip(group, grams, strict=True):
+            write, read = member.bases(basis)
+            inside = torch.linalg.lstsq(member.raw(frame).T, read.T).solution.T
+            total += spent_energy(write @ write.T, inside @ gram @ inside.T, member.edit.strengths)
+        return total
+
+    return spread, spent
+
+
+def _weight(model: LoadedModel, edit: WeightEdit) -> Tensor:
+    return model.module.get_parameter(edit.site.name).detach()

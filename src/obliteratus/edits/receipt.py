@@ -1,0 +1,110 @@
+"""What an executor did: for every edit the norms, the energy moved and what is left."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from obliteratus.events import Deviation
+from obliteratus.operator.grro import MatrixChange
+from obliteratus.settings import Norm
+
+
+@dataclass(frozen=True)
+class EditRecord:
+    """What happened to one matrix and its bias, measured on the numbers as stored.
+
+    ``residual`` is ‖V W'‖ / ‖V W‖ (|1 − strength| for one strength without norm preservation) and
+    ``energy_removed`` ‖W' − W‖² / ‖W‖². The bias columns are None where there is no bias.
+    """
+
+    name: str
+    layer: int | None
+    component: str
+    rank: int
+    strengths: tuple[float, ...]
+    norm: Norm
+    norm_before: float
+    norm_after: float
+    energy_removed: float
+    residual: float
+    read_before: float
+    bias: str | None = None
+    bias_norm_before: float | None = None
+    bias_norm_after: float | None = None
+    is_skipped: bool = False
+
+    @property
+    def change(self) -> float:
+        """‖W' − W‖, the Frobenius norm of what was taken away."""
+        return self.norm_before * self.energy_removed**0.5
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """One pass of an executor over a model.
+
+    ``untied_bytes`` is how much the model grew because its head no longer shares the embedding;
+    ``untied`` names the head's parameter, or is None. ``deviations`` holds those of the plan and
+    those met while editing.
+    """
+
+    records: tuple[EditRecord, ...]
+    untied: str | None = None
+    untied_bytes: int = 0
+    deviations: tuple[Deviation, ...] = ()
+
+    @property
+    def energy(self) -> float:
+        """Σ ‖W' − W‖² over all matrices: what a matched control must spend."""
+        return sum(record.change**2 for record in self.records)
+
+    @property
+    def worst_residual(self) -> float:
+        """The largest ‖V W'‖ / ‖V W‖ of any edited matrix; 0 when nothing was edited."""
+        done = (record.residual for record in self.records if not record.is_skipped)
+        return max(done, default=0.0)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping that :meth:`from_json` reads back."""
+        return {
+            "untied": self.untied,
+            "untied_bytes": self.untied_bytes,
+            "energy": self.energy,
+            "worst_residual": self.worst_residual,
+            "deviations": [asdict(deviation) for deviation in self.deviations],
+            "edits": [asdict(record) for record in self.records],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Receipt":
+        """Make a receipt of what :meth:`as_json` returned."""
+        edits: list[dict[str, Any]] = data["edits"]
+        for edit in edits:
+            edit["strengths"] = tuple(edit["strengths"])
+        records = tuple(EditRecord(**edit) for edit in edits)
+        deviations = tuple(Deviation(**deviation) for deviation in data["deviations"])
+        return cls(records, data["untied"], data["untied_bytes"], deviations)
+
+
+def record_of(
+    name: str,
+    change: MatrixChange,
+    *,
+    layer: int | None,
+    component: str,
+    strengths: tuple[float, ...],
+    norm: Norm,
+) -> EditRecord:
+    """Return the record of one matrix, its bias still to be filled in."""
+    return EditRecord(
+        name=name,
+        layer=layer,
+        component=component,
+        rank=len(strengths),
+        strengths=strengths,
+        norm=norm,
+        norm_before=change.norm_before,
+        norm_after=change.norm_after,
+        energy_removed=change.energy_removed,
+        residual=change.residual,
+        read_before=change.read_before,
+    )

@@ -1,0 +1,45 @@
+"""What an edit of a matrix means in the residual stream, behind the norm that follows it."""
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from obliteratus.models.loaded import LoadedModel
+from obliteratus.operator.bases import orthonormalise
+from obliteratus.operator.edit import WeightEdit
+from obliteratus.operator.removal import post_norm_gain
+
+SAME_SPACE = 1e-9
+"""Largest entry of |P − Q| at which two projections are taken for the same space."""
+
+
+def removed_basis(model: LoadedModel, edit: WeightEdit) -> Float64[Tensor, "rank d_model"] | None:
+    """Return an orthonormal basis of what ``edit`` removes from the stream; None if nothing.
+
+    Only directions of strength 1 without a shift are removed. Behind a post-norm with gain g the
+    read basis is g ⊙ R, so R = V ⊘ g; coordinates with g = 0 never reach the stream.
+    """
+    rows = edit.read_basis[edit.strengths == 1]
+    if len(rows) == 0 or edit.bias_shift is not None:
+        return None
+    return stream_rows(model, edit, rows)
+
+
+def stream_rows(
+    model: LoadedModel, edit: WeightEdit, rows: Float64[Tensor, "rank d_model"]
+) -> Float64[Tensor, "rank d_model"]:
+    """Return read rows of ``edit`` as orthonormal directions of the residual stream."""
+    if edit.site.post_norm is None:
+        return orthonormalise(rows)
+    gain = post_norm_gain(model, edit.site)
+    return orthonormalise(torch.where(gain != 0, rows / torch.where(gain != 0, gain, 1.0), 0.0))
+
+
+def same_space(
+    one: Float64[Tensor, "rank d_model"], other: Float64[Tensor, "other d_model"]
+) -> bool:
+    """Say whether two orthonormal bases span the same space."""
+    if one.shape != other.shape:
+        return False
+    overlap = one @ other.T
+    return bool(((overlap @ overlap.T) - torch.eye(len(one))).abs().max() <= SAME_SPACE)

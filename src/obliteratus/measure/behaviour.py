@@ -1,0 +1,39 @@
+"""A behaviour that can be mapped and edited: its prompts, its judge and its openings, by name."""
+
+import importlib
+from dataclasses import dataclass
+
+from obliteratus.measure.judges.base import JUDGES, Judge
+from obliteratus.prompts.contrast import ContrastSet
+from obliteratus.registry import Registry
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Everything that is specific to one behaviour; ``refusal`` is the one that is built in.
+
+    ``contrast`` names a function without arguments that returns the contrast set, as
+    ``package.module:function``. ``judge`` is a name in the registry of judges. ``openings`` are
+    ways to begin an answer that shows the behaviour; log-odds tokens are calibrated from them.
+    """
+
+    name: str
+    contrast: str
+    judge: str
+    openings: tuple[str, ...]
+
+    def contrast_set(self) -> ContrastSet:
+        """Load the behaviour's own prompts."""
+        module, _, function = self.contrast.partition(":")
+        return getattr(importlib.import_module(module), function)()
+
+    def judged_by(self) -> Judge:
+        """Return the behaviour's judge.
+
+        Raises:
+            UsageError: no judge has that name.
+        """
+        return JUDGES[self.judge]
+
+
+BEHAVIOURS: Registry[Behaviour] = Registry("behaviour", "obliteratus.measure.behaviours")

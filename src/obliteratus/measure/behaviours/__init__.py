@@ -1,0 +1,1 @@
+"""One file per behaviour; each registers itself in ``obliteratus.measure.behaviour.BEHAVIOURS``."""

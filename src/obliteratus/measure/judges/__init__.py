@@ -1,0 +1,1 @@
+"""One file per judge; each registers itself in ``obliteratus.measure.judges.base.JUDGES``."""

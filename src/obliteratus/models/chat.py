@@ -1,0 +1,161 @@
+"""Prompts as token ids: the chat template applied once, and which of the tokens are the template's.
+
+A base model without a template gets the plain text, tokenised as its tokenizer does by default.
+"""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from obliteratus.errors import ModelSourceError, PromptError, UsageError
+from obliteratus.events import Note, emit
+from obliteratus.models.loaded import LoadedModel
+
+PROBES = ("Why is it?", "7 + 5 = 12", "élan vital", "《春》", "(a) b c;", "the end")
+"""Texts that begin and end with different kinds of characters: tokens that all of them share, and
+that every prompt shares too, are not the user's."""
+PINNED_DATE = "26 Jul 2024"
+"""Given to templates that ask for ``date_string``; it is the date Llama's template falls back to.
+With today's date the same prompt would have other tokens, and another hash, tomorrow."""
+SHORTEST_PREFIX = 2  # one shared token (a BOS) is not worth a pass of its own
+
+_noted: weakref.WeakSet[PreTrainedTokenizerBase] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of prompts, in the order of the prompts.
+
+    The first ``shared_prefix`` tokens are the same in every row whatever the user's text is, and
+    every row has at least one token after them. The last ``post_instruction`` tokens come from the
+    template, after the user's text. Both are 0 for a base model (``has_template`` false), apart
+    from special tokens that its tokenizer adds.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    shared_prefix: int
+    post_instruction: int
+    has_template: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def encode(model: LoadedModel, prompts: Sequence[str], *, system: str | None = None) -> Encoded:
+    """Return the token ids of each prompt as one user turn, ready for the model's answer.
+
+    The tokenizer applies its own chat template once, with the generation prompt and without adding
+    special tokens a second time; nothing is truncated. ``system`` is put before the user's turn;
+    None leaves the template's own default. For a base model a Note says, once, that the plain text
+    is used.
+
+    Raises:
+        PromptError: there is no prompt, or one encodes to no token at all.
+        UsageError: ``system`` is given and the model cannot take one.
+        ModelSourceError: the template fails, or leaves the user's text out.
+    """
+    if not prompts:
+        raise PromptError("there are no prompts to encode.")
+    tokenizer = model.tokenizer
+    has_template = tokenizer.chat_template is not None
+    if has_template:
+        rows = _with_template(model, (*prompts, *PROBES), system)
+    else:
+        rows = _plain(model, (*prompts, *PROBES), system)
+    ids, probes = rows[: len(prompts)], rows[len(prompts) :]
+    shortest = min(len(row) for row in ids)
+    if shortest == 0:
+        empty = next(index for index, row in enumerate(ids) if not row)
+        raise PromptError(f"prompt {empty} encodes to no tokens: {prompts[empty]!r}.")
+    if len(set(probes)) < len(PROBES):
+        raise ModelSourceError(
+            f"the chat template of {model.source.asked} leaves out the user's text, or its "
+            "tokenizer maps different texts to the same tokens. Load a checkpoint whose tokenizer "
+            "files are complete."
+        )
+    suffix = _common_prefix([row[::-1] for row in rows])
+    prefix = min(_common_prefix(rows), shortest - max(suffix, 1))
+    return Encoded(
+        ids=ids,
+        shared_prefix=prefix if prefix >= SHORTEST_PREFIX else 0,
+        post_instruction=min(suffix, shortest),
+        has_template=has_template,
+    )
+
+
+def _plain(
+    model: LoadedModel, texts: Sequence[str], system: str | None
+) -> tuple[tuple[int, ...], ...]:
+    if system is not None:
+        raise UsageError(
+            f"{model.source.asked} is a base model: it has no chat template and takes no system "
+            "prompt. Leave prompts.system out, or load its instruction-tuned version."
+        )
+    _note_once(
+        model.tokenizer,
+        f"{model.source.asked} is a base model (its tokenizer has no chat template): prompts are "
+        "given to it as plain text.",
+    )
+    rows: Any = model.tokenizer(list(texts))["input_ids"]
+    return tuple(tuple(row) for row in rows)
+
+
+def _with_template(
+    model: LoadedModel, texts: Sequence[str], system: str | None
+) -> tuple[tuple[int, ...], ...]:
+    tokenizer: Any = model.tokenizer
+    before = [] if system is None else [{"role": "system", "content": system}]
+    chats = [[*before, {"role": "user", "content": text}] for text in texts]
+    try:
+        template = tokenizer.get_chat_template()
+        options = {"date_string": PINNED_DATE} if "date_string" in template else {}
+        if system is not None:
+            shown = tokenizer.apply_chat_template(chats[-1], tokenize=False, **options)
+            if system.strip() not in shown:
+                raise _no_system(model, "its chat template leaves the system prompt out")
+        rows = tokenizer.apply_chat_template(
+            chats, add_generation_prompt=True, tokenize=True, return_dict=False, **options
+        )
+    except TemplateError as error:
+        if system is not None:
+            raise _no_system(model, f"its chat template says: {error}") from error
+        raise ModelSourceError(
+            f"the chat template of {model.source.asked} fails on a single user turn: {error}."
+        ) from error
+    except ValueError as error:  # several named templates, none of them the default one
+        raise ModelSourceError(
+            f"the chat template of {model.source.asked} cannot be chosen: {error}"
+        ) from error
+    if "strftime_now" in template and not options:
+        _note_once(
+            tokenizer,
+            f"the chat template of {model.source.asked} writes today's date into every prompt: "
+            "runs on different days see different tokens.",
+        )
+    return tuple(tuple(row) for row in rows)
+
+
+def _no_system(model: LoadedModel, why: str) -> UsageError:
+    return UsageError(
+        f"{model.source.asked} takes no system prompt: {why}. Leave prompts.system out and put the "
+        "instruction into the prompts."
+    )
+
+
+def _note_once(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    if tokenizer not in _noted:
+        _noted.add(tokenizer)
+        emit(Note(text))
+
+
+def _common_prefix(rows: Sequence[tuple[int, ...]]) -> int:
+    """Return how many leading tokens all rows share."""
+    first, last = min(rows), max(rows)  # in lexicographic order the two extremes differ the soonest
+    for index, (one, other) in enumerate(zip(first, last, strict=False)):
+        if one != other:
+            return index
+    return min(len(first), len(last))

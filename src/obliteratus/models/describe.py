@@ -1,0 +1,196 @@
+"""Resolve a family's declaration on a model in memory and account for every parameter."""
+
+import difflib
+import fnmatch
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from obliteratus.errors import UnsupportedArchitectureError
+from obliteratus.models.anatomy import Anatomy, PostNorm, Role, WeightSite
+from obliteratus.models.family import FAMILIES, Family, Site
+
+
+def describe(module: PreTrainedModel) -> Anatomy:
+    """Return the anatomy of ``module`` as its family file declares it.
+
+    The family is the one registered under ``config.model_type``. Every site that is not optional
+    must exist in every block with ``d_model`` on the declared axis. Parameters with a ``d_model``
+    axis that the family does not account for are listed in ``unmatched``: they may read or write
+    the stream, so an edit of the weights is refused while there are any.
+
+    Raises:
+        UnsupportedArchitectureError: there is no such family, or a declared site is missing or has
+            the wrong shape; the message names the file to write or to correct.
+    """
+    model_type = str(module.config.model_type)
+    if model_type not in FAMILIES:
+        raise _unsupported(model_type)
+    return resolve(FAMILIES[model_type], module)
+
+
+def resolve(family: Family, module: PreTrainedModel) -> Anatomy:
+    """Return the anatomy of ``module`` under ``family`` (see :func:`describe`).
+
+    Raises:
+        UnsupportedArchitectureError: a declared module or parameter is missing or has the wrong
+            shape.
+    """
+    resolver = _Resolver(family, module)
+    blocks = tuple(
+        f"{family.blocks}.{index}" for index in range(len(resolver.module_list(family.blocks)))
+    )
+    sites = [resolver.site(spec, "", None, "writer") for spec in family.embeddings]
+    for layer, block in enumerate(blocks):
+        sites.extend(resolver.site(spec, f"{block}.", layer, "writer") for spec in family.writers)
+        sites.extend(resolver.site(spec, f"{block}.", layer, "reader") for spec in family.readers)
+    sites.append(resolver.site(family.head, "", None, "reader"))
+    found = tuple(site for site in sites if site is not None)
+    head = next(site for site in found if site.component == "head")
+    return Anatomy(
+        family=family.name,
+        model_type=str(module.config.model_type),
+        d_model=resolver.d_model,
+        backbone=family.backbone,
+        blocks=blocks,
+        final_norm=family.final_norm,
+        head=head.module,
+        sites=found,
+        unmatched=resolver.unmatched(blocks, found),
+        hooks_only=family.hooks_only,
+    )
+
+
+def coverage(module: PreTrainedModel, anatomy: Anatomy) -> float:
+    """Return the share of residual-writing parameters that the family accounts for, in [0, 1].
+
+    n_writers / (n_writers + n_unmatched), counted in numbers: every unmatched parameter with a
+    ``d_model`` axis is taken for a writer until the family file says what it is.
+    """
+    sizes = {name: tensor.numel() for name, tensor in _parameters(module).items()}
+    matched = sum(
+        sizes[name] for site in anatomy.writers for name in (site.name, site.bias) if name
+    )
+    unmatched = sum(sizes[name] for name in anatomy.unmatched)
+    return matched / (matched + unmatched)
+
+
+def is_tied(module: PreTrainedModel, site: WeightSite) -> bool:
+    """Say whether the weight of ``site`` shares its storage with another parameter right now."""
+    return _shares_with(site.name, _parameters(module)) is not None
+
+
+class _Resolver:
+    """Looks up one family's declarations in one model."""
+
+    def __init__(self, family: Family, module: PreTrainedModel) -> None:
+        self.family = family
+        self.module = module
+        self.parameters = _parameters(module)
+        self.config: PretrainedConfig = module.config.get_text_config()
+        self.d_model = int(self.config.hidden_size)
+
+    def module_list(self, path: str) -> nn.ModuleList:
+        try:
+            blocks = self.module.get_submodule(path)
+        except AttributeError as error:
+            raise self._wrong(f"it has no module '{path}'") from error
+        if not isinstance(blocks, nn.ModuleList) or len(blocks) == 0:
+            raise self._wrong(f"'{path}' is not a list of blocks")
+        return blocks
+
+    def site(self, spec: Site, prefix: str, layer: int | None, role: Role) -> WeightSite | None:
+        name = prefix + spec.weight
+        if name not in self.parameters:
+            if spec.optional:
+                return None
+            raise self._wrong(f"it has no parameter '{name}'")
+        self._check_shape(name, spec, role)
+        bias = prefix + spec.bias if spec.bias else None
+        module = spec.weight.rpartition(".")[0] if spec.module is None else spec.module
+        return WeightSite(
+            name=name,
+            module=prefix + module,
+            role=role,
+            component=spec.component,
+            layout=spec.layout,
+            layer=layer,
+            bias=bias if bias in self.parameters else None,
+            expert=spec.expert,
+            post_norm=self._post_norm(spec.post_norm, prefix),
+            multiplier=self._multiplier(spec.multiplier),
+            module_multiplies=spec.module_multiplies,
+            tied_to=_shares_with(name, self.parameters),
+        )
+
+    def unmatched(self, blocks: tuple[str, ...], sites: tuple[WeightSite, ...]) -> tuple[str, ...]:
+        known = {name for site in sites for name in (site.name, site.bias)}
+        known |= {site.post_norm.name for site in sites if site.post_norm}
+        patterns = [f"{self.family.final_norm}.*", *self.family.model_internals]
+        patterns += [f"{block}.{name}" for block in blocks for name in self.family.internals]
+        return tuple(
+            name
+            for name, tensor in self.parameters.items()
+            if self.d_model in tensor.shape
+            and name not in known
+            and not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        )
+
+    def _check_shape(self, name: str, spec: Site, role: Role) -> None:
+        weight = self.parameters[name]
+        if not weight.is_floating_point():
+            return  # a packed quantised weight has lost its shape; no edit of it is allowed anyway
+        axis = -2 if (spec.layout == "out_in") == (role == "writer") else -1
+        n_axes = 3 if spec.expert == "fused" else 2
+        if weight.ndim != n_axes or weight.shape[axis] != self.d_model:
+            raise self._wrong(
+                f"'{name}' has shape {tuple(weight.shape)}, which is not {n_axes} axes with "
+                f"d_model = {self.d_model} on axis {axis} as its layout '{spec.layout}' says"
+            )
+
+    def _post_norm(self, norm: PostNorm | None, prefix: str) -> PostNorm | None:
+        if norm is None:
+            return None
+        if prefix + norm.name not in self.parameters:
+            raise self._wrong(f"it has no post-norm weight '{prefix + norm.name}'")
+        return PostNorm(prefix + norm.name, norm.gain_offset)
+
+    def _multiplier(self, multiplier: float | str) -> float:
+        if not isinstance(multiplier, str):
+            return float(multiplier)
+        start, _, path = multiplier.partition(".")
+        owner: object = self.config if start == "config" else self.module
+        for part in path.split(".") if start == "config" else multiplier.split("."):
+            if not hasattr(owner, part):
+                raise self._wrong(f"it has no multiplier '{multiplier}'")
+            owner = getattr(owner, part)
+        return float(owner.item() if isinstance(owner, torch.Tensor) else owner)  # pyright: ignore[reportArgumentType]
+
+    def _wrong(self, what: str) -> UnsupportedArchitectureError:
+        model_type = self.module.config.model_type
+        return UnsupportedArchitectureError(
+            f"the model (model_type '{model_type}') is not built as the family "
+            f"'{self.family.name}' declares: {what}. Correct models/families/{self.family.name}.py "
+            f"or describe '{model_type}' in a family file of its own."
+        )
+
+
+def _parameters(module: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(module.named_parameters(remove_duplicate=False))
+
+
+def _shares_with(name: str, parameters: dict[str, torch.Tensor]) -> str | None:
+    own = parameters[name]
+    others = (other for other, tensor in parameters.items() if tensor is own and other != name)
+    return next(others, None)
+
+
+def _unsupported(model_type: str) -> UnsupportedArchitectureError:
+    near = difflib.get_close_matches(model_type, list(FAMILIES), n=1, cutoff=0.0)
+    return UnsupportedArchitectureError(
+        f"no family file describes model_type '{model_type}'. Write models/families/"
+        f"{model_type}.py declaring what reads and writes its residual stream; the nearest "
+        f"supported family to start from is '{near[0]}' "
+        f"(models/families/{FAMILIES[near[0]].name}.py)."
+    )

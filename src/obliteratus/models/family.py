@@ -1,0 +1,71 @@
+"""A model family as data: where its models keep what reads and writes the residual stream.
+
+A family file (``models/families/<name>.py``) makes one :class:`Family` and registers it under every
+``model_type`` that it covers; :func:`obliteratus.models.describe.describe` turns it into the
+:class:`~obliteratus.models.anatomy.Anatomy` of a model in memory. Nothing here is guessed.
+"""
+
+from dataclasses import dataclass
+
+from obliteratus.models.anatomy import Component, ExpertKind, Layout, PostNorm
+from obliteratus.registry import Registry
+
+
+@dataclass(frozen=True)
+class Site:
+    """One matrix of a family, named below its block (or below the model outside the blocks).
+
+    ``bias`` names a bias that models of the family may have: whether this one has it is read from
+    the model. ``module`` is the module whose output is the raw write (by default the parent of the
+    weight). ``multiplier`` is a number, ``config.<name>`` (of the text configuration) or the path
+    of an attribute below the model. ``optional`` sites exist in some blocks only.
+    """
+
+    weight: str
+    component: Component
+    layout: Layout = "out_in"
+    bias: str | None = None
+    module: str | None = None
+    expert: ExpertKind | None = None
+    post_norm: PostNorm | None = None
+    multiplier: float | str = 1.0
+    module_multiplies: bool = False
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """Every place in the models of one family that touches the residual stream.
+
+    ``backbone``, ``blocks`` and ``final_norm`` are module paths. ``embeddings`` write to the stream
+    before block 0, ``writers`` and ``readers`` exist in every block. ``internals`` are patterns of
+    parameter names below a block (``*`` matches anything) that neither read nor write the stream,
+    and ``model_internals`` the same below the model. ``hooks_only`` says why removal in weights is
+    inexact for this family, where it is.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    backbone: str
+    blocks: str
+    final_norm: str
+    embeddings: tuple[Site, ...]
+    writers: tuple[Site, ...]
+    readers: tuple[Site, ...]
+    head: Site
+    internals: tuple[str, ...] = ()
+    model_internals: tuple[str, ...] = ()
+    hooks_only: str | None = None
+
+
+FAMILIES: Registry[Family] = Registry("model family", "obliteratus.models.families")
+
+
+def linear(module: str, component: Component, *, optional: bool = False) -> Site:
+    """Return the site of an ``nn.Linear`` called ``module``, whose bias may or may not exist."""
+    return Site(f"{module}.weight", component, bias=f"{module}.bias", optional=optional)
+
+
+def register(family: Family) -> Family:
+    """File ``family`` under each of its model types and return it."""
+    return FAMILIES.register(*family.model_types)(family)

@@ -1,0 +1,1 @@
+"""The GRRO: pure mathematics, edits as data, the hook executor, and plans on disk."""

@@ -1,0 +1,112 @@
+"""Bases of an edit: orthonormal rows, and the dual pairs that act behind a post-norm."""
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from obliteratus.errors import DirectionError
+
+ORTHONORMAL_TOLERANCE = 1e-6
+"""Largest entry of |B Bᵀ − I| that passes: what float32 storage of a basis costs, with room."""
+DEPENDENT = 1e-6
+"""A row keeping less than this share of its length after projection is dependent on the others."""
+
+
+def orthonormalise(
+    rows: Float[Tensor, "rank d_model"], *, tolerance: float = DEPENDENT
+) -> Float64[Tensor, "rank d_model"]:
+    """Return orthonormal float64 rows that span the same subspaces, first row first.
+
+    Gram-Schmidt by QR: row i of the result is the normalised part of row i that is orthogonal to
+    rows 0…i−1, with its sign kept, so the first row keeps its direction.
+
+    Raises:
+        DirectionError: a row is not finite, is zero, or keeps no more than ``tolerance`` of its
+            length after projection on the rows before it.
+    """
+    if rows.shape[0] == 0 or rows.shape[0] > rows.shape[1]:
+        raise DirectionError(
+            f"a basis needs between 1 and d_model = {rows.shape[1]} rows, not {rows.shape[0]}."
+        )
+    exact = rows.detach().to("cpu", torch.float64)
+    norms = torch.linalg.vector_norm(exact, dim=1)
+    if not bool(torch.isfinite(norms).all()) or bool((norms == 0).any()):
+        raise DirectionError("a direction is zero or not finite; drop it before the edit.")
+    columns, triangle = torch.linalg.qr((exact / norms[:, None]).T)
+    kept = torch.diagonal(triangle)
+    if float(kept.abs().min()) <= tolerance:
+        row = int(kept.abs().argmin())
+        raise DirectionError(
+            f"direction {row} depends on those before it: {float(kept[row].abs()):.1e} of its "
+            "length is left after projecting them out. Drop it."
+        )
+    return (columns * kept.sign()).T.contiguous()
+
+
+def check_orthonormal(basis: Float[Tensor, "rank d_model"]) -> None:
+    """Check that the rows of ``basis`` are orthonormal.
+
+    Raises:
+        DirectionError: the largest entry of |B Bᵀ − I| exceeds ``ORTHONORMAL_TOLERANCE``.
+    """
+    check_dual(basis, basis, what="basis rows must be orthonormal", cure="orthonormalise")
+
+
+def check_dual(
+    write: Float[Tensor, "rank d_model"],
+    read: Float[Tensor, "rank d_model"],
+    *,
+    what: str = "write and read basis must be dual",
+    cure: str = "oblique_bases or orthogonal_bases",
+) -> None:
+    """Check that V Uᵀ = I for write basis U and read basis V.
+
+    Raises:
+        DirectionError: the largest entry of |V Uᵀ − I| exceeds ``ORTHONORMAL_TOLERANCE``.
+    """
+    gram = read.to(torch.float64) @ write.to(torch.float64).T
+    error = float(
+        (gram - torch.eye(len(gram), dtype=torch.float64, device=gram.device)).abs().max()
+    )
+    if not error <= ORTHONORMAL_TOLERANCE:
+        raise DirectionError(
+            f"{what}; the largest Gram error is {error:.1e}. Pass it through {cure} first."
+        )
+
+
+def oblique_bases(
+    basis: Float[Tensor, "rank d_model"], gain: Float[Tensor, " d_model"]
+) -> tuple[Float64[Tensor, "rank d_model"], Float64[Tensor, "rank d_model"]]:
+    """Return U = R ⊘ g and V = g ⊙ R: the edit before a post-norm whose result stays parallel.
+
+    The write g ⊙ z / rms(z) of the edited z' = z − Uᵀ A V z is parallel to the write with R
+    removed, scaled by s = rms(z) / rms(z'), which depends on the token.
+
+    Raises:
+        DirectionError: a gain is zero, so R ⊘ g does not exist (use :func:`orthogonal_bases`), or
+            ``basis`` is not orthonormal.
+    """
+    check_orthonormal(basis)
+    exact, gain = basis.to(torch.float64), gain.to(torch.float64)
+    if not bool((gain != 0).all()):
+        raise DirectionError(
+            f"{int((gain == 0).sum())} gains of the post-norm are zero, so no oblique edit exists. "
+            "Set edit.post_norm=orthogonal."
+        )
+    return exact / gain, exact * gain
+
+
+def orthogonal_bases(
+    basis: Float[Tensor, "rank d_model"], gain: Float[Tensor, " d_model"]
+) -> tuple[Float64[Tensor, "rank d_model"], Float64[Tensor, "rank d_model"]]:
+    """Return U = V = orth(g ⊙ R): the smallest edit before a post-norm that removes R behind it.
+
+    It exists where gains are zero and changes the weights least, but the write that is left is not
+    parallel to the write with R removed.
+
+    Raises:
+        DirectionError: g ⊙ R has dependent rows, or ``basis`` is not orthonormal.
+    """
+    check_orthonormal(basis)
+    rows = orthonormalise(basis.to(torch.float64) * gain.to(torch.float64))
+    return rows, rows.clone()

@@ -1,0 +1,157 @@
+"""Edits and steering at run time: the reference that every edit of weights must agree with."""
+
+import contextlib
+from collections.abc import Generator, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from obliteratus.errors import DirectionError, EditError
+from obliteratus.models.loaded import LoadedModel
+from obliteratus.models.plumbing import (
+    block,
+    block_input,
+    block_output,
+    check_layer,
+    hooked,
+    with_block_input,
+    with_block_output,
+)
+from obliteratus.operator.edit import WeightEdit
+from obliteratus.shapes import Layer
+
+
+@contextlib.contextmanager
+def edited(
+    model: LoadedModel, edits: Iterable[WeightEdit], *, ignore_norm: bool = False
+) -> Generator[None]:
+    """Apply ``edits`` to the raw writes while the block runs: w ← w − Uᵀ A V w + shift.
+
+    A hook sits on the output of each edit's ``site.module``: after the bias, before a post-norm and
+    before a multiplier. It computes in float32 or better and casts back once. Edits of strength 0
+    without a shift install nothing. All hooks are gone when the block ends, also by an exception.
+
+    Raises:
+        EditError: an edit keeps a norm, which only an edit of weights can do (``ignore_norm`` lets
+            it through without), or two edits of one module differ.
+    """
+    active = _by_module(edits, ignore_norm=ignore_norm)
+    with hooked(_write_hook(model, edit) for edit in active):
+        yield
+
+
+@contextlib.contextmanager
+def adding(model: LoadedModel, layer: Layer, vector: Float[Tensor, " d_model"]) -> Generator[None]:
+    """Add ``vector`` to the residual stream at ``layer``, at every token, while the block runs.
+
+    The sum is what the next block reads: x_layer ← x_layer + vector, where ``embedding`` is the
+    input of block 0. The hook is gone when the block ends, also by an exception.
+
+    Raises:
+        DirectionError: ``vector`` is not d_model long.
+        UsageError: the model has no such layer.
+    """
+    if vector.shape != (model.anatomy.d_model,):
+        raise DirectionError(
+            f"a vector of length {vector.shape[0]} cannot be added to a stream of width "
+            f"{model.anatomy.d_model}; use one from this model."
+        )
+    check_layer(model, layer)
+    owner = block(model, 0 if layer == "embedding" else layer)
+    step = _Add(vector.detach())
+    if layer == "embedding":
+        handle = owner.register_forward_pre_hook(step.before_block, with_kwargs=True)
+    else:
+        handle = owner.register_forward_hook(step.after_block)
+    with hooked([handle]):
+        yield
+
+
+class _WriteHook:
+    """Subtracts Uᵀ A V w from a module's output w."""
+
+    def __init__(self, edit: WeightEdit, device: torch.device) -> None:
+        self._bases = (edit.write_basis, edit.read_basis, edit.strengths)
+        self._device = device
+        shift = edit.bias_shift
+        if shift is not None and edit.site.module_multiplies:
+            shift = shift * edit.site.multiplier
+        self._shift = shift
+        self._prepared: dict[torch.dtype, tuple[Tensor, Tensor, Tensor, Tensor | None]] = {}
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        del module, args
+        return with_block_output(output, self._edit(block_output(output)))
+
+    def _edit(self, write: Tensor) -> Tensor:
+        wide = write.to(torch.promote_types(write.dtype, torch.float32))
+        u, v, strengths, shift = self._in(wide.dtype)
+        change = ((wide @ v.T) * strengths) @ u
+        result = wide - change if shift is None else wide - change + shift
+        return result.to(write.dtype)
+
+    def _in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        if dtype not in self._prepared:
+            u, v, strengths = (part.to(self._device, dtype) for part in self._bases)
+            shift = None if self._shift is None else self._shift.to(self._device, dtype)
+            self._prepared[dtype] = (u, v, strengths, shift)
+        return self._prepared[dtype]
+
+
+class _Add:
+    """Adds a vector to what a block receives or returns."""
+
+    def __init__(self, vector: Tensor) -> None:
+        self._vector = vector
+
+    def before_block(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        del module
+        return with_block_input(args, kwargs, self._sum(block_input(args, kwargs)))
+
+    def after_block(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        del module, args
+        return with_block_output(output, self._sum(block_output(output)))
+
+    def _sum(self, stream: Tensor) -> Tensor:
+        wide = torch.promote_types(stream.dtype, torch.float32)
+        return (stream.to(wide) + self._vector.to(stream.device, wide)).to(stream.dtype)
+
+
+def _write_hook(model: LoadedModel, edit: WeightEdit) -> RemovableHandle:
+    module = model.module.get_submodule(edit.site.module)
+    place = next((part.device for part in module.parameters()), model.device)
+    return module.register_forward_hook(_WriteHook(edit, place))
+
+
+def _by_module(edits: Iterable[WeightEdit], *, ignore_norm: bool) -> list[WeightEdit]:
+    chosen: dict[str, WeightEdit] = {}
+    for edit in edits:
+        if edit.norm != "none" and not ignore_norm:
+            raise EditError(
+                f"the edit of {edit.site.name} keeps the norm '{edit.norm}', which hooks on "
+                "activations cannot do. Edit the weights, or set edit.norm=none."
+            )
+        if not bool(edit.strengths.any()) and edit.bias_shift is None:
+            continue
+        same = chosen.setdefault(edit.site.module, edit)
+        if same is not edit and not _agree(same, edit):
+            raise EditError(
+                f"{same.site.name} and {edit.site.name} write through the module "
+                f"'{edit.site.module}' but their edits differ; give both the same edit."
+            )
+    return list(chosen.values())
+
+
+def _agree(one: WeightEdit, other: WeightEdit) -> bool:
+    def equal(a: Tensor | None, b: Tensor | None) -> bool:
+        return (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
+
+    return all(
+        equal(getattr(one, name), getattr(other, name))
+        for name in ("write_basis", "read_basis", "strengths", "bias_shift")
+    )

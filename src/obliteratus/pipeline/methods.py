@@ -1,0 +1,61 @@
+"""Methods as data: YAML presets that fill in the settings of DISTILL and EXCISE."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from obliteratus.errors import UsageError, did_you_mean
+from obliteratus.settings import RunSettings, settings_from, with_overrides
+
+
+@dataclass(frozen=True)
+class Method:
+    """A preset: its name, what it does in words, and the settings that it fills in."""
+
+    name: str
+    description: str
+    values: dict[str, Any]
+
+
+def methods() -> tuple[Method, ...]:
+    """Return every preset, sorted by name."""
+    folder = resources.files("obliteratus.pipeline") / "presets"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
+    return tuple(
+        _method(file.name.removesuffix(".yaml"), file.read_text(encoding="utf-8")) for file in files
+    )
+
+
+def _method(name: str, text: str) -> Method:
+    values: dict[str, Any] = yaml.safe_load(text)
+    return Method(name, values.pop("description"), values)
+
+
+def settings_for(
+    method: str, assignments: Sequence[str] = (), base: Mapping[str, Any] | None = None
+) -> RunSettings:
+    """Return the settings of ``method``, with ``base`` and then ``key=value`` assignments put in.
+
+    Raises:
+        UsageError: there is no such method or key (the nearest one is named), or a value is out of
+            range.
+    """
+    known = {each.name: each for each in methods()}
+    if method not in known:
+        raise UsageError(f"no method called '{method}'.{did_you_mean(method, known)}")
+    values = _merged(known[method].values, base or {})
+    return settings_from(with_overrides({**values, "method": method}, assignments))
+
+
+def _merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = copy.deepcopy(dict(values))
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = (
+            _merged(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+        )
+    return result

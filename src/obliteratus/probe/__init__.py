@@ -1,0 +1,1 @@
+"""PROBE: the residual stream of many prompts, with the shared prefix run once and no logits."""

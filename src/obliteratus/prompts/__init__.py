@@ -1,0 +1,1 @@
+"""PROMPTS: contrast sets, the built-in pairs, loaders and splits."""

@@ -1,0 +1,237 @@
+"""The keystone: hooks and weights agree, nothing is left, and the declared writes add up.
+
+For the author of a family file: build a tiny model with random gains, biases and multipliers in
+float64, and assert that ``failures(model)`` is empty. Every mistake in a declaration shows in one
+of the four checks.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from obliteratus.directions.directions import Directions
+from obliteratus.edits.memory import excise
+from obliteratus.edits.planner import plan
+from obliteratus.errors import ObliteratusError
+from obliteratus.models.anatomy import WeightSite
+from obliteratus.models.loaded import LoadedModel
+from obliteratus.models.plumbing import capture, hooked
+from obliteratus.operator.bases import orthonormalise
+from obliteratus.operator.edit import EditPlan
+from obliteratus.operator.hooks import edited
+from obliteratus.operator.removal import post_norm_gain
+from obliteratus.settings import EditSettings
+from obliteratus.shapes import Layer
+from obliteratus.testing.float64 import ExactFloat64
+
+AGREEMENT = 1e-9
+"""Largest |Δlogit| between hooks and weights in float64."""
+NOTHING_LEFT = 1e-12
+"""Largest |R x| / |x| after a removal in float64."""
+STRENGTHS = (-1.0, 0.3, 1.0, 2.0)
+RANKS = (1, 3)
+
+
+def random_directions(
+    model: LoadedModel, *, rank: int = 1, seed: int = 0, per_layer: bool = False
+) -> Directions:
+    """Return random orthonormal directions under every layer of ``model`` and the embedding.
+
+    One basis serves all layers, unless ``per_layer`` draws each its own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers: tuple[Layer, ...] = ("embedding", *range(model.anatomy.n_layers))
+
+    def draw() -> Float64[Tensor, "rank d_model"]:
+        shape = (rank, model.anatomy.d_model)
+        return orthonormalise(torch.randn(shape, generator=generator, dtype=torch.float64))
+
+    one = draw()
+    basis: dict[Layer, Tensor] = {layer: draw() if per_layer else one for layer in layers}
+    return Directions(basis=basis, scale=dict.fromkeys(layers, 1.0), method="random")
+
+
+def copied(model: LoadedModel) -> LoadedModel:
+    """Return ``model`` with its own copy of every weight; tied weights stay tied."""
+    return dataclasses.replace(model, module=copy.deepcopy(model.module))
+
+
+def tokens_for(
+    model: LoadedModel, *, n_prompts: int = 2, length: int = 12, seed: int = 0
+) -> Int[Tensor, "prompt token"]:
+    """Return random token ids that ``model`` knows."""
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = int(model.module.config.get_text_config().vocab_size)
+    return torch.randint(0, vocabulary, (n_prompts, length), generator=generator)
+
+
+@torch.no_grad()
+def exact_logits(
+    model: LoadedModel, tokens: Int[Tensor, "prompt token"]
+) -> Float64[Tensor, "prompt token vocab"]:
+    """Return the logits with every operation in float64."""
+    with ExactFloat64():
+        return model.module(input_ids=tokens, use_cache=False).logits
+
+
+@torch.no_grad()
+def exact_stream(
+    model: LoadedModel, tokens: Int[Tensor, "prompt token"]
+) -> dict[Layer, Float[Tensor, "prompt token d_model"]]:
+    """Return the residual stream at ``embedding`` and after every block."""
+    layers: tuple[Layer, ...] = ("embedding", *range(model.anatomy.n_layers))
+    with capture(model, layers) as stream:
+        exact_logits(model, tokens)
+        return {layer: stream[layer] for layer in layers}
+
+
+def disagreement(
+    model: LoadedModel, planned: EditPlan, tokens: Int[Tensor, "prompt token"]
+) -> float:
+    """Return the largest |Δlogit| between ``planned`` as hooks and as weights."""
+    with edited(model, planned):
+        reference = exact_logits(model, tokens)
+    other = copied(model)
+    excise(other, planned)
+    return float((exact_logits(other, tokens) - reference).abs().max())
+
+
+def residual(
+    model: LoadedModel,
+    basis: Float64[Tensor, "rank d_model"],
+    tokens: Int[Tensor, "prompt token"],
+) -> dict[Layer, float]:
+    """Return the largest |R x| / |x| over prompts and tokens at every layer."""
+    return {
+        layer: float(((stream @ basis.T).norm(dim=-1) / stream.norm(dim=-1)).max())
+        for layer, stream in exact_stream(model, tokens).items()
+    }
+
+
+@torch.no_grad()
+def closure(model: LoadedModel, tokens: Int[Tensor, "prompt token"]) -> float:
+    """Return the largest relative error of x = Σ declared writes, over layers and tokens.
+
+    The write of a site is multiplier · g ⊙ z / rms(z) behind a post-norm and multiplier · z
+    otherwise, with z the output of ``site.module``.
+    """
+    raw: dict[str, Tensor] = {}
+    by_module = {site.module: site for site in model.anatomy.writers}
+
+    def watched(path: str) -> RemovableHandle:
+        def keep(_module: object, _args: object, output: Tensor) -> None:
+            raw[path] = output.view(*tokens.shape, -1) if output.ndim == 2 else output
+
+        return model.module.get_submodule(path).register_forward_hook(keep)
+
+    with hooked(watched(path) for path in by_module):
+        stream = exact_stream(model, tokens)
+    total = torch.zeros_like(stream["embedding"])
+    worst = 0.0
+    for layer, actual in stream.items():
+        for path, site in by_module.items():
+            if path in raw and site.layer == (None if layer == "embedding" else layer):
+                total = total + _write(model, site, raw[path])
+        error = (total - actual).norm(dim=-1) / actual.norm(dim=-1)
+        worst = max(worst, float(error.max()))
+    return worst
+
+
+def _write(model: LoadedModel, site: WeightSite, raw: Tensor) -> Tensor:
+    if site.post_norm is not None:
+        norm = model.module.get_submodule(site.post_norm.name.rpartition(".")[0])
+        mean_square = raw.square().mean(-1, keepdim=True) + float(norm.eps)  # pyright: ignore[reportArgumentType]
+        raw = raw * torch.rsqrt(mean_square) * post_norm_gain(model, site)
+    return raw if site.module_multiplies else raw * site.multiplier
+
+
+def failures(
+    model: LoadedModel,
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    ranks: Sequence[int] = RANKS,
+    seed: int = 0,
+) -> list[str]:
+    """Return what is wrong with the anatomy of ``model``, in words; empty when nothing is.
+
+    Checks, in float64: declared writes sum to the stream; hooks and weights give the same logits to
+    1e-9 at every strength and rank, with either treatment of a post-norm; after strength 1
+    |R x| / |x| < 1e-12 at every layer and token; strength 0 changes no bit and unties nothing.
+    """
+    tokens = tokens_for(model, seed=seed)
+    try:
+        return [
+            *_closure_failures(model, tokens),
+            *_agreement_failures(model, tokens, strengths, ranks, seed),
+            *_removal_failures(model, tokens, ranks, seed),
+            *_identity_failures(model, seed),
+        ]
+    except ObliteratusError as error:
+        return [f"refused: {error}"]
+
+
+def _treatments(model: LoadedModel) -> list[EditSettings]:
+    has_norms = any(site.post_norm for site in model.anatomy.writers)
+    treatments = [EditSettings()]
+    return [*treatments, EditSettings(post_norm="orthogonal")] if has_norms else treatments
+
+
+def _closure_failures(model: LoadedModel, tokens: Tensor) -> list[str]:
+    error = closure(model, tokens)
+    return [f"the declared writes miss the stream by {error:.1e}"] if error > AGREEMENT else []
+
+
+def _agreement_failures(
+    model: LoadedModel, tokens: Tensor, strengths: Sequence[float], ranks: Sequence[int], seed: int
+) -> list[str]:
+    found: list[str] = []
+    for settings in _treatments(model):
+        for rank in ranks:
+            directions = random_directions(model, rank=rank, seed=seed, per_layer=True)
+            for strength in strengths:
+                asked = settings.model_copy(update={"strength": strength})
+                error = disagreement(model, plan(model, directions, asked), tokens)
+                if not error <= AGREEMENT:
+                    found.append(
+                        f"hooks and weights differ by {error:.1e} at strength {strength}, rank "
+                        f"{rank}, post_norm={settings.post_norm}"
+                    )
+    return found
+
+
+def _removal_failures(
+    model: LoadedModel, tokens: Tensor, ranks: Sequence[int], seed: int
+) -> list[str]:
+    found: list[str] = []
+    for settings in _treatments(model):
+        for rank in ranks:
+            directions = random_directions(model, rank=rank, seed=seed)
+            other = copied(model)
+            excise(other, plan(other, directions, settings))
+            left = residual(other, directions.basis[0], tokens)
+            found.extend(
+                f"{share:.1e} of the stream is left at layer {layer}, rank {rank}"
+                for layer, share in left.items()
+                if not share <= NOTHING_LEFT
+            )
+    return found
+
+
+def _identity_failures(model: LoadedModel, seed: int) -> list[str]:
+    other = copied(model)
+    excise(other, plan(other, random_directions(model, seed=seed), EditSettings(strength=0)))
+    before = dict(model.module.named_parameters(remove_duplicate=False))
+    after = dict(other.module.named_parameters(remove_duplicate=False))
+    found = [f"strength 0 changed {name}" for name in before if not _same(before, after, name)]
+    if len({id(tensor) for tensor in after.values()}) != len({id(t) for t in before.values()}):
+        found.append("strength 0 untied the head")
+    return found
+
+
+def _same(before: Mapping[str, Tensor], after: Mapping[str, Tensor], name: str) -> bool:
+    return torch.equal(before[name].view(torch.uint8), after[name].view(torch.uint8))

@@ -1,0 +1,205 @@
+"""Tiny models of every supported family, random in everything that an edit could get wrong."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from obliteratus.errors import UsageError, did_you_mean
+from obliteratus.models.describe import describe
+from obliteratus.models.loaded import LoadedModel, ModelSource
+
+D_MODEL = 16
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>")
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPREAD = 0.5
+"""Half the width of the interval in which a gain, bias or multiplier lands around its default."""
+
+_COMMON: dict[str, Any] = {
+    "hidden_size": D_MODEL,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "max_position_embeddings": 512,
+}
+_GEMMA: dict[str, Any] = {"query_pre_attn_scalar": 4, "sliding_window": 8, "attention_bias": True}
+_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2}
+_CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {**_COMMON, "attention_bias": True, "mlp_bias": True},
+    "mistral": {**_COMMON, "sliding_window": 8},
+    "qwen2": {**_COMMON, "tie_word_embeddings": True},
+    "qwen3": {**_COMMON, "attention_bias": True},
+    "smollm3": {**_COMMON, "attention_bias": True, "mlp_bias": True},
+    "granite": {
+        **_COMMON,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "residual_multiplier": 0.7,
+        "embedding_multiplier": 1.9,
+        "attention_multiplier": 0.6,
+        "logits_scaling": 1.3,
+    },
+    "gpt2": {
+        "n_embd": D_MODEL,
+        "n_inner": 24,
+        "n_layer": 3,
+        "n_head": 4,
+        "n_positions": 512,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
+    "gemma2": {**_COMMON, **_GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 9.0},
+    "gemma3_text": {
+        **_COMMON,
+        **_GEMMA,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "mixtral": {**_COMMON, **_EXPERTS, "num_local_experts": 4},
+    "qwen3_moe": {
+        **_COMMON,
+        **_EXPERTS,
+        "num_experts": 4,
+        "moe_intermediate_size": 12,
+        "attention_bias": True,
+        "mlp_only_layers": [1],
+        "norm_topk_prob": True,
+    },
+}
+
+MODEL_TYPES: tuple[str, ...] = tuple(_CONFIGS)
+"""The model types that :func:`tiny_model` can build."""
+
+
+def tiny_model(
+    model_type: str,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    randomise: bool = True,
+) -> LoadedModel:
+    """Return a random model of ``model_type`` with 3 layers and d_model = 16, in milliseconds.
+
+    Its square ``o_proj`` (heads × head_dim = d_model) cannot be told from its transpose, biases
+    exist where the configuration allows them, there are fewer key-value heads than heads, and
+    qwen2, gemma2, gemma3_text and gpt2 have tied embeddings. With ``randomise`` every gain, bias
+    and scalar buffer leaves its default, so that forgetting one shows. The tokenizer works on bytes
+    and has a ChatML template. In float64 experts run in the eager implementation.
+
+    Raises:
+        UsageError: there is no tiny configuration for ``model_type``.
+    """
+    if model_type not in _CONFIGS:
+        raise UsageError(
+            f"no tiny model of type '{model_type}'.{did_you_mean(model_type, _CONFIGS)}"
+        )
+    tokenizer = tiny_tokenizer()
+    module = _module(model_type, tokenizer, dtype, seed)
+    if randomise:
+        randomise_parameters(module, seed=seed)
+    name = f"tiny-{model_type}-{seed}-{dtype}-{randomise}"
+    return LoadedModel(
+        module=module,
+        tokenizer=tokenizer,
+        anatomy=describe(module),
+        source=ModelSource(
+            asked=name,
+            kind="folder",
+            identifier=f"/nonexistent/{name}",
+            fingerprint=hashlib.sha256(name.encode()).hexdigest(),
+        ),
+        dtype=dtype,
+        chat_template_sha256=hashlib.sha256(CHAT_TEMPLATE.encode()).hexdigest(),
+    )
+
+
+def tiny_folder(path: Path, model_type: str = "llama", *, seed: int = 0) -> Path:
+    """Save a tiny float32 model and its tokenizer at ``path`` as a transformers folder.
+
+    Scalar buffers keep their defaults, because a checkpoint does not hold them.
+    """
+    tokenizer = tiny_tokenizer()
+    module = _module(model_type, tokenizer, torch.float32, seed)
+    randomise_parameters(module, seed=seed, buffers=False)
+    module.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer with bos, eos, pad and a ChatML-like chat template.
+
+    Any text survives a round trip; like many real ones it puts ``<bos>`` before plain text.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *alphabet))}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL_TOKENS])
+    tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=512,
+    )
+
+
+def randomise_parameters(module: nn.Module, *, seed: int = 0, buffers: bool = True) -> None:
+    """Redraw every matrix, and move every gain, bias and scalar buffer away from its default.
+
+    Matrices become N(0, 1/d_in) (embeddings N(0, 1)), so that every nonlinearity matters;
+    one-dimensional parameters and scalar buffers move by a uniform step in ±``SPREAD``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64) * 2 - 1
+        if parameter.ndim == 1:
+            parameter.data += (SPREAD * noise).to(parameter.dtype)
+        else:
+            normal = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            is_embedding = "emb" in name or "wte" in name or "wpe" in name
+            scale = 1.0 if is_embedding else parameter.shape[-1] ** -0.5
+            parameter.data.copy_(scale * normal)
+    for _, buffer in module.named_buffers() if buffers else ():
+        if buffer.ndim == 0 and buffer.is_floating_point():
+            step = torch.rand((), generator=generator, dtype=torch.float64) * 2 - 1
+            buffer.data += (SPREAD * step).to(buffer.dtype)
+
+
+def _module(
+    model_type: str, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype, seed: int
+) -> PreTrainedModel:
+    config = AutoConfig.for_model(
+        model_type,
+        **_CONFIGS[model_type],
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=[tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")],
+    )
+    # The grouped expert kernels have no float64.
+    implementation = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = AutoModelForCausalLM.from_config(config, **implementation).to(dtype)
+    return module.eval().requires_grad_(requires_grad=False)

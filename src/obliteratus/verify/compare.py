@@ -1,0 +1,180 @@
+"""Compare two measurements, pair by pair, into a report."""
+
+from collections.abc import Sequence
+
+import torch
+
+from obliteratus.directions.directions import Directions
+from obliteratus.errors import MeasurementError
+from obliteratus.events import Deviation
+from obliteratus.measure.head import Head
+from obliteratus.measure.log_odds import RefusalTokens
+from obliteratus.verify.claims import (
+    coherence_claim,
+    divergence_claim,
+    headline,
+    overall,
+    perplexity_claim,
+    refusal_claim,
+)
+from obliteratus.verify.controls import Controls
+from obliteratus.verify.identity import Subject, head_fingerprint, versions
+from obliteratus.verify.layers import candidate_rows, layer_rows
+from obliteratus.verify.measurement import Measurement
+from obliteratus.verify.report import Claim, LayerRow, Report, Row
+from obliteratus.verify.rows import with_adjusted
+from obliteratus.verify.sections import (
+    Embed,
+    Pair,
+    categories,
+    coherence_rows,
+    divergence_rows,
+    documents,
+    log_odds_rows,
+    outcome_rows,
+    perplexity_rows,
+)
+
+
+def compare(
+    original: Measurement,
+    edited: Measurement,
+    *,
+    edited_head: Head,
+    original_head: Head | None = None,
+    tokens: RefusalTokens | None = None,
+    embed: Embed | None = None,
+    directions: Directions | None = None,
+    controls: Controls | None = None,
+    deviations: Sequence[Deviation] = (),
+    edited_name: str | None = None,
+    seed: int = 0,
+) -> Report:
+    """Return the report on ``edited`` against ``original``.
+
+    The original's head may be left out where both are equal bit for bit, as after every edit of
+    writers. ``tokens`` adds refusal log-odds, ``embed`` coherence, ``directions`` the candidates
+    they were selected from, ``controls`` the nulls. ``edited_name`` is
+    printed instead of the name that the edited model was loaded under (a temporary folder, say).
+    All resampling uses ``seed``.
+
+    Raises:
+        MeasurementError: the two were not measured on the same prompts and documents, or a head is
+            missing or not the one that was measured.
+    """
+    _check(original, edited)
+    before_head = _checked_head(original_head or edited_head, original)
+    pair = Pair(original, edited, before_head, _checked_head(edited_head, edited), seed)
+    divergence, positions = divergence_rows(pair)
+    coherence = coherence_rows(pair, embed) if embed is not None else []
+    rows = with_adjusted(
+        [
+            *outcome_rows(pair),
+            *(log_odds_rows(pair, tokens) if tokens is not None else []),
+            *divergence,
+            *perplexity_rows(pair),
+            *coherence,
+        ]
+    )
+    claims = _claims(pair, {row.key: row for row in rows})
+    return Report(
+        verdict=overall(claims),
+        headline=headline(rows[0]),
+        claims=claims,
+        original=original.subject,
+        edited=_named(edited.subject, edited_name),
+        prompts=original.prompts,
+        harmful=len(original.harmful.ids),
+        harmless=len(original.harmless.ids),
+        system=original.system,
+        judge=original.judge,
+        settings=original.settings,
+        seed=seed,
+        rows=rows,
+        categories=categories(pair),
+        positions=positions,
+        documents=documents(pair),
+        controls=() if controls is None else controls.rows,
+        layers=_layers(pair),
+        candidates=() if directions is None else candidate_rows(directions),
+        deviations=(
+            *deviations,
+            *_deviations(original, edited),
+            *(() if controls is None else controls.deviations),
+        ),
+        versions=versions(),
+    )
+
+
+def _named(subject: Subject, name: str | None) -> Subject:
+    return subject if name is None else subject.model_copy(update={"name": name})
+
+
+def _check(original: Measurement, edited: Measurement) -> None:
+    if original.subject.vocabulary != edited.subject.vocabulary:
+        raise MeasurementError(
+            f"{original.subject.name} and {edited.subject.name} have different vocabularies, so "
+            "their predictions cannot be compared. Give a model and an edit of it."
+        )
+    for name in ("prompts", "system", "judge", "settings"):
+        if getattr(original, name) != getattr(edited, name):
+            raise MeasurementError(
+                f"the two models were measured with different {name}, so no prompt can be paired. "
+                "Measure both in the same way."
+            )
+    if original.heldout.ids != edited.heldout.ids or not torch.equal(
+        original.heldout.tokens, edited.heldout.tokens
+    ):
+        raise MeasurementError(
+            "the two models were measured on different documents, or cut them into different "
+            "tokens. Measure both on the same documents."
+        )
+
+
+def _checked_head(head: Head, measured: Measurement) -> Head:
+    if head_fingerprint(head) != measured.subject.head:
+        raise MeasurementError(
+            f"the head given for {measured.subject.name} is not the one it was measured with. Pass "
+            "original_head where the two models' heads differ."
+        )
+    return head
+
+
+def _claims(pair: Pair, rows: dict[str, Row]) -> tuple[Claim, ...]:
+    refusal, kl, coherence = (
+        rows[key].edited if key in rows else None
+        for key in ("refusal_harmful", "kl_first", "coherence")
+    )
+    assert refusal is not None
+    assert kl is not None
+    before, after = pair.original.heldout, pair.edited.heldout
+    claims = [
+        refusal_claim(refusal),
+        divergence_claim(kl),
+        perplexity_claim(before.nll, after.nll, before.tokens),
+    ]
+    if coherence is not None:
+        claims.append(coherence_claim(coherence))
+    return tuple(claims)
+
+
+def _layers(pair: Pair) -> tuple[LayerRow, ...]:
+    before, after = pair.original.projections, pair.edited.projections
+    if before is None or after is None:
+        return ()
+    return layer_rows(before, after, seed=pair.seed)
+
+
+def _deviations(original: Measurement, edited: Measurement) -> list[Deviation]:
+    found = [*original.deviations]
+    found += [deviation for deviation in edited.deviations if deviation not in found]
+    if original.subject.chat_template != edited.subject.chat_template:
+        found.append(
+            Deviation(
+                "verify",
+                "the same tokens for both models",
+                "each with its own chat template",
+                "their chat templates differ",
+            )
+        )
+    return found

@@ -1,0 +1,281 @@
+"""Measure one model on the test prompts, part by part, so that a killed run goes on where it died.
+
+Every part is cached under everything that determines it: the weights in memory, the tokens given
+to the model, the settings that matter to it, the measuring code and the library versions.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+
+from obliteratus.directions.directions import Directions
+from obliteratus.errors import MeasurementError
+from obliteratus.measure.generation import Completion, generate, generation_deviations
+from obliteratus.measure.head import head_of
+from obliteratus.measure.judges.base import JUDGES, Outcome
+from obliteratus.measure.likelihood import Document, document_nll, heldout, token_nll
+from obliteratus.measure.states import completion_hidden
+from obliteratus.models.chat import Encoded, encode
+from obliteratus.models.loaded import LoadedModel
+from obliteratus.probe.capture import probe
+from obliteratus.probe.forward import last_hidden
+from obliteratus.prompts.contrast import ContrastSet, Prompt
+from obliteratus.settings import VerifySettings
+from obliteratus.shapes import Layer
+from obliteratus.store import Store, content_key
+from obliteratus.verify.files import load_part, save_part
+from obliteratus.verify.identity import (
+    Subject,
+    code_fingerprint,
+    digest,
+    subject_of,
+    tensor_fingerprint,
+    versions,
+)
+from obliteratus.verify.measurement import (
+    Answers,
+    FirstTokens,
+    Forced,
+    Heldout,
+    Measurement,
+    Part,
+    Projections,
+    Rerun,
+    answers,
+    rows_of,
+    spread_indices,
+)
+
+DEFAULTS = VerifySettings()
+RERUN_PROMPTS = 16  # prompts measured twice for the noise floor: enough for a mean, cheap to make
+
+
+class _Kind(Protocol):
+    def as_part(self) -> Part: ...
+
+
+K = TypeVar("K", bound=_Kind)
+
+
+def measure_model(
+    model: LoadedModel,
+    prompts: ContrastSet,
+    settings: VerifySettings = DEFAULTS,
+    *,
+    judge: str = "keyword",
+    reference: Measurement | None = None,
+    directions: Directions | None = None,
+    lookalikes: tuple[Prompt, ...] = (),
+    documents: tuple[Document, ...] | None = None,
+    system: str | None = None,
+    store: Store | None = None,
+) -> Measurement:
+    """Measure ``model`` on the test ``prompts``.
+
+    Without ``reference`` the model is an original: what it says to the harmless prompts is what it
+    and every edited model are then made to say. With it the model is compared with that original
+    later, and must have its vocabulary. Hidden states stay hidden states: no logits are kept.
+    ``directions`` adds their projections per layer, ``lookalikes`` the refusals of safe prompts.
+    ``documents`` are held-out texts (the built-in ones by default). With a ``store`` each part is
+    taken from there if it was measured before, and put there as soon as it is.
+
+    Completions of harmful prompts are judged and dropped, unless ``settings.save_completions``.
+
+    Raises:
+        MeasurementError: there is nothing to measure, the vocabularies differ, or logits are NaN.
+        UsageError: no judge has that name.
+    """
+    chosen = limited(prompts, settings.prompts)
+    subject = subject_of(model, head_of(model))
+    if reference is not None and reference.subject.vocabulary != subject.vocabulary:
+        raise MeasurementError(
+            f"{reference.subject.name} and {subject.name} have different vocabularies, so their "
+            "predictions cannot be compared. Give a model and an edit of it."
+        )
+    role = "original" if reference is None else "edited"
+    meter = _Meter(model, subject, settings, judge, system, store, role)
+    harmful = meter.answers("harmful", chosen.harmful, keep=settings.save_completions)
+    harmless = meter.answers("harmless", chosen.harmless, keep=True)
+    assert harmless.completions is not None
+    forced = harmless.completions if reference is None else reference.completions
+    return Measurement(
+        subject=subject,
+        prompts=chosen.sha256,
+        system=system,
+        judge=judge,
+        settings=settings,
+        harmful=harmful,
+        harmless=harmless,
+        questions=tuple(prompt.text for prompt in chosen.harmless),
+        first=meter.first_tokens(chosen),
+        forced=meter.forced(chosen.harmless, forced),
+        heldout=meter.heldout(heldout() if documents is None else documents),
+        lookalikes=meter.answers("lookalikes", lookalikes, keep=False) if lookalikes else None,
+        rerun=meter.rerun(chosen.harmless) if reference is None else None,
+        projections=None if directions is None else meter.projections(chosen, directions),
+        deviations=generation_deviations(model),
+    )
+
+
+def limited(prompts: ContrastSet, count: int) -> ContrastSet:
+    """Return ``count`` prompts of each class (0: all), spread over the set, pairs kept together."""
+    if not prompts.harmful or not prompts.harmless:
+        raise MeasurementError(
+            f"the test set '{prompts.name}' has {len(prompts.harmful)} harmful and "
+            f"{len(prompts.harmless)} harmless prompts; both are needed. Give more prompts."
+        )
+    if not count:
+        return prompts
+    sides = (prompts.harmful, prompts.harmless)
+    harmful, harmless = (
+        tuple(side[index] for index in spread_indices(len(side), count)) for side in sides
+    )
+    return ContrastSet(prompts.name, harmful, harmless, prompts.is_paired)
+
+
+@dataclass(frozen=True)
+class _Meter:
+    """A model with what all its parts have in common."""
+
+    model: LoadedModel
+    subject: Subject
+    settings: VerifySettings
+    judge: str
+    system: str | None
+    store: Store | None
+    role: str
+
+    def answers(self, name: str, prompts: tuple[Prompt, ...], *, keep: bool) -> Answers:
+        encoded, limit = self._encoded(prompts), self.settings.max_new_tokens
+
+        def compute() -> Answers:
+            said = generate(self.model, encoded, max_new_tokens=limit, task=self._task(name))
+            judge = JUDGES[self.judge]
+            outcomes: tuple[Outcome, ...] = tuple(
+                judge(p.text, c) for p, c in zip(prompts, said, strict=True)
+            )
+            return answers(prompts, outcomes, said if keep else None)
+
+        who = [[prompt.id, prompt.category, prompt.text] for prompt in prompts]
+        key = {"ids": _ids(encoded), "who": digest(who), "limit": limit, "judge": self.judge}
+        return self._part(f"{name} answers", compute, Answers.from_part, {**key, "keep": keep})
+
+    def first_tokens(self, prompts: ContrastSet) -> FirstTokens:
+        harmful, harmless = (self._encoded(side) for side in (prompts.harmful, prompts.harmless))
+
+        def compute() -> FirstTokens:
+            task = self._task("first tokens")
+            found = (last_hidden(self.model, side, task=task).cpu() for side in (harmful, harmless))
+            return FirstTokens(*found)
+
+        key = {"harmful": _ids(harmful), "harmless": _ids(harmless)}
+        return self._part("first tokens", compute, FirstTokens.from_part, key)
+
+    def forced(self, prompts: tuple[Prompt, ...], said: tuple[Completion, ...]) -> Forced:
+        encoded, settings = self._encoded(prompts), self.settings
+        some = spread_indices(len(prompts), settings.sequence_prompts)
+
+        def compute() -> Forced:
+            states = completion_hidden(
+                self.model, encoded, said, task=self._task("the original's answers")
+            )
+            nll = torch.zeros(len(said), dtype=torch.float64)
+            nll.index_add_(0, states.prompt, token_nll(states, head_of(self.model)))
+            tokens = torch.bincount(states.prompt, minlength=len(said))
+            return Forced(rows_of(states, some, settings.sequence_tokens), nll, tokens)
+
+        key = {
+            "ids": _ids(encoded),
+            "said": digest([completion.token_ids for completion in said]),
+            "some": some,
+            "tokens": settings.sequence_tokens,
+        }
+        return self._part("forced", compute, Forced.from_part, key)
+
+    def heldout(self, documents: tuple[Document, ...]) -> Heldout:
+        texts = [document.text for document in documents]
+
+        def compute() -> Heldout:
+            found = document_nll(self.model, texts, task=self._task("held-out text"))
+            ids = tuple(document.id for document in documents)
+            genres = tuple(document.genre for document in documents)
+            return Heldout(ids, genres, found.nll, found.tokens)
+
+        who = [[document.id, document.genre, document.text] for document in documents]
+        return self._part("held-out", compute, Heldout.from_part, {"documents": digest(who)})
+
+    def rerun(self, prompts: tuple[Prompt, ...]) -> Rerun:
+        some = spread_indices(len(prompts), RERUN_PROMPTS)
+        encoded, limit = (
+            self._encoded(tuple(prompts[i] for i in some)),
+            self.settings.max_new_tokens,
+        )
+
+        def compute() -> Rerun:
+            task = self._task("noise floor")
+            hidden = last_hidden(self.model, encoded, batch_tokens=1, task=task).cpu()
+            rows = max(1, len(some) // 2)
+            said = generate(self.model, encoded, max_new_tokens=limit, task=task, batch_rows=rows)
+            return Rerun(some, hidden, said)
+
+        key = {"ids": _ids(encoded), "some": some, "limit": limit}
+        return self._part("rerun", compute, Rerun.from_part, key)
+
+    def projections(self, prompts: ContrastSet, directions: Directions) -> Projections:
+        basis: dict[Layer, torch.Tensor] = {
+            layer: rows[0] for layer, rows in directions.basis.items() if len(rows)
+        }
+
+        def compute() -> Projections:
+            seen = probe(self.model, prompts, system=self.system)
+            layers: tuple[Layer, ...] = tuple(layer for layer in seen.layers if layer in basis)
+            sides = (
+                torch.stack([side.kept[layer][:, 0].double() @ basis[layer] for layer in layers])
+                for side in (seen.harmful, seen.harmless)
+            )
+            return Projections(layers, *sides)
+
+        key = {
+            "basis": [[str(layer), tensor_fingerprint(row)] for layer, row in basis.items()],
+            "harmful": _ids(self._encoded(prompts.harmful)),
+            "harmless": _ids(self._encoded(prompts.harmless)),
+        }
+        return self._part("projections", compute, Projections.from_part, key)
+
+    def _part(
+        self,
+        name: str,
+        compute: Callable[[], K],
+        load: Callable[[Part], K],
+        determines: Mapping[str, object],
+    ) -> K:
+        if self.store is None:
+            return compute()
+        key = content_key(
+            "measure",
+            part=name,
+            weights=self.subject.weights,
+            vocabulary=self.subject.vocabulary,
+            device=self.subject.device,
+            versions=versions(),
+            code=code_fingerprint(),
+            **determines,
+        )
+
+        def save(value: K, folder: Path) -> None:
+            save_part(value.as_part(), folder)
+
+        return self.store.cached(key, compute, save, lambda folder: load(load_part(folder)))[0]
+
+    def _encoded(self, prompts: tuple[Prompt, ...]) -> Encoded:
+        return encode(self.model, [prompt.text for prompt in prompts], system=self.system)
+
+    def _task(self, what: str) -> str:
+        return f"{self.role}: {what}"
+
+
+def _ids(encoded: Encoded) -> str:
+    return digest([encoded.ids, encoded.shared_prefix])

@@ -1,0 +1,244 @@
+"""What was measured of one model, as values that are compared later."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from obliteratus.events import Deviation
+from obliteratus.measure.generation import Completion
+from obliteratus.measure.judges.base import Outcome
+from obliteratus.measure.states import TokenStates
+from obliteratus.prompts.contrast import Prompt
+from obliteratus.settings import VerifySettings
+from obliteratus.shapes import Layer
+from obliteratus.verify.identity import Subject
+
+
+@dataclass(frozen=True)
+class Part:
+    """One separately cached piece of a measurement: JSON-ready ``facts`` and named tensors."""
+
+    facts: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What became of each prompt of one class.
+
+    ``completions`` is None where they are not kept: those of harmful prompts, unless
+    ``save_completions`` was set.
+    """
+
+    ids: tuple[str, ...]
+    categories: tuple[str | None, ...]
+    outcomes: tuple[Outcome, ...]
+    completions: tuple[Completion, ...] | None = None
+
+    def are(self, outcome: Outcome) -> list[bool]:
+        """Return for each prompt whether its outcome is ``outcome``."""
+        return [found == outcome for found in self.outcomes]
+
+    def as_part(self) -> Part:
+        """Return this as facts alone."""
+        facts = asdict(self)
+        return Part(facts, {})
+
+    @classmethod
+    def from_part(cls, part: Part) -> "Answers":
+        """Make answers of what :meth:`as_part` returned, or of its JSON."""
+        facts = part.facts
+        completions = facts["completions"]
+        return cls(
+            ids=tuple(facts["ids"]),
+            categories=tuple(facts["categories"]),
+            outcomes=tuple(facts["outcomes"]),
+            completions=None if completions is None else tuple(_completion(c) for c in completions),
+        )
+
+
+@dataclass(frozen=True)
+class FirstTokens:
+    """Final-norm outputs that predict the first answer token, of every prompt of both classes."""
+
+    harmful: Float[Tensor, "harmful d_model"]
+    harmless: Float[Tensor, "harmless d_model"]
+
+    def as_part(self) -> Part:
+        """Return this as tensors alone."""
+        return Part({}, {"harmful": self.harmful, "harmless": self.harmless})
+
+    @classmethod
+    def from_part(cls, part: Part) -> "FirstTokens":
+        """Make first tokens of what :meth:`as_part` returned."""
+        return cls(part.tensors["harmful"], part.tensors["harmless"])
+
+
+@dataclass(frozen=True)
+class Forced:
+    """The model made to say the original's harmless completions.
+
+    ``states`` predict the first tokens of some of them (for the KL by position); ``nll`` in nats
+    and ``tokens`` cover all of all of them.
+    """
+
+    states: TokenStates
+    nll: Float64[Tensor, " prompt"]
+    tokens: Int64[Tensor, " prompt"]
+
+    def as_part(self) -> Part:
+        """Return this as tensors alone."""
+        names = ("hidden", "target", "prompt", "position")
+        states = {f"states.{name}": getattr(self.states, name) for name in names}
+        return Part({}, {**states, "nll": self.nll, "tokens": self.tokens})
+
+    @classmethod
+    def from_part(cls, part: Part) -> "Forced":
+        """Make it of what :meth:`as_part` returned."""
+        found = part.tensors
+        names = ("hidden", "target", "prompt", "position")
+        states = TokenStates(**{name: found[f"states.{name}"] for name in names})
+        return cls(states, found["nll"], found["tokens"])
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """−log probability of held-out documents: ``nll`` in nats, summed over ``tokens`` tokens."""
+
+    ids: tuple[str, ...]
+    genres: tuple[str, ...]
+    nll: Float64[Tensor, " document"]
+    tokens: Int64[Tensor, " document"]
+
+    def as_part(self) -> Part:
+        """Return this as facts and tensors."""
+        facts = {"ids": list(self.ids), "genres": list(self.genres)}
+        return Part(facts, {"nll": self.nll, "tokens": self.tokens})
+
+    @classmethod
+    def from_part(cls, part: Part) -> "Heldout":
+        """Make it of what :meth:`as_part` returned."""
+        ids, genres = tuple(part.facts["ids"]), tuple(part.facts["genres"])
+        return cls(ids, genres, part.tensors["nll"], part.tensors["tokens"])
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """Some harmless prompts of the same model again, in other batches: its own numerical noise.
+
+    ``prompts`` are indices into the harmless prompts; ``hidden`` as in :class:`FirstTokens`.
+    """
+
+    prompts: tuple[int, ...]
+    hidden: Float[Tensor, "prompt d_model"]
+    completions: tuple[Completion, ...]
+
+    def as_part(self) -> Part:
+        """Return this as facts and tensors."""
+        facts = {
+            "prompts": list(self.prompts),
+            "completions": [asdict(completion) for completion in self.completions],
+        }
+        return Part(facts, {"hidden": self.hidden})
+
+    @classmethod
+    def from_part(cls, part: Part) -> "Rerun":
+        """Make it of what :meth:`as_part` returned."""
+        completions = tuple(_completion(c) for c in part.facts["completions"])
+        return cls(tuple(part.facts["prompts"]), part.tensors["hidden"], completions)
+
+
+@dataclass(frozen=True)
+class Projections:
+    """rᵀx at the last prompt token, per layer, with row 0 of the directions that were removed."""
+
+    layers: tuple[Layer, ...]
+    harmful: Float64[Tensor, "layer harmful"]
+    harmless: Float64[Tensor, "layer harmless"]
+
+    def as_part(self) -> Part:
+        """Return this as facts and tensors."""
+        tensors = {"harmful": self.harmful, "harmless": self.harmless}
+        return Part({"layers": list(self.layers)}, tensors)
+
+    @classmethod
+    def from_part(cls, part: Part) -> "Projections":
+        """Make it of what :meth:`as_part` returned."""
+        return cls(tuple(part.facts["layers"]), part.tensors["harmful"], part.tensors["harmless"])
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Everything that :func:`obliteratus.verify.measure.measure_model` found out about one model.
+
+    ``prompts`` is the hash of the test prompts and ``system`` their system prompt; ``forced`` is
+    along the completions of the *original* (its own, for the original itself). ``lookalikes`` are
+    safe prompts that look unsafe. ``rerun`` is measured of an original only.
+    """
+
+    subject: Subject
+    prompts: str
+    system: str | None
+    judge: str
+    settings: VerifySettings
+    harmful: Answers
+    harmless: Answers
+    questions: tuple[str, ...]
+    first: FirstTokens
+    forced: Forced
+    heldout: Heldout
+    lookalikes: Answers | None = None
+    rerun: Rerun | None = None
+    projections: Projections | None = None
+    deviations: tuple[Deviation, ...] = ()
+
+    @property
+    def completions(self) -> tuple[Completion, ...]:
+        """The harmless completions, which are always kept."""
+        assert self.harmless.completions is not None
+        return self.harmless.completions
+
+
+def answers(
+    prompts: tuple[Prompt, ...],
+    outcomes: tuple[Outcome, ...],
+    completions: tuple[Completion, ...] | None,
+) -> Answers:
+    """Return the answers to ``prompts``."""
+    return Answers(
+        ids=tuple(prompt.id for prompt in prompts),
+        categories=tuple(prompt.category for prompt in prompts),
+        outcomes=outcomes,
+        completions=completions,
+    )
+
+
+def spread_indices(total: int, count: int) -> tuple[int, ...]:
+    """Return ``count`` of ``total`` indices at equal distances (all of them if there are fewer).
+
+    Prompts are ordered by category, so every category keeps its share.
+    """
+    if count >= total:
+        return tuple(range(total))
+    return tuple(int(index * total / count) for index in range(count))
+
+
+def _completion(record: Mapping[str, Any]) -> Completion:
+    return Completion(tuple(record["token_ids"]), record["text"], record["is_finished"])
+
+
+def rows_of(states: TokenStates, prompts: tuple[int, ...], tokens: int) -> TokenStates:
+    """Return the rows of ``states`` of some prompts (numbered anew) and their first ``tokens``."""
+    place = {prompt: index for index, prompt in enumerate(prompts)}
+    new = torch.tensor([place.get(prompt, -1) for prompt in states.prompt.tolist()])
+    kept = torch.nonzero((new >= 0) & (states.position < tokens))[:, 0]
+    return TokenStates(
+        hidden=states.hidden[kept.to(states.hidden.device)].cpu(),
+        target=states.target[kept],
+        prompt=new[kept],
+        position=states.position[kept],
+    )

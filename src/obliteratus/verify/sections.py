@@ -1,0 +1,209 @@
+"""The sections of a report, each from a pair of measurements."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from obliteratus.measure.divergence import first_token_kl, sequence_kl
+from obliteratus.measure.head import Head, chunks
+from obliteratus.measure.judges.base import OUTCOMES
+from obliteratus.measure.log_odds import RefusalTokens, log_odds
+from obliteratus.statistics.bootstrap import bootstrap_mean
+from obliteratus.verify.measurement import Answers, Measurement
+from obliteratus.verify.report import (
+    Category,
+    DocumentChange,
+    Position,
+    PromptSet,
+    Row,
+    Turned,
+)
+from obliteratus.verify.rows import (
+    divergence_row,
+    mean_row,
+    outcome_row,
+    perplexity_row,
+    position_rows,
+)
+
+Embed = Callable[[Sequence[str]], Float[Tensor, "text dimension"]]
+"""Maps texts to vectors; their cosine is the similarity of two texts."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both measurements with the heads that make logits of their hidden states."""
+
+    original: Measurement
+    edited: Measurement
+    original_head: Head
+    edited_head: Head
+    seed: int
+
+
+def outcome_rows(pair: Pair) -> list[Row]:
+    """Return the shares of refusals, answers and degenerate completions; refusal of harm first."""
+    original, edited = pair.original, pair.edited
+    bad, good = (original.harmful, edited.harmful), (original.harmless, edited.harmless)
+    rows = [
+        outcome_row("refusal_harmful", "refuses harmful requests", *bad, "refusal"),
+        outcome_row("success_harmful", "answers harmful requests", *bad, "compliance"),
+        outcome_row("degenerate_harmful", "degenerate on harmful requests", *bad, "degenerate"),
+        outcome_row("refusal_harmless", "refuses harmless requests", *good, "refusal"),
+        outcome_row("degenerate_harmless", "degenerate on harmless requests", *good, "degenerate"),
+    ]
+    if original.lookalikes is not None and edited.lookalikes is not None:
+        safe = (original.lookalikes, edited.lookalikes)
+        rows.append(outcome_row("over_refusal", "refuses safe look-alikes", *safe, "refusal"))
+    return rows
+
+
+def log_odds_rows(pair: Pair, tokens: RefusalTokens) -> list[Row]:
+    """Return the refusal log-odds of the first token, for both classes."""
+    rows: list[Row] = []
+    for name in ("harmful", "harmless"):
+        before = prompt_log_odds(getattr(pair.original.first, name), pair.original_head, tokens)
+        after = prompt_log_odds(getattr(pair.edited.first, name), pair.edited_head, tokens)
+        label = f"refusal log-odds, {name}"
+        rows.append(mean_row(f"log_odds_{name}", label, "log-odds", before, after, seed=pair.seed))
+    return rows
+
+
+def prompt_log_odds(
+    hidden: Float[Tensor, "prompt d_model"], head: Head, tokens: RefusalTokens
+) -> Float64[Tensor, " prompt"]:
+    """Return the refusal log-odds of every prompt from its final hidden state."""
+    return torch.cat(
+        [log_odds(head.log_probabilities(rows), tokens.ids).cpu() for rows in chunks(hidden)]
+    )
+
+
+def divergence_rows(pair: Pair) -> tuple[list[Row], tuple[Position, ...]]:
+    """Return the KL of the first token and along the original's answers, and that by position."""
+    seed, before, after = pair.seed, pair.original, pair.edited
+    heads = (pair.original_head, pair.edited_head)
+    first = first_token_kl(before.first.harmless, heads[0], after.first.harmless, heads[1])
+    floor = None
+    if before.rerun is not None:
+        again = before.first.harmless[list(before.rerun.prompts)]
+        floor = first_token_kl(again, heads[0], before.rerun.hidden, heads[0])
+    along = sequence_kl(before.forced.states, heads[0], after.forced.states, heads[1])
+    rows = [
+        divergence_row("kl_first", "KL of the first token", first, floor=floor, seed=seed),
+        divergence_row("kl_sequence", "KL along its answers", along.per_prompt(), seed=seed),
+    ]
+    return rows, position_rows(along, seed=seed)
+
+
+def perplexity_rows(pair: Pair) -> list[Row]:
+    """Return perplexity on held-out documents and on the original's own answers."""
+    before, after = pair.original, pair.edited
+    return [
+        perplexity_row(
+            "perplexity_heldout",
+            "perplexity, held-out text",
+            before.heldout.nll,
+            after.heldout.nll,
+            before.heldout.tokens,
+            seed=pair.seed,
+        ),
+        perplexity_row(
+            "perplexity_own",
+            "perplexity, original's answers",
+            before.forced.nll,
+            after.forced.nll,
+            before.forced.tokens,
+            seed=pair.seed,
+        ),
+    ]
+
+
+def coherence_rows(pair: Pair, embed: Embed) -> list[Row]:
+    """Return the similarity of harmless answers: to the original's, and to their prompts.
+
+    The null is the similarity to the original's answer to another prompt, half the set away so that
+    its category differs; ``ceiling`` is what the original reaches when it is run again.
+    """
+    first, second = (
+        _unit(embed([completion.text for completion in measured.completions]))
+        for measured in (pair.original, pair.edited)
+    )
+    asked = _unit(embed(list(pair.original.questions)))
+    alike, shuffled = _cosine(first, second), _cosine(first.roll(len(first) // 2, dims=0), second)
+    details: dict[str, float] = {}
+    if pair.original.rerun is not None:
+        again = _unit(embed([completion.text for completion in pair.original.rerun.completions]))
+        ceiling = _cosine(first[list(pair.original.rerun.prompts)], again)
+        details["ceiling"] = float(ceiling.mean())
+    mean = replace(bootstrap_mean(alike.numpy(), seed=pair.seed), null=float(shuffled.mean()))
+    to_prompt = (_cosine(first, asked), _cosine(second, asked))
+    return [
+        Row(
+            key="coherence",
+            label="similarity to original's answer",
+            unit="similarity",
+            edited=mean,
+            details=details,
+        ),
+        mean_row(
+            "coherence_prompt",
+            "similarity to the prompt",
+            "similarity",
+            *to_prompt,
+            seed=pair.seed,
+        ),
+    ]
+
+
+def _unit(vectors: Float[Tensor, "text dimension"]) -> Float64[Tensor, "text dimension"]:
+    return torch.nn.functional.normalize(vectors.double().cpu(), dim=-1)
+
+
+def _cosine(
+    first: Float64[Tensor, "text dimension"], second: Float64[Tensor, "text dimension"]
+) -> Float64[Tensor, " text"]:
+    return (first * second).sum(dim=-1)
+
+
+def categories(pair: Pair) -> tuple[Category, ...]:
+    """Return the paired outcomes of each class as a whole (``all``) and of its categories."""
+    found: list[Category] = []
+    names: tuple[PromptSet, ...] = ("harmful", "harmless", "lookalikes")
+    for name in names:
+        before: Answers | None = getattr(pair.original, name)
+        after: Answers | None = getattr(pair.edited, name)
+        if before is None or after is None:
+            continue
+        everything = list(range(len(before.ids)))
+        found.append(_category(name, "all", before, after, everything))
+        for category in dict.fromkeys(c for c in before.categories if c is not None):
+            rows = [index for index in everything if before.categories[index] == category]
+            found.append(_category(name, category, before, after, rows))
+    return tuple(found)
+
+
+def _category(
+    prompts: PromptSet, name: str, before: Answers, after: Answers, rows: list[int]
+) -> Category:
+    pairs = [(before.outcomes[index], after.outcomes[index]) for index in rows]
+    turned = tuple(
+        Turned(before=first, after=second, count=pairs.count((first, second)))
+        for first in OUTCOMES
+        for second in OUTCOMES
+        if (first, second) in pairs
+    )
+    return Category(prompts=prompts, category=name, n=len(rows), turned=turned)
+
+
+def documents(pair: Pair) -> tuple[DocumentChange, ...]:
+    """Return the change of each held-out document."""
+    before, after = pair.original.heldout, pair.edited.heldout
+    changes = ((after.nll - before.nll) / before.tokens).tolist()
+    columns = zip(before.ids, before.genres, before.tokens.tolist(), changes, strict=True)
+    return tuple(
+        DocumentChange(id=name, genre=genre, tokens=tokens, change=change)
+        for name, genre, tokens, change in columns
+    )

@@ -1,0 +1,153 @@
+"""Extractors on synthetic activations whose answer is known."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from obliteratus.directions.difference_of_means import difference_of_means
+from obliteratus.directions.layers import held_out_separation, strong_layers
+from obliteratus.directions.paired_svd import paired_svd
+from obliteratus.directions.reliability import reliability
+from obliteratus.directions.samples import EXTRACTORS, Samples
+from obliteratus.directions.whitened_svd import shrunk_spectrum, whitened_svd
+from obliteratus.errors import DirectionError, UsageError
+
+WIDTH = 48
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def planted(
+    seed: int = 0,
+    *,
+    n: int = 64,
+    shift: float = 6.0,
+    noise: Tensor | None = None,
+    is_paired: bool = True,
+) -> tuple[Samples, Tensor]:
+    """Return samples whose classes differ by ``shift`` along a unit vector, and that vector."""
+    source = generator(seed)
+    direction = torch.nn.functional.normalize(torch.randn(WIDTH, generator=source), dim=0)
+    scale = torch.ones(WIDTH) if noise is None else noise
+    harmless = torch.randn(n, WIDTH, generator=source) * scale
+    harmful = torch.randn(n, WIDTH, generator=source) * scale + shift * direction
+    delta = harmful.double().mean(0) - harmless.double().mean(0)
+    return Samples(delta, harmful, harmless, is_paired), direction.double()
+
+
+@pytest.mark.parametrize("name", ["difference_of_means", "paired_svd", "whitened_svd"])
+@pytest.mark.parametrize("is_paired", [True, False])
+def test_planted_direction_is_found(name: str, is_paired: bool) -> None:
+    for seed in range(5):
+        samples, direction = planted(seed, is_paired=is_paired)
+        rows = EXTRACTORS[name](samples, max_rank=3)
+        assert float(rows[0] @ direction) > 0.95
+        assert torch.allclose(rows @ rows.T, torch.eye(3, dtype=torch.float64), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["difference_of_means", "paired_svd", "whitened_svd"])
+def test_null_samples_give_no_particular_direction(name: str) -> None:
+    for seed in range(5):
+        samples, direction = planted(seed, shift=0.0)
+        rows = EXTRACTORS[name](samples, max_rank=1)
+        assert abs(float(rows[0] @ direction)) < 0.6
+
+
+def test_row_zero_points_towards_refusal() -> None:
+    for extract in (difference_of_means, paired_svd, whitened_svd):
+        samples, _ = planted()
+        assert float(extract(samples, max_rank=2)[0] @ samples.delta) > 0
+
+
+def test_a_rogue_coordinate_captures_the_svd_but_not_the_difference_in_means() -> None:
+    noise = torch.ones(WIDTH)
+    noise[7] = 40.0
+    samples, direction = planted(noise=noise, n=256)
+    rogue = torch.zeros(WIDTH, dtype=torch.float64)
+    rogue[7] = 1.0
+    assert abs(float(paired_svd(samples, max_rank=1)[0] @ rogue)) > 0.99
+    white = whitened_svd(samples, max_rank=2)
+    assert float((white @ direction).norm()) > 0.9
+
+
+def test_further_rows_of_the_difference_in_means_are_orthogonal_to_it() -> None:
+    samples, _ = planted()
+    rows = difference_of_means(samples, max_rank=4)
+    assert torch.allclose(rows[0], samples.delta / samples.delta.norm())
+    assert float((rows[1:] @ samples.delta).abs().max()) < 1e-9
+
+
+def test_second_planted_direction_is_found_by_whitening_under_anisotropic_noise() -> None:
+    source = generator(3)
+    basis = torch.linalg.qr(torch.randn(WIDTH, 2, generator=source)).Q.T
+    noise = torch.ones(WIDTH)
+    noise[:8] = 6.0
+    n = 400
+    strength = torch.where(torch.arange(n) % 2 == 0, 1.0, -1.0)[:, None]
+    harmless = torch.randn(n, WIDTH, generator=source) * noise
+    harmful = torch.randn(n, WIDTH, generator=source) * noise
+    harmful = harmful + 6 * basis[0] + 5 * strength * basis[1]
+    delta = harmful.double().mean(0) - harmless.double().mean(0)
+    samples = Samples(delta, harmful, harmless, is_paired=True)
+    whitened = float((whitened_svd(samples, max_rank=2) @ basis[1].double()).norm())
+    plain = float((paired_svd(samples, max_rank=2) @ basis[1].double()).norm())
+    assert whitened > 0.8
+    assert whitened > plain + 0.2
+
+
+def test_covariance_is_shrunk_when_prompts_are_few() -> None:
+    _, _, few = shrunk_spectrum(planted(n=12)[0])
+    values, _, many = shrunk_spectrum(planted(n=600, noise=torch.linspace(1, 5, WIDTH))[0])
+    assert few > many
+    assert bool((values > 0).all())
+
+
+def test_reliability_tells_a_planted_difference_from_none() -> None:
+    good = reliability(planted()[0], seed=0)
+    assert good["split_half_cosine"].verdict == "supported"
+    assert good["permutation_p"].verdict == "supported"
+    assert good["bootstrap_angle"].value < 20
+    unpaired = reliability(planted(is_paired=False)[0], seed=0)
+    assert unpaired["split_half_cosine"].verdict == "supported"
+    assert unpaired["permutation_p"].verdict == "supported"
+
+
+@pytest.mark.parametrize("is_paired", [True, False])
+def test_reliability_reports_nothing_on_null_samples(is_paired: bool) -> None:
+    alarms = 0
+    for seed in range(8):
+        none = reliability(planted(seed, shift=0.0, is_paired=is_paired)[0], seed=seed)
+        alarms += none["permutation_p"].verdict == "supported"
+        assert none["split_half_cosine"].verdict == "undetermined"
+    assert alarms <= 2
+
+
+def test_top_coordinate_share_names_a_rogue_coordinate() -> None:
+    samples, _ = planted()
+    delta = torch.zeros(WIDTH, dtype=torch.float64)
+    delta[3] = 1.0
+    rogue = Samples(delta, samples.harmful, samples.harmless, is_paired=True)
+    assert reliability(rogue, seed=0)["top_coordinate_share"].value == 1.0
+    assert reliability(samples, seed=0)["top_coordinate_share"].value < 0.3
+
+
+def test_held_out_separation_is_zero_without_a_difference_and_ignores_scale() -> None:
+    none = held_out_separation(planted(shift=0.0, n=200)[0], seed=0)
+    assert none.verdict == "undetermined"
+    samples, _ = planted(n=200)
+    wide = Samples(50 * samples.delta, 50 * samples.harmful, 50 * samples.harmless, is_paired=True)
+    separation = held_out_separation(samples, seed=0)
+    assert held_out_separation(wide, seed=0).value == pytest.approx(separation.value)
+    assert separation.verdict == "supported"
+    assert strong_layers({"embedding": none, 0: none, 1: separation}) == (1,)
+
+
+def test_equal_classes_and_unknown_extractors_are_errors() -> None:
+    samples, _ = planted()
+    equal = Samples(0 * samples.delta, samples.harmful, samples.harmful, is_paired=True)
+    with pytest.raises(DirectionError, match="do not differ"):
+        difference_of_means(equal)
+    with pytest.raises(UsageError, match="Did you mean 'paired_svd'"):
+        EXTRACTORS["pair_svd"]

@@ -1,0 +1,105 @@
+"""Every declaration of a family file matters: change any one and the keystone fails."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+from obliteratus.models.describe import resolve
+from obliteratus.models.families.gemma import GEMMA
+from obliteratus.models.families.gpt2 import GPT2
+from obliteratus.models.families.granite import GRANITE
+from obliteratus.models.families.llama import LLAMA
+from obliteratus.models.families.moe import MOE
+from obliteratus.models.family import Family, Site
+from obliteratus.testing.keystone import failures
+from obliteratus.testing.tiny import tiny_model
+
+FAMILY_OF = {
+    "llama": LLAMA,
+    "gpt2": GPT2,
+    "gemma2": GEMMA,
+    "gemma3_text": GEMMA,
+    "mixtral": MOE,
+    "qwen3_moe": MOE,
+    "granite": GRANITE,
+}
+EXPECTED = {
+    "llama": 8,  # embedding: gone, turned; o_proj and down_proj: gone, turned, without bias
+    "gpt2": 10,  # wte, wpe: gone, turned; both Conv1D: gone, turned, without bias
+    "gemma2": 13,  # embedding: 4 with the multiplier; o_proj: 5; down_proj: 4, it has no bias
+    "gemma3_text": 13,
+    "mixtral": 6,  # embedding: 2; o_proj: 2; experts: 2
+    "qwen3_moe": 9,  # the same, a dense down_proj (2), and a bias of o_proj
+    "granite": 11,  # as llama, and three multipliers
+}
+
+
+def mutants(family: Family) -> Iterator[tuple[str, Family]]:
+    for group in ("embeddings", "writers"):
+        sites: tuple[Site, ...] = getattr(family, group)
+        for index, site in enumerate(sites):
+            others = (sites[:index], sites[index + 1 :])
+            gone = dataclasses.replace(family, **{group: (*others[0], *others[1])})
+            yield f"{site.weight} deleted", gone
+            for label, change in changes(site):
+                mutant = (*others[0], dataclasses.replace(site, **change), *others[1])
+                yield f"{site.weight} {label}", dataclasses.replace(family, **{group: mutant})
+
+
+def changes(site: Site) -> Iterator[tuple[str, dict[str, object]]]:
+    yield "turned", {"layout": "in_out" if site.layout == "out_in" else "out_in"}
+    if site.bias:
+        yield "without its bias", {"bias": None}
+    if site.post_norm:
+        other = dataclasses.replace(site.post_norm, gain_offset=1 - site.post_norm.gain_offset)
+        yield "without its post-norm", {"post_norm": None}
+        yield "with the other gain offset", {"post_norm": other}
+    if site.multiplier != 1.0:
+        yield "without its multiplier", {"multiplier": 1.0, "module_multiplies": False}
+    if site.module_multiplies:
+        yield "multiplied outside", {"module_multiplies": False}
+
+
+@pytest.mark.parametrize("model_type", FAMILY_OF)
+def test_any_wrong_declaration_fails_the_keystone(model_type: str) -> None:
+    model = tiny_model(model_type)
+    family = FAMILY_OF[model_type]
+    assert failures(model, strengths=(0.3,), ranks=(1,)) == []
+    labels: list[str] = []
+    for label, mutant in mutants(family):
+        found = _failures_of(mutant, model)
+        if found is not None:
+            labels.append(label)
+            assert found, f"{model_type}: {label} went unnoticed"
+    assert len(labels) == EXPECTED[model_type], labels
+
+
+def _failures_of(mutant: Family, model: object) -> list[str] | None:
+    """Return what the keystone says of a mutant; None where it describes the same model."""
+    from obliteratus.errors import UnsupportedArchitectureError
+
+    try:
+        anatomy = resolve(mutant, model.module)
+    except UnsupportedArchitectureError as error:
+        return [str(error)]
+    # The coverage check would refuse a forgotten parameter by name; here the numbers must see it.
+    anatomy = dataclasses.replace(anatomy, unmatched=())
+    if anatomy == dataclasses.replace(model.anatomy, unmatched=()):
+        return None
+    return failures(dataclasses.replace(model, anatomy=anatomy), strengths=(0.3,), ranks=(1,))
+
+
+@pytest.mark.parametrize("model_type", FAMILY_OF)
+def test_a_forgotten_site_is_reported_as_unmatched(model_type: str) -> None:
+    model = tiny_model(model_type)
+    family = FAMILY_OF[model_type]
+    for group in ("embeddings", "writers", "readers"):
+        sites = getattr(family, group)
+        for index in range(len(sites)):
+            rest = (*sites[:index], *sites[index + 1 :])
+            anatomy = resolve(dataclasses.replace(family, **{group: rest}), model.module)
+            is_present = any(
+                site.name.endswith(sites[index].weight) for site in model.anatomy.sites
+            )
+            named = any(name.endswith(sites[index].weight) for name in anatomy.unmatched)
+            assert named is is_present
