@@ -4,6 +4,9 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, LlamaConfig
+
 from obliteratus.directions.directions import Directions
 from obliteratus.edits.planner import plan
 from obliteratus.errors import UnsupportedArchitectureError
@@ -12,8 +15,6 @@ from obliteratus.models.families.llama import LLAMA
 from obliteratus.models.family import FAMILIES, Site
 from obliteratus.testing.keystone import random_directions
 from obliteratus.testing.tiny import D_MODEL, MODEL_TYPES, tiny_model
-from torch import nn
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, LlamaConfig
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -93,16 +94,20 @@ def test_an_unknown_architecture_names_the_file_to_write_and_the_nearest_family(
         describe(module)
 
 
+TURNED = Site("mlp.down_proj.weight", "mlp", layout="in_out")
+SCALED = dataclasses.replace(LLAMA.embeddings[0], multiplier="config.absent")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"writers": (Site("mlp.out.weight", "mlp"),)}, r"no parameter 'model\.layers\.0\.mlp\.out"),
-        ({"writers": (Site("mlp.down_proj.weight", "mlp", layout="in_out"),)}, "has shape"),
+        ({"writers": (Site("mlp.out.weight", "mlp"),)}, r"no parameter 'model\.layers\.0\.mlp\.o"),
+        ({"writers": (TURNED,)}, "has shape"),
         ({"blocks": "model.blocks"}, r"no module 'model\.blocks'"),
         ({"blocks": "model.norm"}, "not a list of blocks"),
-        ({"embeddings": (dataclasses.replace(LLAMA.embeddings[0], multiplier="config.no"),)}, "no multiplier"),
+        ({"embeddings": (SCALED,)}, "no multiplier 'config.absent'"),
     ],
-)  # fmt: skip
+)
 def test_a_declaration_that_does_not_fit_the_model_says_what_is_wrong(
     change: dict, message: str
 ) -> None:

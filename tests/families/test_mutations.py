@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Iterator
 
 import pytest
+
+from obliteratus.errors import UnsupportedArchitectureError
+from obliteratus.models.anatomy import Anatomy
 from obliteratus.models.describe import resolve
 from obliteratus.models.families.gemma import GEMMA
 from obliteratus.models.families.gpt2 import GPT2
@@ -11,6 +14,7 @@ from obliteratus.models.families.granite import GRANITE
 from obliteratus.models.families.llama import LLAMA
 from obliteratus.models.families.moe import MOE
 from obliteratus.models.family import Family, Site
+from obliteratus.models.loaded import LoadedModel
 from obliteratus.testing.keystone import failures
 from obliteratus.testing.tiny import tiny_model
 
@@ -64,29 +68,33 @@ def changes(site: Site) -> Iterator[tuple[str, dict[str, object]]]:
 def test_any_wrong_declaration_fails_the_keystone(model_type: str) -> None:
     model = tiny_model(model_type)
     family = FAMILY_OF[model_type]
-    assert failures(model, strengths=(0.3,), ranks=(1,)) == []
+    assert list(failures(model, strengths=(0.3,), ranks=(1,))) == []
     labels: list[str] = []
     for label, mutant in mutants(family):
-        found = _failures_of(mutant, model)
-        if found is not None:
+        anatomy = _anatomy_of(mutant, model)
+        if anatomy != model.anatomy:
             labels.append(label)
-            assert found, f"{model_type}: {label} went unnoticed"
+            assert _is_noticed(anatomy, model), f"{model_type}: {label} went unnoticed"
     assert len(labels) == EXPECTED[model_type], labels
 
 
-def _failures_of(mutant: Family, model: object) -> list[str] | None:
-    """Return what the keystone says of a mutant; None where it describes the same model."""
-    from obliteratus.errors import UnsupportedArchitectureError
+def _anatomy_of(mutant: Family, model: LoadedModel) -> Anatomy | None:
+    """Return what the mutant makes of the model; None where it refuses it by shape or name.
 
+    The coverage check would refuse a forgotten parameter by name: it is switched off, because here
+    the numbers must see it.
+    """
     try:
-        anatomy = resolve(mutant, model.module)
-    except UnsupportedArchitectureError as error:
-        return [str(error)]
-    # The coverage check would refuse a forgotten parameter by name; here the numbers must see it.
-    anatomy = dataclasses.replace(anatomy, unmatched=())
-    if anatomy == dataclasses.replace(model.anatomy, unmatched=()):
+        return dataclasses.replace(resolve(mutant, model.module), unmatched=())
+    except UnsupportedArchitectureError:
         return None
-    return failures(dataclasses.replace(model, anatomy=anatomy), strengths=(0.3,), ranks=(1,))
+
+
+def _is_noticed(anatomy: Anatomy | None, model: LoadedModel) -> bool:
+    if anatomy is None:
+        return True
+    found = failures(dataclasses.replace(model, anatomy=anatomy), strengths=(0.3,), ranks=(1,))
+    return next(found, None) is not None
 
 
 @pytest.mark.parametrize("model_type", FAMILY_OF)

@@ -63,33 +63,25 @@ def inspect(
 
 
 def _show(screen: Screen, module: "PreTrainedModel", anatomy: "Anatomy", share: float) -> None:
-    shapes = _shapes(module)
-    rows = [
-        (
-            site.name,
-            f"× {times}" if times > 1 else "",
-            site.role,
-            site.component + (f" ({site.expert})" if site.expert else ""),
-            site.layout,
-            " × ".join(str(axis) for axis in shape),
-            "yes" if site.bias else "",
-            _post_norm(site),
-            significant(site.multiplier) if site.multiplier != 1 else "",
-            site.tied_to or "",
-        )
-        for (site, shape), times in _patterns(anatomy, shapes).items()
-    ]
-    heads = ("site", "number", "role", "part", "layout", "shape", "bias", "post-norm")
-    screen.say(table(*_without_empty((*heads, "multiplier", "tied to"), rows)))
+    patterns = _patterns(anatomy, _shapes(module))
+    columns = ("site", "part", "shape", "")
+    for role, title in (("writer", "writes to the stream"), ("reader", "reads the stream")):
+        rows = [
+            (site.name, _part(site, times), _axes(site, shape), _remarks(site, anatomy))
+            for (site, shape), times in patterns.items()
+            if site.role == role
+        ]
+        screen.say(table(columns, rows, title=title))
     screen.say(_coverage(anatomy, share, module))
     needs = {load: _memory(module, load).as_json() for load in LOADS}
     parts = ("weights", "head", "edit", "batch", "total")
-    columns = ("memory", "weights", "untied head", "one edit", "one batch", "in all")
+    columns = ("loaded as", "weights", "untied head", "one edit", "one batch", "in all")
     screen.say(
         table(
             columns,
             [(load, *(size(need[part]) for part in parts)) for load, need in needs.items()],
             numbers=frozenset(columns[1:]),
+            title="memory that a run needs",
         )
     )
     screen.say(" Programs and libraries take about 0.4 GB on a CPU and 1 GB on a GPU besides.\n")
@@ -132,19 +124,29 @@ def _starred(name: str, layer: int | None) -> str:
     return name if layer is None else re.sub(rf"(?<=\.){layer}(?=\.)", "*", name, count=1)
 
 
-def _post_norm(site: "WeightSite") -> str:
-    if site.post_norm is None:
-        return ""
-    name = site.post_norm.name.split(".*.")[-1].removesuffix(".weight")
-    return f"{name} (gain − 1)" if site.post_norm.gain_offset else name
+def _part(site: "WeightSite", times: int) -> str:
+    return f"{site.component} × {times}" if times > 1 else site.component
 
 
-def _without_empty(
-    heads: tuple[str, ...], rows: list[tuple[str, ...]]
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Leave out the columns in which no row has anything to say."""
-    kept = [index for index in range(len(heads)) if any(row[index] for row in rows)]
-    return tuple(heads[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
+def _axes(site: "WeightSite", shape: tuple[int, ...]) -> str:
+    """Return ``out 576 × in 1536``: the axes in the order in which they are stored."""
+    words = site.layout.split("_")
+    named = [f"{word} {length}" for word, length in zip(words, shape[-2:], strict=True)]
+    return " × ".join([*(f"{length} experts" for length in shape[:-2]), *named])
+
+
+def _remarks(site: "WeightSite", anatomy: "Anatomy") -> str:
+    """Return in words what makes a site more than a plain matrix."""
+    found = ["bias"] if site.bias else []
+    if site.post_norm is not None:
+        name = site.post_norm.name.split(".*.")[-1].removesuffix(".weight")
+        found.append(f"through {name}" + (" (gain − 1)" if site.post_norm.gain_offset else ""))
+    if site.multiplier != 1:
+        found.append(f"times {significant(site.multiplier)}")
+    if site.tied_to:
+        others = (f"the {each.component}" for each in anatomy.sites if each.name == site.tied_to)
+        found.append(f"tied to {next(others, site.tied_to)}")
+    return ", ".join(found)
 
 
 def _memory(module: "PreTrainedModel", load: str) -> "MemoryNeeded":

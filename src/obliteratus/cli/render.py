@@ -29,6 +29,7 @@ from obliteratus.events import (
 
 SECONDS_BETWEEN_LINES = 10.0  # a log that is read afterwards needs no more
 SECONDS_BETWEEN_JSON = 0.1  # ten a second are enough for any display
+FILE_WIDTH = 100  # of tables in a pipe or a file, which have no width of their own
 LABEL = 10  # columns of the first word of a plain line; "deviation" is the longest
 
 
@@ -40,7 +41,9 @@ class Screen:
 
     def __init__(self, stream: TextIO) -> None:
         """``stream`` is standard output as it was before any redirection."""
-        self.console = Console(file=stream, highlight=False)
+        self.console = Console(
+            file=stream, highlight=False, width=None if stream.isatty() else FILE_WIDTH
+        )
         self._stream = stream
         self._open: list[Stage] = []
 

@@ -12,10 +12,23 @@ NAME_STYLE, HEAD_STYLE, SIDE_STYLE = "cyan", "dim", "dim"
 
 
 def table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: frozenset[str] = frozenset()
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    title: str | None = None,
+    numbers: frozenset[str] = frozenset(),
 ) -> Padding:
     """Return rows under dim headings; the first column is a name, ``numbers`` are flush right."""
-    found = Table(box=box.SIMPLE_HEAD, header_style=HEAD_STYLE, border_style=HEAD_STYLE)
+    found = Table(
+        box=box.SIMPLE_HEAD,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style=HEAD_STYLE,
+        border_style=HEAD_STYLE,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for index, column in enumerate(columns):
         found.add_column(
             column,
@@ -26,7 +39,7 @@ def table(
         )
     for row in rows:
         found.add_row(*(Text(cell) for cell in row))
-    return Padding(found, (0, 0, 0, 0))
+    return Padding(found, (0, 0, 0, 1), expand=False)
 
 
 def listing(title: str, text: str, rows: Iterable[tuple[str, str]]) -> Padding:

@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import math
 
 import torch
 from torch import nn
@@ -18,7 +19,8 @@ def describe(module: PreTrainedModel) -> Anatomy:
     The family is the one registered under ``config.model_type``. Every site that is not optional
     must exist in every block with ``d_model`` on the declared axis. Parameters with a ``d_model``
     axis that the family does not account for are listed in ``unmatched``: they may read or write
-    the stream, so an edit of the weights is refused while there are any.
+    the stream, so an edit of the weights is refused while there are any. A model on ``meta`` will
+    do, but a multiplier that is kept in a buffer is then unknown (NaN).
 
     Raises:
         UnsupportedArchitectureError: there is no such family, or a declared site is missing or has
@@ -165,7 +167,9 @@ class _Resolver:
             if not hasattr(owner, part):
                 raise self._wrong(f"it has no multiplier '{multiplier}'")
             owner = getattr(owner, part)
-        return float(owner.item() if isinstance(owner, torch.Tensor) else owner)  # pyright: ignore[reportArgumentType]
+        if isinstance(owner, torch.Tensor):
+            return math.nan if owner.is_meta else float(owner)
+        return float(owner)  # pyright: ignore[reportArgumentType]
 
     def _wrong(self, what: str) -> UnsupportedArchitectureError:
         model_type = self.module.config.model_type

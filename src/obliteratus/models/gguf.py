@@ -1,28 +1,31 @@
 """A .gguf file as an ordinary model folder: dequantised once, then kept in the store."""
 
+import contextlib
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import torch
 import transformers
 from gguf import GGUFReader
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
-from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    modeling_gguf_pytorch_utils,
+)
 
 from obliteratus.errors import ModelSourceError, UnsupportedArchitectureError
-from obliteratus.events import Deviation, DeviationRecorded, Note, emit
-from obliteratus.models.quiet import gguf_progress, quiet
+from obliteratus.events import Deviation, DeviationRecorded, Note, emit, track
+from obliteratus.models.gguf_header import read_header
+from obliteratus.models.quiet import quiet
 from obliteratus.store import Store, content_key, read_json, sha256_of_file, write_json
 
 CONVERSION = 1  # raise when the conversion below changes what it writes
-MAGIC = b"GGUF"
-RENAMED = {
-    "gpt-oss": "gpt_oss",
-    "minimax-m2": "minimax_m2",
-    "qwen2moe": "qwen2_moe",
-    "qwen3moe": "qwen3_moe",
-}
-"""Architectures that transformers reads under another spelling than the file's."""
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Rotary scaling that converters write as tensors and transformers does not read."""
 
@@ -41,17 +44,17 @@ def gguf_folder(path: Path, store: Store, *, sha256: str | None = None) -> tuple
         StorageError: the disk is full.
     """
     if sha256 is None:
-        _check_magic(path)
+        read_header(path)
         sha256 = sha256_of_file(path)
     key = content_key(
         "gguf", sha256=sha256, conversion=CONVERSION, transformers=transformers.__version__
     )
     folder = store.find(key)
     if folder is None:
-        fields = _checked_fields(path)
+        facts = _checked_facts(path)
         with store.write(key) as work:
             _convert(path, work)
-            write_json(work / "gguf.json", {"sha256": sha256, **fields})
+            write_json(work / "gguf.json", {"sha256": sha256, **facts})
         folder = store.root / key
     return folder, sha256
 
@@ -61,36 +64,15 @@ def gguf_license(folder: Path) -> str | None:
     return read_json(folder / "gguf.json").get("license")
 
 
-def _check_magic(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(len(MAGIC)) != MAGIC:
-            raise ModelSourceError(
-                f"{path} is not a GGUF file (it does not begin with 'GGUF'). Download it again, or "
-                "give a folder or a Hub id."
-            )
-
-
-def _checked_fields(path: Path) -> dict[str, Any]:
-    """Return what the file says of itself, after checking that transformers can read it."""
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
-        raise ModelSourceError(
-            f"{path} is truncated or damaged ({path.stat().st_size} bytes: {error}). Download it "
-            "again."
-        ) from error
-    parts = _field(reader, "split.count")
-    if parts is not None and int(parts) > 1:
+def _checked_facts(path: Path) -> dict[str, Any]:
+    """Return what the file says of itself, after checking that all of it can be used."""
+    header = read_header(path)
+    parts = header.fields.get("split.count", 1)
+    if parts > 1:
         raise ModelSourceError(
             f"{path} is one of {parts} parts. Join them first with `llama-gguf-split --merge`."
         )
-    architecture = str(_field(reader, "general.architecture"))
-    if RENAMED.get(architecture, architecture) not in GGUF_SUPPORTED_ARCHITECTURES:
-        raise UnsupportedArchitectureError(
-            f"transformers cannot read the architecture '{architecture}' of {path} from GGUF. Use "
-            "the original safetensors checkpoint."
-        )
-    unread = [tensor.name for tensor in reader.tensors if tensor.name in ROPE_TENSORS]
+    unread = [name for name in header.tensors if name in ROPE_TENSORS]
     if unread:
         emit(
             DeviationRecorded(
@@ -102,49 +84,93 @@ def _checked_fields(path: Path) -> dict[str, Any]:
                 )
             )
         )
-    return {
-        "architecture": architecture,
-        "name": _field(reader, "general.name"),
-        "license": _field(reader, "general.license"),
-    }
-
-
-def _field(reader: GGUFReader, name: str) -> Any:
-    field = reader.get_field(name)
-    return None if field is None else field.contents()
+    return {key: header.fields.get(f"general.{key}") for key in ("architecture", "name", "license")}
 
 
 def _convert(path: Path, work: Path) -> None:
     emit(Note(f"dequantising {path.name} to float32 safetensors (once; the result is cached)."))
-    with quiet(), gguf_progress(f"dequantise {path.name}"):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
-            )
-        except (NotImplementedError, ValueError, KeyError, RuntimeError) as error:
-            raise ModelSourceError(
-                f"transformers cannot read {path}: {error}. Use another quantisation of the model, "
-                "or the original safetensors checkpoint."
-            ) from error
-        module, report = loaded
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise ModelSourceError(
-                f"{path} lacks {len(missing)} of the model's tensors, the first {missing[0]}. "
-                "Download it again, or use the original safetensors checkpoint."
-            )
+    with quiet():
+        tokenizer, module = _load(path)
         _forget_quantisation(module)
         module.generation_config = _generation_config(module, tokenizer.eos_token_id)
         module.save_pretrained(work)
         tokenizer.save_pretrained(work)
 
 
+def _load(path: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Return tokenizer and model of ``path`` as transformers reads them, in float32."""
+    options: dict[str, Any] = {"gguf_file": path.name, "dtype": torch.float32}
+    if hasattr(transformers, "GgufConfig"):  # newer versions can leave the weights packed
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    try:
+        with _one_parse(path, f"dequantise {path.name}"):
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path.parent, output_loading_info=True, **options
+            )
+    except (NotImplementedError, ValueError, KeyError, RuntimeError) as error:
+        if "is not supported" in str(error):
+            raise UnsupportedArchitectureError(
+                f"transformers cannot read {path} from GGUF: {error} Use the original safetensors "
+                "checkpoint."
+            ) from error
+        raise ModelSourceError(
+            f"transformers cannot read {path}: {error}. Use another quantisation of the model, or "
+            "the original safetensors checkpoint."
+        ) from error
+    module, report = loaded
+    wrong = sorted(report["missing_keys"])
+    wrong += [name for name, weight in module.named_parameters() if weight.dtype != torch.float32]
+    if wrong:
+        raise ModelSourceError(
+            f"{path} lacks {len(wrong)} of the model's tensors, or they stay packed; the first is "
+            f"{wrong[0]}. Download it again, or use the original safetensors checkpoint."
+        )
+    return tokenizer, module
+
+
+class _PlainReader(GGUFReader):
+    """Parses over a plain array: slicing numpy's memmap class costs more than the parsing."""
+
+    @property
+    def data(self) -> np.ndarray[Any, Any]:
+        return self._plain
+
+    @data.setter
+    def data(self, mapped: np.ndarray[Any, Any]) -> None:
+        self._plain = np.asarray(mapped)
+
+
+@contextlib.contextmanager
+def _one_parse(path: Path, task: str) -> Generator[None]:
+    """Let transformers parse ``path`` once instead of four times, and report its progress.
+
+    A parse walks every token of the vocabulary in Python and takes seconds.
+    """
+    reader = _PlainReader(path)
+
+    def parsed(_path: object) -> GGUFReader:
+        return reader
+
+    def bar(items: Iterable[Any], **_: Any) -> Iterator[Any]:
+        tensors = list(items)
+        return track(tensors, task=task, total=len(tensors), unit="tensors")
+
+    library: Any = modeling_gguf_pytorch_utils
+    original_bar, original_reader = library.tqdm, gguf.GGUFReader
+    library.tqdm, gguf.GGUFReader = bar, parsed
+    try:
+        yield
+    finally:
+        library.tqdm, gguf.GGUFReader = original_bar, original_reader
+
+
 def _forget_quantisation(module: PreTrainedModel) -> None:
     """Make ``save_pretrained`` write an ordinary checkpoint: the weights are plain float32 now."""
     config: Any = module.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    for name in ("quantization_config", "_model_name_or_path"):
+        if hasattr(config, name):
+            delattr(config, name)
     config.name_or_path = ""
     for name, value in (
         ("hf_quantizer", None),
@@ -154,10 +180,10 @@ def _forget_quantisation(module: PreTrainedModel) -> None:
         setattr(module, name, value)
 
 
-def _generation_config(module: PreTrainedModel, end_of_turn: int | None) -> GenerationConfig:
-    """Return generation settings that stop at the file's end token and the tokenizer's."""
+def _generation_config(module: PreTrainedModel, end_of_turn: Any) -> GenerationConfig:
+    """Return generation settings that stop at the file's end token and at the tokenizer's."""
     stated: Any = module.config.eos_token_id
-    stated_ids: list[int | None] = stated if isinstance(stated, list) else [stated]
+    stated_ids: list[Any] = stated if isinstance(stated, list) else [stated]
     ends = sorted({token for token in (*stated_ids, end_of_turn) if token is not None})
     return GenerationConfig(
         bos_token_id=module.config.bos_token_id,

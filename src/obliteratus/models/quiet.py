@@ -1,14 +1,10 @@
 """Loading without the libraries' own bars and notices, which would corrupt the live display."""
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any
+from collections.abc import Generator
 
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-from transformers import modeling_gguf_pytorch_utils
 from transformers.utils import logging
-
-from obliteratus.events import track
 
 
 @contextlib.contextmanager
@@ -31,20 +27,3 @@ def quiet() -> Generator[None]:
             logging.enable_progress_bar()
         if hub_bars and are_progress_bars_disabled():
             enable_progress_bars()
-
-
-@contextlib.contextmanager
-def gguf_progress(task: str) -> Generator[None]:
-    """Inside the block transformers' bar over GGUF tensors becomes Progress events of ``task``."""
-
-    def bar(items: Iterable[Any], **_: Any) -> Iterator[Any]:
-        tensors = list(items)
-        return track(tensors, task=task, total=len(tensors), unit="tensors")
-
-    library: Any = modeling_gguf_pytorch_utils
-    original: Callable[..., Any] = library.tqdm
-    library.tqdm = bar
-    try:
-        yield
-    finally:
-        library.tqdm = original

@@ -3,7 +3,8 @@
 Tensors are called ``<class>.<layer>.<what>``, with the class ``harmful`` or ``harmless``, the layer
 ``embedding`` or ``layer.<i>`` (the output of block i before the final norm), and what ``mean`` or
 ``squared_deviation`` (float64, position x d_model) or ``kept`` (float32, prompt x position x
-d_model). The header's metadata hold positions, prompt ids, counts, pairing and the fingerprint.
+d_model). The header's one metadata entry, ``obliteratus``, is JSON: positions, prompt ids, counts,
+pairing and the fingerprint. It is one entry because safetensors writes several in random order.
 """
 
 import json
@@ -19,7 +20,8 @@ from obliteratus.errors import StorageError
 from obliteratus.probe.activations import Activations, ClassActivations, Moments, PromptClass
 from obliteratus.shapes import Layer
 
-FORMAT = "obliteratus.activations.1"
+KEY = "obliteratus"
+FORMAT = "activations.1"
 CLASSES: tuple[PromptClass, ...] = ("harmful", "harmless")
 
 
@@ -58,8 +60,8 @@ def load_activations(path: Path) -> Activations:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            facts = json.loads((file.metadata() or {}).get(KEY, "{}"))
+            if facts.get("format") != FORMAT:
                 raise StorageError(
                     f"{path} does not hold activations in the format {FORMAT}. Probe again with "
                     "this version to make such a file."
@@ -70,7 +72,6 @@ def load_activations(path: Path) -> Activations:
         raise StorageError(f"{path} does not exist.") from error
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{path} cannot be read as safetensors ({error}).") from error
-    facts = json.loads(metadata["facts"])
     sides = {name: _side(facts[name], facts["layers"], tensors, name) for name in CLASSES}
     return Activations(
         **sides,
@@ -82,6 +83,7 @@ def load_activations(path: Path) -> Activations:
 
 def _metadata(activations: Activations) -> dict[str, str]:
     facts: dict[str, Any] = {
+        "format": FORMAT,
         "layers": list(activations.layers),
         "positions": list(activations.positions),
         "is_paired": activations.is_paired,
@@ -93,7 +95,7 @@ def _metadata(activations: Activations) -> dict[str, str]:
             "prompt_ids": list(side.prompt_ids),
             "counts": [moments.count for moments in side.moments.values()],
         }
-    return {"format": FORMAT, "facts": json.dumps(facts, sort_keys=True)}
+    return {KEY: json.dumps(facts, sort_keys=True)}
 
 
 def _side(

@@ -12,20 +12,24 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from obliteratus.measure.generation import stop_tokens
 from obliteratus.measure.head import Head
 from obliteratus.models.loaded import LoadedModel
 
 WORDS = 1 << 18  # int64 words folded at once: 2 MiB stays in a CPU's cache
 MULTIPLIER_SEED = 20240617  # fixed for ever: another one would change every fingerprint
 PACKAGES = ("obliteratus", "torch", "transformers", "tokenizers")
+VOLATILE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+"""Configuration keys that say where a model came from and not what it computes."""
 CODE = ("obliteratus.measure", "obliteratus.probe", "obliteratus.models")
 
 
 class Subject(BaseModel):
     """Which model was measured: what it was called, and fingerprints of what was in memory.
 
-    ``source`` is the fingerprint of where it came from; ``weights`` is equal exactly when every parameter and buffer is, bit for bit (up to a chance of
-    2⁻⁶⁴); ``head`` likewise for the head alone, ``vocabulary`` for the tokenizer's tokens and ids.
+    ``source`` is the fingerprint of where it came from; ``weights`` is equal exactly when every
+    parameter, buffer and the configuration are, bit for bit (up to a chance of 2⁻⁶⁴); ``head``
+    likewise for the head alone, ``vocabulary`` for the tokenizer's tokens and ids.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,17 +71,23 @@ def subject_of(model: LoadedModel, head: Head) -> Subject:
 
 
 def weights_fingerprint(model: LoadedModel) -> str:
-    """Return a fingerprint of the parameters and buffers as they are in memory now.
+    """Return a fingerprint of parameters and buffers as they are in memory, and configuration.
 
-    It sees an edit in place, which the fingerprint of the source cannot. Tensors that are offloaded
-    to disk cannot be edited in place and are represented by the source.
+    It sees an edit in place, which the fingerprint of the source cannot; two folders with the same
+    weights share it. Tensors that are offloaded (they cannot be edited in place) and quantised
+    models (whose scales are not parameters) are represented by the source.
     """
-    parts: list[Any] = [model.source.fingerprint]
+    config = model.module.config.to_dict()
+    parts: list[Any] = [
+        {key: value for key, value in config.items() if key not in VOLATILE},
+        sorted(stop_tokens(model)),
+    ]
     seen: dict[tuple[int, tuple[int, ...]], str] = {}
     tensors = (*model.module.named_parameters(), *model.module.named_buffers())
+    is_elsewhere = model.quantization is not None or any(tensor.is_meta for _, tensor in tensors)
+    parts.append(model.source.fingerprint if is_elsewhere else None)
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
         if tensor.is_meta:
-            parts.append([name, "offloaded"])
             continue
         place = (tensor.data_ptr(), tuple(tensor.shape))
         if place not in seen:
@@ -137,8 +147,8 @@ def code_fingerprint() -> str:
 
 
 def digest(value: object) -> str:
-    """Return the SHA-256 of a JSON-ready value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    """Return the SHA-256 of a value as JSON; what JSON does not know is written as ``str``."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _copied(raw: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ to the model, the settings that matter to it, the measuring code and the library
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -53,6 +53,7 @@ DEFAULTS = VerifySettings()
 RERUN_PROMPTS = 16  # prompts measured twice for the noise floor: enough for a mean, cheap to make
 
 
+@runtime_checkable
 class _Kind(Protocol):
     def as_part(self) -> Part: ...
 

@@ -1,0 +1,41 @@
+"""Directions of a later pass beside those that are removed already."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from obliteratus.directions.directions import Directions
+from obliteratus.operator.bases import orthonormalise
+from obliteratus.shapes import Layer
+
+SMALLEST_PART = 1e-3
+"""A direction that keeps less than this share of its length outside the earlier ones is theirs."""
+
+
+def orthogonal_to(directions: Directions, earlier: Sequence[Directions]) -> Directions:
+    """Return the part of ``directions`` outside what ``earlier`` passes removed, layer by layer.
+
+    Removing r₂ after r₁ writes −(r₁·r₂) r₂ᵀW back along r₁ unless both are orthogonal. Rows within
+    the earlier space are dropped, and layers of which nothing is left.
+    """
+    basis: dict[Layer, Float64[Tensor, "rank d_model"]] = {}
+    for layer, rows in directions.basis.items():
+        kept: list[Tensor] = []
+        taken = [each.basis[layer] for each in earlier if layer in each.basis]
+        for row in rows:
+            # twice: one projection in floating point leaves a part of the order of its rounding
+            rest = _outside(_outside(row, [*taken, *kept]), [*taken, *kept])
+            if float(rest.norm()) > SMALLEST_PART * float(row.norm()):
+                kept.append((rest / rest.norm())[None])
+        if kept:
+            basis[layer] = orthonormalise(torch.cat(kept))
+    return replace(directions, basis=basis)
+
+
+def _outside(row: Tensor, spaces: Sequence[Tensor]) -> Tensor:
+    for space in spaces:
+        row = row - (space @ row) @ space
+    return row

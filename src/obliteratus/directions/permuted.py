@@ -1,0 +1,52 @@
+"""The same extraction with permuted labels: what a direction is worth when there is no class."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from obliteratus.directions.directions import Directions
+from obliteratus.directions.samples import EXTRACTORS, Samples, samples_at
+from obliteratus.probe.activations import Activations
+from obliteratus.shapes import Layer
+
+
+def permuted_directions(activations: Activations, directions: Directions, seed: int) -> Directions:
+    """Return ``directions`` extracted again, at the same places, from shuffled labels.
+
+    In a paired set harmful and harmless are exchanged in a random half of the pairs; otherwise the
+    prompts are dealt anew into classes of the same sizes. Layers and ranks are those of
+    ``directions``; nothing is selected again.
+    """
+    extract = EXTRACTORS[directions.method]
+    position = max(activations.positions) if directions.position is None else directions.position
+    rows: dict[Layer, Float64[Tensor, "rank d_model"]] = {}
+    for layer, basis in directions.basis.items():
+        place = directions.source_layer if directions.source_layer is not None else layer
+        if place not in rows:
+            samples = permuted(samples_at(activations, place, position), seed)
+            rows[place] = extract(samples, max_rank=len(basis))
+    source = directions.source_layer
+    basis: Mapping[Layer, Float64[Tensor, "rank d_model"]] = {
+        layer: rows[layer if source is None else source] for layer in directions.basis
+    }
+    return replace(directions, basis=basis, reliability={}, provenance={"permuted": seed})
+
+
+def permuted(samples: Samples, seed: int) -> Samples:
+    """Return ``samples`` with shuffled labels."""
+    generator = torch.Generator().manual_seed(seed)
+    harmful, harmless = samples.harmful, samples.harmless
+    if samples.is_paired:
+        swap = torch.zeros(len(harmful), dtype=torch.bool)
+        swap[torch.randperm(len(harmful), generator=generator)[: len(harmful) // 2]] = True
+        first = torch.where(swap[:, None], harmless, harmful)
+        second = torch.where(swap[:, None], harmful, harmless)
+    else:
+        both = torch.cat([harmful, harmless])
+        both = both[torch.randperm(len(both), generator=generator)]
+        first, second = both[: len(harmful)], both[len(harmful) :]
+    delta = first.to(torch.float64).mean(0) - second.to(torch.float64).mean(0)
+    return Samples(delta, first, second, samples.is_paired)

@@ -1,0 +1,331 @@
+"""The main job: every stage in order, from a model's name to a verified folder.
+
+REBIRTH writes a temporary folder, VERIFY loads that folder and measures it, and only then is it
+renamed into place. The original is measured by the same code before it is edited, while it is in
+memory; one model is in memory at a time.
+"""
+
+import gc
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from obliteratus.directions.combine import orthogonal_to
+from obliteratus.directions.directions import Directions
+from obliteratus.directions.permuted import permuted_directions
+from obliteratus.edits.controls import matched_random
+from obliteratus.edits.memory import excise
+from obliteratus.edits.planner import plan
+from obliteratus.edits.proof import StreamProof, prove_stream, prove_tensors
+from obliteratus.edits.receipt import Receipt
+from obliteratus.errors import StorageError
+from obliteratus.events import Note, emit
+from obliteratus.measure.coherence import embed
+from obliteratus.measure.head import head_of
+from obliteratus.measure.log_odds import RefusalTokens
+from obliteratus.models.chat import encode
+from obliteratus.models.loaded import LoadedModel
+from obliteratus.models.summon import summon
+from obliteratus.operator.edit import EditPlan
+from obliteratus.pipeline.journal import Journal
+from obliteratus.pipeline.record import run_record
+from obliteratus.pipeline.stages import ACTIVATIONS_FILE, Laboratory
+from obliteratus.probe.activations import Activations
+from obliteratus.probe.files import save_activations
+from obliteratus.prompts.contrast import Splits
+from obliteratus.prompts.load import contrast_set
+from obliteratus.prompts.split import split
+from obliteratus.release.card import write_card
+from obliteratus.release.save import RECORDS, releasing, write_edit, write_model, write_records
+from obliteratus.settings import ModelSettings, RunSettings
+from obliteratus.statistics.bootstrap import paired_bootstrap
+from obliteratus.store import Store
+from obliteratus.verify.compare import compare
+from obliteratus.verify.controls import Controls, measure_controls
+from obliteratus.verify.html import write_html
+from obliteratus.verify.measure import measure_model
+from obliteratus.verify.measurement import Measurement
+from obliteratus.verify.report import REPORT_FILE, Report
+
+PROOF_PROMPTS = 4
+"""Prompts run to prove an edit: every layer and every position of each is looked at."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The released folder, its report and the seconds that the run took."""
+
+    folder: Path
+    report: Report
+    seconds: float
+
+
+@dataclass
+class _Pass:
+    """What one pass found and did."""
+
+    directions: Directions
+    plan: EditPlan
+    receipt: Receipt
+
+
+def obliterate(
+    model: str,
+    output: Path,
+    settings: RunSettings,
+    *,
+    force: bool = False,
+    store: Store | None = None,
+) -> RunResult:
+    """Map, edit, verify and release ``model``.
+
+    Stage outputs are cached in ``store``, so the same call goes on where a killed one stopped.
+
+    Raises:
+        ObliteratusError: see the stages. ``output`` is as it was before the call.
+    """
+    if output.exists() and not force:
+        raise StorageError(f"{output} already exists. Choose another --output, or pass --force.")
+    run = _Run(settings, store or Store())
+    start = time.perf_counter()
+    report = run.execute(model, output, force=force)
+    return RunResult(output, report, time.perf_counter() - start)
+
+
+class _Run:
+    """The state of one run between its stages."""
+
+    def __init__(self, settings: RunSettings, store: Store) -> None:
+        self.settings = settings
+        self.store = store
+        self.journal = Journal()
+
+    def execute(self, name: str, output: Path, *, force: bool) -> Report:
+        contrast = contrast_set(self.settings.prompts)
+        splits = split(contrast)
+        model = self._summon(name, splits)
+        first = Laboratory(model, splits, self.settings, self.store)
+        activations = self._probe(first)
+        tokens, directions = self._distill(first, activations)
+        planned = plan(model, directions, self.settings.edit)
+        original = self._measure_original(model, splits, directions)
+        controls = self._controls(model, activations, directions, planned, splits, tokens)
+        passes = self._excise(model, splits, tokens, directions, planned)
+        record = run_record(model, contrast, self.settings, self.journal)
+        with releasing(output, force=force) as work:
+            self._rebirth(model, work, passes, activations)
+            source = model.source
+            del model, first
+            gc.collect()
+            report = self._verify(
+                work, splits, original, passes, tokens, controls, edited_name=output.name
+            )
+            report.save(work / RECORDS / REPORT_FILE)
+            write_html(report, work / RECORDS / "report.html")
+            write_card(work, report, source, self.settings, passes[0].plan)
+            record["seconds"] = {k: round(v, 3) for k, v in self.journal.seconds.items()}
+            write_records(work, {"run": record})
+        return report
+
+    def _summon(self, name: str, splits: Splits) -> LoadedModel:
+        with self.journal.stage("summon", f"load {name}") as note:
+            model = summon(name, self.settings.model, store=self.store)
+            anatomy = model.anatomy
+            sizes = [len(part.harmful) for part in (splits.fit, splits.select, splits.test)]
+            note.text = (
+                f"{anatomy.model_type}, {anatomy.n_layers} layers of width {anatomy.d_model}, "
+                f"{str(model.dtype).removeprefix('torch.')}; "
+                f"prompts: {sizes[0]} fit, {sizes[1]} select, {sizes[2]} test"
+            )
+        return model
+
+    def _probe(self, laboratory: Laboratory) -> Activations:
+        fit = laboratory.splits.fit
+        count = len(fit.harmful) + len(fit.harmless)
+        with self.journal.stage("probe", f"read {count} prompts at every layer") as note:
+            activations, note.is_cached = laboratory.probed()
+            note.text = f"{count} prompts, positions {', '.join(map(str, activations.positions))}"
+        return activations
+
+    def _distill(
+        self, laboratory: Laboratory, activations: Activations
+    ) -> tuple[RefusalTokens, Directions]:
+        with self.journal.stage("distill", self.settings.distill.extractor) as note:
+            tokens = laboratory.refusal_tokens()
+            directions, note.is_cached = laboratory.distilled(activations, tokens)
+            cosine = directions.reliability["split_half_cosine"].value
+            where = (
+                f"layer {directions.source_layer}, position {directions.position}"
+                if directions.source_layer is not None
+                else "every layer"
+            )
+            note.text = f"rank {directions.rank} from {where}; split-half cosine {cosine:.2f}"
+        return tokens, directions
+
+    def _measure_original(
+        self, model: LoadedModel, splits: Splits, directions: Directions
+    ) -> Measurement:
+        with self.journal.stage("verify", "measure the original, before the edit") as note:
+            original = measure_model(
+                model,
+                splits.test,
+                self.settings.verify,
+                directions=directions,
+                system=self.settings.prompts.system,
+                store=self.store,
+            )
+            note.text = "the original is measured"
+        return original
+
+    def _controls(
+        self,
+        model: LoadedModel,
+        activations: Activations,
+        directions: Directions,
+        planned: EditPlan,
+        splits: Splits,
+        tokens: RefusalTokens,
+    ) -> Controls:
+        seeds = range(self.settings.seed, self.settings.seed + self.settings.verify.random_controls)
+        with self.journal.stage("verify", "measure the controls, through hooks") as note:
+            random = [matched_random(planned, model, seed) for seed in seeds]
+            shuffled = permuted_directions(activations, directions, self.settings.seed)
+            controls = measure_controls(
+                model,
+                planned,
+                splits.test,
+                random=random,
+                permuted=[plan(model, shuffled, self.settings.edit)] if seeds else [],
+                tokens=tokens,
+                system=self.settings.prompts.system,
+                seed=self.settings.seed,
+                store=self.store,
+            )
+            self.journal.deviate(*controls.deviations)
+            note.text = f"{len(controls.rows)} edits through hooks, strength 0 among them"
+        return controls
+
+    def _excise(
+        self,
+        model: LoadedModel,
+        splits: Splits,
+        tokens: RefusalTokens,
+        directions: Directions,
+        planned: EditPlan,
+    ) -> list[_Pass]:
+        with self.journal.stage("excise", f"edit {len(planned)} matrices") as note:
+            done = [self._edit(model, splits, directions, planned)]
+            while len(done) < self.settings.edit.passes:
+                following = self._next_pass(model, splits, tokens, done)
+                if following is None:
+                    break
+                done.append(self._edit(model, splits, *following))
+            worst = max(each.receipt.worst_residual for each in done)
+            note.text = (
+                f"{len(planned)} matrices, {len(done)} pass{'es' if len(done) > 1 else ''}; "
+                f"largest residual along the basis {worst:.1e}"
+            )
+        return done
+
+    def _edit(
+        self, model: LoadedModel, splits: Splits, directions: Directions, planned: EditPlan
+    ) -> _Pass:
+        self.journal.deviate(*planned.deviations)
+        receipt = excise(model, planned)
+        self.journal.deviate(*receipt.deviations)
+        self._prove(model, splits, planned)
+        return _Pass(directions, planned, receipt)
+
+    def _prove(self, model: LoadedModel, splits: Splits, planned: EditPlan) -> StreamProof | None:
+        """Prove an edit at full strength; another strength leaves a part by intention."""
+        if not all(bool((edit.strengths == 1).all()) for edit in planned):
+            return None
+        allow = self.settings.edit.allow_leak
+        prove_tensors(model, planned, allow_leak=allow)
+        texts = [prompt.text for prompt in splits.fit.harmful[:PROOF_PROMPTS]]
+        encoded = encode(model, texts, system=self.settings.prompts.system)
+        return prove_stream(model, planned, encoded.ids, allow_leak=allow)
+
+    def _next_pass(
+        self, model: LoadedModel, splits: Splits, tokens: RefusalTokens, done: list[_Pass]
+    ) -> tuple[Directions, EditPlan] | None:
+        """Distill again on the edited model; None when that no longer lowers refusal."""
+        laboratory = Laboratory(model, splits, self.settings, self.store)
+        activations, _ = laboratory.probed()
+        directions, _ = laboratory.distilled(activations, tokens)
+        directions = orthogonal_to(directions, [each.directions for each in done])
+        if not directions.basis:
+            emit(Note("another pass finds no direction that is not removed already: not made."))
+            return None
+        scorer = laboratory.scorer(tokens)
+        after = scorer.effect(directions.basis)
+        gain = paired_bootstrap(scorer.original.log_odds, after.log_odds, seed=self.settings.seed)
+        limit = self.settings.distill.max_kl
+        if gain.interval[1] >= 0 or float(after.kl.mean()) > limit:
+            emit(
+                Note(
+                    f"another pass would change the refusal log-odds by {gain.value:+.2f} "
+                    f"[{gain.interval[0]:+.2f}, {gain.interval[1]:+.2f}] at a KL of "
+                    f"{float(after.kl.mean()):.3f}: not made."
+                )
+            )
+            return None
+        return directions, plan(model, directions, self.settings.edit)
+
+    def _rebirth(
+        self, model: LoadedModel, work: Path, passes: list[_Pass], activations: Activations
+    ) -> None:
+        with self.journal.stage("rebirth", "write the edited model") as note:
+            write_model(model, work)
+            for number, each in enumerate(passes, start=1):
+                suffix = "" if number == 1 else f"-pass{number}"
+                write_edit(work, each.directions, each.plan, each.receipt, suffix=suffix)
+            if self.settings.probe.save_activations:
+                save_activations(activations, work / RECORDS / ACTIVATIONS_FILE)
+            size = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
+            note.text = f"{size / 1e9:.2f} GB"
+
+    def _verify(
+        self,
+        work: Path,
+        splits: Splits,
+        original: Measurement,
+        passes: list[_Pass],
+        tokens: RefusalTokens,
+        controls: Controls,
+        *,
+        edited_name: str,
+    ) -> Report:
+        settings = self.settings
+        with self.journal.stage("verify", "load the saved folder and measure it") as note:
+            as_saved = ModelSettings(
+                dtype=settings.model.dtype,
+                device_map=settings.model.device_map,
+                max_memory=settings.model.max_memory,
+            )
+            edited = summon(str(work), as_saved, store=self.store)
+            for each in passes:
+                self._prove(edited, splits, each.plan)
+            measured = measure_model(
+                edited,
+                splits.test,
+                settings.verify,
+                reference=original,
+                directions=passes[0].directions,
+                system=settings.prompts.system,
+                store=self.store,
+            )
+            report = compare(
+                original,
+                measured,
+                edited_head=head_of(edited),
+                tokens=tokens,
+                embed=embed if settings.verify.coherence else None,
+                directions=passes[0].directions,
+                controls=controls,
+                deviations=self.journal.deviations,
+                edited_name=edited_name,
+                seed=settings.seed,
+            )
+            note.text = "original and edited compared"
+        return report

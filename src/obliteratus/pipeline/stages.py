@@ -1,0 +1,133 @@
+"""PROBE and DISTILL behind the cache: each is computed once for everything that determines it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from obliteratus.directions.directions import Directions
+from obliteratus.directions.distill import distill
+from obliteratus.directions.score import Scorer, spread
+from obliteratus.measure.behaviour import BEHAVIOURS
+from obliteratus.measure.log_odds import RefusalTokens, calibrate
+from obliteratus.models.chat import encode
+from obliteratus.models.loaded import LoadedModel
+from obliteratus.probe.activations import Activations
+from obliteratus.probe.capture import probe
+from obliteratus.probe.files import load_activations, save_activations
+from obliteratus.prompts.contrast import Splits
+from obliteratus.release.directions_file import load_directions, save_directions
+from obliteratus.settings import RunSettings
+from obliteratus.store import Store, content_key, read_json, write_json
+from obliteratus.verify.identity import code_fingerprint, versions, weights_fingerprint
+
+CALIBRATION_PROMPTS = 128  # of each class: mean probabilities are then good to about 0.03
+ACTIVATIONS_FILE = "activations.safetensors"
+DIRECTIONS_FILE = "directions.safetensors"
+
+
+class Laboratory:
+    """A model in memory with its prompts and the cache: runs the stages that look at it.
+
+    ``weights`` tells an edited model in memory from the one it was made from, so that every pass
+    has results of its own.
+    """
+
+    def __init__(
+        self, model: LoadedModel, splits: Splits, settings: RunSettings, store: Store
+    ) -> None:
+        """Fingerprint the weights as they are in memory now."""
+        self.model = model
+        self.splits = splits
+        self.settings = settings
+        self.store = store
+        self._identity: Mapping[str, object] = {
+            "weights": weights_fingerprint(model),
+            "source": model.source.fingerprint,
+            "dtype": str(model.dtype),
+            "device": model.device.type,
+            "template": model.chat_template_sha256,
+            "system": settings.prompts.system,
+            "versions": versions(),
+            "code": code_fingerprint(),
+        }
+
+    def probed(self) -> tuple[Activations, bool]:
+        """Return the fit activations, and whether they were in the cache."""
+        probe_settings = self.settings.probe
+        key = content_key(
+            "probe",
+            **self._identity,
+            prompts=self.splits.fit.sha256,
+            positions=probe_settings.positions,
+            batch=probe_settings.batch_tokens,
+        )
+        return self.store.cached(
+            key,
+            lambda: probe(
+                self.model, self.splits.fit, probe_settings, system=self.settings.prompts.system
+            ),
+            lambda value, folder: save_activations(value, folder / ACTIVATIONS_FILE),
+            lambda folder: load_activations(folder / ACTIVATIONS_FILE),
+        )
+
+    def refusal_tokens(self) -> RefusalTokens:
+        """Return the first tokens of this model's refusals, calibrated on fit prompts."""
+        key = content_key("tokens", **self._identity, prompts=self.splits.fit.sha256)
+        tokens, _ = self.store.cached(key, self._calibrated, _save_tokens, _load_tokens)
+        return tokens
+
+    def distilled(self, activations: Activations, tokens: RefusalTokens) -> tuple[Directions, bool]:
+        """Return the directions that the settings ask for, and whether they were in the cache."""
+        settings = self.settings
+        key = content_key(
+            "distill",
+            **self._identity,
+            fit=self.splits.fit.sha256,
+            select=self.splits.select.sha256,
+            positions=settings.probe.positions,
+            distill=settings.distill.model_dump(mode="json"),
+            embedding=settings.edit.embedding,
+            post_norm=settings.edit.post_norm,
+            seed=settings.seed,
+            tokens=list(tokens.ids),
+        )
+        return self.store.cached(
+            key,
+            lambda: distill(activations, self.scorer(tokens), settings.distill, seed=settings.seed),
+            lambda value, folder: save_directions(value, folder / DIRECTIONS_FILE),
+            lambda folder: load_directions(folder / DIRECTIONS_FILE),
+        )
+
+    def scorer(self, tokens: RefusalTokens) -> Scorer:
+        """Return what scores directions on the select prompts; making it runs the model."""
+        return Scorer(
+            self.model,
+            self.splits.select,
+            tokens,
+            prompts=self.settings.distill.select_prompts,
+            system=self.settings.prompts.system,
+            embedding=self.settings.edit.embedding == "edit",
+            post_norm=self.settings.edit.post_norm,
+        )
+
+    def _calibrated(self) -> RefusalTokens:
+        sides = [
+            encode(
+                self.model,
+                [prompt.text for prompt in spread(side, CALIBRATION_PROMPTS)],
+                system=self.settings.prompts.system,
+            )
+            for side in (self.splits.fit.harmful, self.splits.fit.harmless)
+        ]
+        openings = BEHAVIOURS["refusal"].openings
+        return calibrate(self.model, sides[0], sides[1], openings=openings)
+
+
+def _save_tokens(tokens: RefusalTokens, folder: Path) -> None:
+    write_json(folder / "tokens.json", asdict(tokens))
+
+
+def _load_tokens(folder: Path) -> RefusalTokens:
+    data: dict[str, Any] = read_json(folder / "tokens.json")
+    return RefusalTokens(**{**data, "ids": tuple(data["ids"]), "texts": tuple(data["texts"])})

@@ -1,0 +1,85 @@
+"""``directions.safetensors``: ``layer.<i>`` and ``embedding`` -> [rank, d_model], and a header."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from obliteratus.directions.directions import Directions
+from obliteratus.errors import StorageError
+from obliteratus.probe.files import layer_name
+from obliteratus.shapes import Layer
+from obliteratus.statistics.estimate import Estimate
+
+KIND = "obliteratus.directions"
+VERSION = 1
+
+
+def save_directions(directions: Directions, path: Path) -> None:
+    """Write ``directions``; equal directions give equal bytes.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    facts = {
+        "kind": KIND,
+        "version": VERSION,
+        "method": directions.method,
+        "source_layer": directions.source_layer,
+        "position": directions.position,
+        "strong_layers": list(directions.strong_layers),
+        "scale": {layer_name(layer): value for layer, value in directions.scale.items()},
+        "reliability": {name: asdict(value) for name, value in directions.reliability.items()},
+        "provenance": dict(directions.provenance),
+    }
+    tensors = {layer_name(layer): rows.clone() for layer, rows in directions.basis.items()}
+    header = {"directions": json.dumps(facts, sort_keys=True)}
+    try:
+        save_file(tensors, path, metadata=header)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"the directions cannot be written to {path}: {error}") from error
+
+
+def load_directions(path: Path) -> Directions:
+    """Read what :func:`save_directions` wrote.
+
+    Raises:
+        StorageError: the file is missing, damaged, or holds something else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = _facts(path, file.metadata() or {})
+            basis = {_layer(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"the directions at {path} cannot be read: {error}") from error
+    order: list[Layer] = sorted(basis, key=lambda layer: -1 if layer == "embedding" else layer)
+    return Directions(
+        basis={layer: basis[layer].to(torch.float64) for layer in order},
+        scale={_layer(name): float(value) for name, value in facts["scale"].items()},
+        method=facts["method"],
+        source_layer=facts["source_layer"],
+        position=facts["position"],
+        strong_layers=tuple(facts["strong_layers"]),
+        reliability={
+            name: Estimate.from_json(value) for name, value in facts["reliability"].items()
+        },
+        provenance=facts["provenance"],
+    )
+
+
+def _facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(metadata.get("directions", "{}"))
+    if facts.get("kind") != KIND or facts.get("version") != VERSION:
+        raise StorageError(
+            f"{path} holds no directions of version {VERSION}; use a directions.safetensors that "
+            "this release wrote."
+        )
+    return facts
+
+
+def _layer(name: str) -> Layer:
+    return "embedding" if name == "embedding" else int(name.removeprefix("layer."))
