@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -14,12 +14,15 @@ from obliteratus.operator.bases import (
     orthonormalise,
 )
 
+FEW = settings(max_examples=25, deadline=None)
+
 
 def rows(rank: int, d_model: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(rank, d_model, generator=generator, dtype=torch.float64)
 
 
+@FEW
 @given(st.integers(1, 5), st.integers(5, 12), st.integers(0, 10**6))
 def test_rows_are_orthonormal_and_span_the_same_space(rank: int, width: int, seed: int) -> None:
     given_rows = rows(rank, width, seed)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from obliteratus.operator.bases import oblique_bases, orthonormalise
 from obliteratus.operator.grro import Operator, edit_matrix, edit_vector, remove_from_output
 from obliteratus.settings import Norm
 
+FEW = settings(max_examples=25, deadline=None)
 SHAPES = st.tuples(st.integers(4, 12), st.integers(1, 9), st.integers(1, 3), st.integers(0, 10**6))
 STRENGTH = st.floats(-2, 3, allow_nan=False)
 
@@ -28,6 +29,7 @@ def operator(basis: Tensor, strength: float | tuple = 1.0, **more: str) -> Opera
     return Operator(basis, basis, strengths.double(), **more)
 
 
+@FEW
 @given(SHAPES, STRENGTH)
 def test_the_output_along_the_basis_is_scaled_by_one_minus_strength(
     shape: tuple[int, int, int, int], strength: float
@@ -37,6 +39,7 @@ def test_the_output_along_the_basis_is_scaled_by_one_minus_strength(
     torch.testing.assert_close(basis @ edited, (1 - strength) * (basis @ weight))
 
 
+@FEW
 @given(SHAPES, STRENGTH)
 def test_the_output_across_the_basis_is_untouched(
     shape: tuple[int, int, int, int], strength: float
@@ -47,6 +50,7 @@ def test_the_output_across_the_basis_is_untouched(
     torch.testing.assert_close(across @ edited, across @ weight)
 
 
+@FEW
 @given(SHAPES)
 def test_removing_twice_is_removing_once_and_reflecting_twice_is_nothing(
     shape: tuple[int, int, int, int],
@@ -58,6 +62,7 @@ def test_removing_twice_is_removing_once_and_reflecting_twice_is_nothing(
     torch.testing.assert_close(remove_from_output(reflected, basis, strength=2.0), weight)
 
 
+@FEW
 @given(SHAPES, STRENGTH)
 def test_an_oblique_edit_scales_the_read_side(
     shape: tuple[int, int, int, int], strength: float
@@ -70,6 +75,7 @@ def test_an_oblique_edit_scales_the_read_side(
     torch.testing.assert_close(read @ edited, (1 - strength) * (read @ weight))
 
 
+@FEW
 @given(SHAPES, STRENGTH)
 def test_layouts_do_the_same_thing(shape: tuple[int, int, int, int], strength: float) -> None:
     weight, basis = drawn(*shape)
@@ -80,6 +86,7 @@ def test_layouts_do_the_same_thing(shape: tuple[int, int, int, int], strength: f
     torch.testing.assert_close(stacked, torch.stack([by_rows, 2 * by_rows]))
 
 
+@FEW
 @given(SHAPES, STRENGTH)
 def test_a_bias_is_edited_like_a_column(shape: tuple[int, int, int, int], strength: float) -> None:
     weight, basis = drawn(*shape)
@@ -88,6 +95,7 @@ def test_a_bias_is_edited_like_a_column(shape: tuple[int, int, int, int], streng
     torch.testing.assert_close(bias, edited[:, 0])
 
 
+@FEW
 @given(SHAPES, st.sampled_from([torch.bfloat16, torch.float32, torch.float64]))
 def test_strength_zero_is_bitwise_identity(
     shape: tuple[int, int, int, int], dtype: torch.dtype

@@ -57,9 +57,12 @@ def test_an_edit_of_the_wrong_layer_disagrees() -> None:
     assert difference.abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "qwen3_moe"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text"])
 def test_bfloat16_weights_lose_no_more_than_bfloat16_does(model_type: str) -> None:
-    """rms(edited bf16 − hooked fp32) ≤ 2 · rms(original bf16 − original fp32)."""
+    """rms(edited bf16 − hooked fp32) ≤ 2 · rms(original bf16 − original fp32).
+
+    Mixtures are left out: there rounding can send a token to another expert.
+    """
     low, high = (tiny_model(model_type, dtype=kind) for kind in (torch.bfloat16, torch.float32))
     for name, parameter in high.module.named_parameters():
         parameter.data.copy_(low.module.get_parameter(name))

@@ -4,8 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from obliteratus.errors import MeasurementError
 from obliteratus.events import Deviation
@@ -19,13 +17,19 @@ TOKENS = RefusalTokens((1, 2, 3))
 
 
 def report(**truth: object) -> Report:
-    original, edited, head = planted(Plant(**truth))  # pyright: ignore[reportArgumentType]
+    plant = Plant(**{"prompts": 64, "layers": 2, **truth})  # pyright: ignore[reportArgumentType]
+    original, edited, head = planted(plant)
+    return compare(original, edited, edited_head=head, embed=bag_of_words)
+
+
+def full_report() -> Report:
+    original, edited, head = planted(Plant(prompts=128))
     return compare(original, edited, edited_head=head, tokens=TOKENS, embed=bag_of_words)
 
 
 @pytest.fixture(scope="module")
 def good() -> Report:
-    return report(prompts=128)
+    return full_report()
 
 
 def verdict(found: Report, key: str) -> str:
@@ -47,7 +51,7 @@ def test_an_edit_that_does_everything_right_is_supported(good: Report):
         ({"perplexity": 1.0}, "perplexity", "supported"),
         ({"perplexity": 1.05}, "perplexity", "undetermined"),
         ({"perplexity": 0.93}, "perplexity", "not_supported"),
-        ({"documents": 3, "spread": 0.03}, "perplexity", "undetermined"),
+        ({"documents": 3, "spread": 0.06}, "perplexity", "undetermined"),
         ({"refusals": (0.6, 0.08)}, "refusal", "undetermined"),
         ({"refusals": (0.6, 0.4)}, "refusal", "not_supported"),
         ({"refusals": (0.6, 0.0)}, "refusal", "supported"),
@@ -64,7 +68,7 @@ def test_each_claim_has_the_planted_verdict(truth: dict[str, object], key: str, 
 
 
 def test_an_untouched_model_shows_nothing():
-    original, _, head = planted(Plant())
+    original, _, head = planted(Plant(prompts=32, layers=2))
     found = compare(original, original, edited_head=head, tokens=TOKENS, embed=bag_of_words)
     assert all(row.p_value in {None, 1.0} for row in found.rows)
     kl, ratio = found.row("kl_first"), found.row("perplexity_heldout")
@@ -98,15 +102,13 @@ def test_degenerate_answers_are_not_counted_as_refusals_or_success():
     assert shares == [0.25, 0.25, 0.5]
 
 
-@settings(max_examples=6, deadline=None)
-@given(seed=st.integers(0, 10_000))
-def test_intervals_contain_the_planted_ratio_in_spite_of_the_seed(seed: int):
-    truth = 1.03
-    original, edited, head = planted(Plant(perplexity=truth, spread=0.001, seed=seed, prompts=8))
-    row = compare(original, edited, edited_head=head).row("perplexity_heldout")
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_ratio_of_perplexities_is_the_planted_one(seed: int):
+    row = report(perplexity=1.03, seed=seed, prompts=8).row("perplexity_heldout")
     assert row is not None
     assert row.change is not None
-    assert row.change.value == pytest.approx(truth, abs=0.002)
+    assert row.change.value == pytest.approx(1.03)
+    assert row.change.interval[0] < 1.03 < row.change.interval[1]
 
 
 def test_all_tests_are_corrected_as_one_family(good: Report):
@@ -153,7 +155,7 @@ def test_positions_documents_and_layers_are_all_there(good: Report):
 
 
 def test_one_seed_gives_one_report(good: Report):
-    assert report(prompts=128) == good
+    assert full_report() == good
 
 
 def test_a_wrong_head_is_refused():

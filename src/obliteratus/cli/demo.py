@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from obliteratus.cli import options
-from obliteratus.cli.obliterate import DEFAULT_METHOD, run
+from obliteratus.cli.obliterate import DEFAULT_METHOD
 from obliteratus.cli.render import rendering
 
 MODEL = "smollm2-refuser"
@@ -41,8 +41,9 @@ def demo(
 ) -> None:
     """Run the main job on the small model that comes with the program, and explain it."""
     with rendering(as_json=as_json, quiet=quiet, resumes=True) as screen:
+        screen.say(WHAT)
+        from obliteratus.cli.main_job import run
         from obliteratus.pipeline.methods import settings_for
 
-        screen.say(WHAT)
         run(screen, MODEL, output, settings_for(DEFAULT_METHOD), force=force)
         screen.say(HOW_TO_READ)

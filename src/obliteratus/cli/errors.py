@@ -5,7 +5,7 @@ import errno
 import os
 import sys
 import traceback
-from typing import TextIO
+from typing import IO, Protocol, cast, runtime_checkable
 
 import typer
 
@@ -14,6 +14,21 @@ from obliteratus.events import Stage
 
 USAGE, FAILURE = 2, 1
 NARROW, WIDE = 40, 100  # a paragraph on a terminal is folded within these widths
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """What we need of standard output or standard error, whoever has replaced it."""
+
+    def write(self, text: str, /) -> object:
+        """Write ``text``."""
+
+    def flush(self) -> None:
+        """Hand on what is buffered."""
+
+    def isatty(self) -> bool:
+        """Say whether a person is looking."""
+        ...
 
 
 class InterruptedRunError(ObliteratusError):
@@ -71,7 +86,7 @@ def explain(error: Exception) -> tuple[str, int]:
     )
 
 
-def write_paragraph(message: str, stream: TextIO) -> None:
+def write_paragraph(message: str, stream: Stream) -> None:
     """Write ``error: message``: folded and coloured on a terminal, one line elsewhere."""
     if not stream.isatty():
         stream.write(f"error: {message}\n")
@@ -79,7 +94,7 @@ def write_paragraph(message: str, stream: TextIO) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(file=stream, highlight=False)
+    console = Console(file=cast(IO[str], stream), highlight=False)
     text = Text.assemble(("error: ", "bold red"), message)
     console.print(text, width=min(max(console.width, NARROW), WIDE), overflow="fold")
 

@@ -1,26 +1,14 @@
 """``obliteratus inspect``: what reads and writes a model's residual stream, and what it needs."""
 
-import re
-from collections import Counter
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from obliteratus.cli import options
-from obliteratus.cli.render import Screen, rendering
-from obliteratus.cli.tables import listing, table
-from obliteratus.cli.words import count, significant, size
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from obliteratus.models.anatomy import Anatomy, WeightSite
-    from obliteratus.models.memory import MemoryNeeded
+from obliteratus.cli.render import rendering
+from obliteratus.cli.stage import stage
 
 FILE = "anatomy.json"
-LOADS = ("float32", "bfloat16", "8bit", "4bit")
 
 
 def inspect(
@@ -36,154 +24,24 @@ def inspect(
 ) -> None:
     """Show what reads and writes MODEL's residual stream, and the memory that a run needs.
 
-    The weights are not loaded.
+    The weights are not loaded. With --output the anatomy is written to DIR/anatomy.json.
     """
     flags = options.section(revision=revision, trust_remote_code=trust_remote_code)
     with rendering(as_json=as_json, stages=("summon",)) as screen:
         screen.title(f"inspect {model}")
-        from obliteratus.cli.loading import configuration_folder, model_settings, stage
-
-        settings = model_settings(flags)
         with stage("summon", f"read the configuration of {model}") as result:
+            from obliteratus.cli import anatomy as view
+            from obliteratus.cli.loading import load_outline
             from obliteratus.models.describe import coverage, describe
-            from obliteratus.models.summon import outline
 
-            module = outline(configuration_folder(model, settings), settings)
+            module = load_outline(model, flags)
             anatomy = describe(module)
             share = coverage(module, anatomy)
             result.text = f"{anatomy.family}, {anatomy.n_layers} blocks, d_model {anatomy.d_model}"
-        value = _as_json(model, module, anatomy, share)
+        value = view.as_json(model, module, anatomy, share)
         if output is not None:
-            _write(output / FILE, value, force=force)
+            view.write(output / FILE, value, force=force)
+        view.show(screen, module, anatomy, share)
+        if output is not None:
+            screen.say(f" Written to {output / FILE}.")
         screen.result("inspect", value)
-        if not as_json:
-            _show(screen, module, anatomy, share)
-            if output is not None:
-                screen.say(f" Written to {output / FILE}.")
-
-
-def _show(screen: Screen, module: "PreTrainedModel", anatomy: "Anatomy", share: float) -> None:
-    patterns = _patterns(anatomy, _shapes(module))
-    columns = ("site", "part", "shape", "")
-    for role, title in (("writer", "writes to the stream"), ("reader", "reads the stream")):
-        rows = [
-            (site.name, _part(site, times), _axes(site, shape), _remarks(site, anatomy))
-            for (site, shape), times in patterns.items()
-            if site.role == role
-        ]
-        screen.say(table(columns, rows, title=title))
-    screen.say(_coverage(anatomy, share, module))
-    needs = {load: _memory(module, load).as_json() for load in LOADS}
-    parts = ("weights", "head", "edit", "batch", "total")
-    columns = ("loaded as", "weights", "untied head", "one edit", "one batch", "in all")
-    screen.say(
-        table(
-            columns,
-            [(load, *(size(need[part]) for part in parts)) for load, need in needs.items()],
-            numbers=frozenset(columns[1:]),
-            title="memory that a run needs",
-        )
-    )
-    screen.say(" Programs and libraries take about 0.4 GB on a CPU and 1 GB on a GPU besides.\n")
-
-
-def _coverage(anatomy: "Anatomy", share: float, module: "PreTrainedModel") -> Any:
-    total = sum(weight.numel() for weight in module.parameters())
-    rows = [
-        ("parameters", count(total)),
-        ("coverage", f"{100 * share:.4g} % of what may write to the stream is described"),
-    ]
-    if anatomy.unmatched:
-        rows.append(("undescribed", ", ".join(anatomy.unmatched)))
-        rows.append(("so", f"edits are refused; add these to models/families/{anatomy.family}.py"))
-    if anatomy.hooks_only:
-        rows.append(("hooks only", anatomy.hooks_only))
-    return listing(anatomy.family, f"model_type {anatomy.model_type}", rows)
-
-
-def _patterns(
-    anatomy: "Anatomy", shapes: dict[str, tuple[int, ...]]
-) -> Counter[tuple["WeightSite", tuple[int, ...]]]:
-    """Count the sites that differ in nothing but their layer, shown with ``*`` in its place."""
-    found: Counter[tuple[WeightSite, tuple[int, ...]]] = Counter()
-    for site in anatomy.sites:
-        norm = site.post_norm
-        general = replace(
-            site,
-            name=_starred(site.name, site.layer),
-            module="",
-            layer=None,
-            bias="yes" if site.bias else None,
-            post_norm=replace(norm, name=_starred(norm.name, site.layer)) if norm else None,
-        )
-        found[general, shapes[site.name]] += 1
-    return found
-
-
-def _starred(name: str, layer: int | None) -> str:
-    return name if layer is None else re.sub(rf"(?<=\.){layer}(?=\.)", "*", name, count=1)
-
-
-def _part(site: "WeightSite", times: int) -> str:
-    return f"{site.component} × {times}" if times > 1 else site.component
-
-
-def _axes(site: "WeightSite", shape: tuple[int, ...]) -> str:
-    """Return ``out 576 × in 1536``: the axes in the order in which they are stored."""
-    words = site.layout.split("_")
-    named = [f"{word} {length}" for word, length in zip(words, shape[-2:], strict=True)]
-    return " × ".join([*(f"{length} experts" for length in shape[:-2]), *named])
-
-
-def _remarks(site: "WeightSite", anatomy: "Anatomy") -> str:
-    """Return in words what makes a site more than a plain matrix."""
-    found = ["bias"] if site.bias else []
-    if site.post_norm is not None:
-        name = site.post_norm.name.split(".*.")[-1].removesuffix(".weight")
-        found.append(f"through {name}" + (" (gain − 1)" if site.post_norm.gain_offset else ""))
-    if site.multiplier != 1:
-        found.append(f"times {significant(site.multiplier)}")
-    if site.tied_to:
-        others = (f"the {each.component}" for each in anatomy.sites if each.name == site.tied_to)
-        found.append(f"tied to {next(others, site.tied_to)}")
-    return ", ".join(found)
-
-
-def _memory(module: "PreTrainedModel", load: str) -> "MemoryNeeded":
-    import torch
-
-    from obliteratus.models.memory import memory_needed
-
-    if load in ("8bit", "4bit"):
-        return memory_needed(module, dtype=torch.bfloat16, quantize=load)
-    return memory_needed(module, dtype=getattr(torch, load))
-
-
-def _shapes(module: "PreTrainedModel") -> dict[str, tuple[int, ...]]:
-    named = module.named_parameters(remove_duplicate=False)
-    return {name: tuple(weight.shape) for name, weight in named}
-
-
-def _as_json(
-    model: str, module: "PreTrainedModel", anatomy: "Anatomy", share: float
-) -> dict[str, Any]:
-    shapes = _shapes(module)
-    value = asdict(anatomy)
-    value["sites"] = [{**asdict(site), "shape": list(shapes[site.name])} for site in anatomy.sites]
-    return {
-        "model": model,
-        "coverage": share,
-        "parameters": sum(weight.numel() for weight in module.parameters()),
-        "memory": {load: _memory(module, load).as_json() for load in LOADS},
-        "anatomy": value,
-    }
-
-
-def _write(path: Path, value: dict[str, Any], *, force: bool) -> None:
-    from obliteratus.errors import StorageError
-    from obliteratus.store import write_json
-
-    if path.exists() and not force:
-        raise StorageError(f"{path} already exists. Choose another folder, or pass --force.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, value)

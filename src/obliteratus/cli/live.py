@@ -1,11 +1,11 @@
 """The live screen of a terminal: the stages, the task in progress, and what is worth reading."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TextIO
+from typing import Literal
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
+from obliteratus.cli.errors import Stream
 from obliteratus.cli.render import Screen, deviation_text
 from obliteratus.cli.words import duration, rate, share_done
 from obliteratus.events import (
@@ -27,7 +28,7 @@ from obliteratus.events import (
 )
 
 FRAMES_PER_SECOND = 8
-BAR_WIDTH, NARROW_BAR = 28, 8
+BAR_WIDTH, NARROW_BAR = 28, 6
 NAME_WIDTH = 9  # of the name of a stage, and of the word "deviation"
 GAP = 2
 INDENT = 1 + 1 + NAME_WIDTH + 3  # where the texts begin, after three gaps of one
@@ -58,7 +59,7 @@ class Row:
 class LiveScreen(Screen):
     """Shows the stages while they run; notes and deviations stay above them."""
 
-    def __init__(self, stream: TextIO, stages: Sequence[Stage]) -> None:
+    def __init__(self, stream: Stream, stages: Sequence[Stage]) -> None:
         """``stages`` are listed from the start, in this order."""
         super().__init__(stream)
         self.rows = {stage: Row(stage) for stage in stages}
@@ -69,7 +70,8 @@ class LiveScreen(Screen):
 
     @override
     def title(self, text: str) -> None:
-        self.console.print(Padding(Text(text, style="bold"), (1, 0, 1, 1)))
+        self.console.print(Padding(Text(text, style="bold"), (1, 0, 0, 1)))
+        self._begin()
 
     @override
     def show_event(self, event: Event) -> None:
@@ -98,7 +100,9 @@ class LiveScreen(Screen):
         self._progress = None
         self._freeze()
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[RenderableType]:
         """Draw the stages, and below the running one the task with its rate and time left."""
         is_moving = self._live is not None and self._live.is_started
         yield Text()
@@ -115,11 +119,7 @@ class LiveScreen(Screen):
         row.runs += 1
         row.started = time.monotonic()
         self._progress = None
-        if self._live is None:
-            self._live = Live(
-                self, console=self.console, refresh_per_second=FRAMES_PER_SECOND, transient=False
-            )
-            self._live.start()
+        self._begin()
 
     def _finish(self, event: StageFinished) -> None:
         row = self.rows[event.stage]
@@ -130,10 +130,16 @@ class LiveScreen(Screen):
         row.seconds += event.seconds
         self._progress = None
 
+    def _begin(self) -> None:
+        if self._live is None and self._order:
+            self._live = Live(self, console=self.console, refresh_per_second=FRAMES_PER_SECOND)
+            self._live.start()
+
     def _freeze(self) -> None:
         """Leave the last frame where it is; what follows is printed below it."""
         if self._live is not None:
             live, self._live = self._live, None
+            live.transient = not any(row.runs for row in self.rows.values())
             live.stop()
             self.console.print()
 
@@ -171,7 +177,7 @@ class LiveScreen(Screen):
             texts.remove(pace)
         rest = room - _width(texts)
         task = Text(event.task)
-        task.truncate(max(rest - NARROW_BAR, NARROW_BAR), overflow="ellipsis")
+        task.truncate(max(rest - NARROW_BAR, 1), overflow="ellipsis")
         bar_width = min(max(rest - len(task), NARROW_BAR), BAR_WIDTH)
         bar = ProgressBar(total=max(event.total, 1), completed=event.done, width=bar_width)
         grid = Table.grid(padding=(0, GAP, 0, 0))

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from obliteratus import __version__
 from obliteratus.cli import chat, demo, inspect, methods, models, obliterate, verify
 from obliteratus.cli.errors import FAILURE, InterruptedRunError, report
 from obliteratus.cli.options import NO_VALUE
@@ -44,9 +45,7 @@ for panel, commands in {
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        import importlib.metadata
-
-        typer.echo(f"obliteratus {importlib.metadata.version('obliteratus')}")
+        typer.echo(f"obliteratus {__version__}")
         raise typer.Exit
 
 

@@ -1,17 +1,12 @@
 """``obliteratus obliterate``: the main job, from a model's name to a verified edited model."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from obliteratus.cli import options
-from obliteratus.cli.render import Screen, rendering
-from obliteratus.cli.results import next_steps, show_report
-from obliteratus.errors import UsageError
-
-if TYPE_CHECKING:
-    from obliteratus.settings import RunSettings
+from obliteratus.cli.render import rendering
 
 DEFAULT_METHOD = "advanced"
 
@@ -84,58 +79,7 @@ def obliterate(
         verify=options.section(save_completions=save_completions),
     )
     with rendering(as_json=as_json, quiet=quiet, resumes=True) as screen:
-        name, settings = _what_to_do(model, method, repeated, assignments or [], flags)
-        run(screen, name, output or default_output(name, settings.method), settings, force=force)
+        from obliteratus.cli.main_job import run, what_to_do
 
-
-def run(screen: Screen, model: str, output: Path, settings: "RunSettings", *, force: bool) -> None:
-    """Run the main job and show its report; ``demo`` does the same."""
-    screen.title(f"{model} · {settings.method} · to {output}")
-    from obliteratus.pipeline.obliterate import obliterate as run_stages
-
-    result = run_stages(model, output, settings, force=force)
-    show_report(screen, result.report, seconds=result.seconds)
-    screen.say(next_steps(result.folder))
-    screen.path(result.folder)
-    screen.result(
-        "obliterate",
-        {
-            "folder": str(result.folder),
-            "seconds": result.seconds,
-            "report": result.report.as_json(),
-        },
-    )
-
-
-def default_output(model: str, method: str) -> Path:
-    """Return ``out/<last part of the model's name>-<method>``."""
-    return Path("out") / f"{Path(model).name.removesuffix('.gguf')}-{method}"
-
-
-def _what_to_do(
-    model: str | None,
-    method: str | None,
-    repeated: Path | None,
-    assignments: list[str],
-    flags: dict[str, Any],
-) -> tuple[str, "RunSettings"]:
-    """Return the model's name and the settings, from the flags or from a recorded run."""
-    from obliteratus.pipeline.methods import settings_for
-
-    if repeated is None:
-        if model is None:
-            raise UsageError(
-                "which model? Write `obliteratus obliterate MODEL`; `obliteratus models` lists the "
-                "names that are known without a path."
-            )
-        return model, settings_for(method or DEFAULT_METHOD, assignments, flags)
-    from obliteratus.pipeline.record import read_run
-
-    if method is not None:
-        raise UsageError(
-            "--from repeats the method of the recorded run: leave --method out, or leave --from "
-            "out and begin a new run."
-        )
-    recorded = read_run(repeated)
-    base = options.merged(recorded.settings.model_dump(mode="json"), flags)
-    return model or recorded.model, settings_for(recorded.settings.method, assignments, base)
+        name, settings = what_to_do(model, method, repeated, assignments or [], flags)
+        run(screen, name, output, settings, force=force)

@@ -8,12 +8,12 @@ import contextlib
 import json
 import sys
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, TextIO
+from typing import IO, Any, cast
 
 from rich.console import Console, RenderableType
 from typing_extensions import override
 
-from obliteratus.cli.errors import InterruptedRunError, OutputClosedError, explain
+from obliteratus.cli.errors import InterruptedRunError, OutputClosedError, Stream, explain
 from obliteratus.cli.words import duration, rate, share_done
 from obliteratus.events import (
     STAGES,
@@ -39,10 +39,12 @@ class Screen:
     ``stage`` is the stage in progress, the innermost where one runs inside another.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Stream) -> None:
         """``stream`` is standard output as it was before any redirection."""
         self.console = Console(
-            file=stream, highlight=False, width=None if stream.isatty() else FILE_WIDTH
+            file=cast(IO[str], stream),
+            highlight=False,
+            width=None if stream.isatty() else FILE_WIDTH,
         )
         self._stream = stream
         self._open: list[Stage] = []
@@ -86,7 +88,7 @@ class Screen:
 class LineScreen(Screen):
     """One line per event, progress sparsely: for pipes, files and logs."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Stream) -> None:
         super().__init__(stream)
         self._task = ""
         self._shown_at = 0.0
@@ -137,7 +139,7 @@ class QuietScreen(Screen):
 class JsonScreen(Screen):
     """Newline-delimited JSON: every event, and last the result or the error."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Stream) -> None:
         super().__init__(stream)
         self._last: dict[str, float] = {}
 
@@ -206,7 +208,7 @@ def rendering(
             screen.close(failure)
 
 
-def _screen(stream: TextIO, *, as_json: bool, quiet: bool, stages: Sequence[Stage]) -> Screen:
+def _screen(stream: Stream, *, as_json: bool, quiet: bool, stages: Sequence[Stage]) -> Screen:
     if as_json:
         return JsonScreen(stream)
     if quiet:

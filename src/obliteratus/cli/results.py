@@ -2,24 +2,20 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.padding import Padding
 
 from obliteratus.cli.render import Screen
 from obliteratus.cli.tables import listing
 from obliteratus.cli.words import duration
-
-if TYPE_CHECKING:
-    from obliteratus.verify.report import Report
+from obliteratus.verify.report import Report
+from obliteratus.verify.terminal import report_table
 
 RECORDS = "obliteratus"  # the folder inside the output that holds what was measured
 
 
-def show_report(screen: Screen, report: "Report", *, seconds: float | None = None) -> None:
+def show_report(screen: Screen, report: Report, *, seconds: float | None = None) -> None:
     """Show the report as a table, and how long it took."""
-    from obliteratus.verify.terminal import report_table
-
     screen.say(report_table(report))
     if seconds is not None:
         screen.say(f" Done in {duration(seconds)}.\n")

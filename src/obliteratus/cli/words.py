@@ -25,7 +25,7 @@ def count(number: int) -> str:
     return f"{number:,}" if abs(number) >= 10_000 else str(number)
 
 
-def size(n_bytes: float) -> str:
+def size(n_bytes: int) -> str:
     """Return a size in decimal units: ``538 MB``, ``1.2 GB``."""
     value, prefix = float(n_bytes), 0
     while abs(value) >= 999.5 and prefix < len(_PREFIXES) - 1:
@@ -52,4 +52,4 @@ def share_done(done: int, total: int, unit: str) -> str:
 
 def rate(per_second: float, unit: str) -> str:
     """Return ``24.1/s``, or ``31 MB/s`` where the unit is bytes."""
-    return f"{size(per_second) if unit in BYTE_UNITS else significant(per_second)}/s"
+    return f"{size(round(per_second)) if unit in BYTE_UNITS else significant(per_second)}/s"

@@ -18,8 +18,10 @@ from obliteratus.operator.edit import EditPlan, WeightEdit
 from obliteratus.operator.matrices import spent_energy, write_gram
 from obliteratus.operator.removal import post_norm_gain
 
-ENERGY_TOLERANCE = 1e-3
+ENERGY_TOLERANCE = 1e-6
 """Relative difference of Σ‖ΔW‖² between plan and control that is called matched."""
+SPENT_ALREADY = 1e-6
+"""Share of a random direction's energy below which the plan has been carried out already."""
 TILTS = 12
 """Passes over the weights spent on tilting a random draw until it can spend the energy."""
 BISECTIONS = 60
@@ -36,7 +38,7 @@ def matched_random(plan: EditPlan, model: LoadedModel, seed: int = 0) -> EditPla
     writes along, and scaling its strength up to compensate would reflect instead of remove. So the
     draw is tilted instead: q ∝ cos θ·a + sin θ·b, with a uniform on the sphere and b = Gⁿa, G = Σ
     W Wᵀ over the edited writers (or b = (I − G/λ)ⁿa where less energy is wanted), and θ solves
-    Σ‖ΔW‖_F²(control) = Σ‖ΔW‖_F²(plan) to 0.1 %, without norm preservation on either side. ``model``
+    Σ‖ΔW‖_F²(control) = Σ‖ΔW‖_F²(plan), without norm preservation on either side. ``model``
     is the one the plan was made for, before any edit.
 
     Raises:
@@ -75,6 +77,14 @@ class _Member:
         """Return directions of the stream as directions of the raw write: g ⊙ r."""
         return rows if self.gain is None else rows * self.gain
 
+    def coordinates(
+        self, read: Float64[Tensor, "rank d_model"], frame: Float64[Tensor, "many d_model"]
+    ) -> Float64[Tensor, "rank many"]:
+        """Return C with ``read`` = C · raw(``frame``), for orthonormal ``frame``."""
+        if self.gain is None:
+            return read @ frame.T
+        return torch.linalg.lstsq(self.raw(frame).T, read.T).solution.T
+
 
 def _groups(plan: EditPlan, model: LoadedModel) -> list[list[_Member]]:
     """Put together the edits whose bases are one space of the stream."""
@@ -112,6 +122,11 @@ def _spending(
 ) -> Float64[Tensor, "rank d_model"]:
     """Tilt ``start`` until the group spends the energy ``wanted``."""
     spread, spent = _applied(start, group, model)
+    if wanted <= SPENT_ALREADY * spent(start):
+        raise EditError(
+            "the model writes nothing along the plan's directions, so it seems to be edited "
+            "already. Make the control before the edit is carried out."
+        )
     goes_up = spent(start) < wanted
     largest = 0.0 if goes_up else _largest_eigenvalue(start, group, model)
     tilted = start
@@ -123,8 +138,8 @@ def _spending(
             return _between(start, tilted, wanted, spent, goes_up=goes_up)
     raise EditError(
         f"no random direction moves the energy {wanted:.3e} (the nearest tried moves "
-        f"{spent(tilted):.3e}). Make the control before the edit is carried out, on the model that "
-        "it was planned for."
+        f"{spent(tilted):.3e}). Make the control on the model that the edit was planned for, "
+        "before it is carried out."
     )
 
 
@@ -154,18 +169,15 @@ def _between(
 
     low, high = 0.0, math.pi / 2
     for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        if (spent(at(middle)) < wanted) == goes_up:
-            low = middle
+        rows = at((low + high) / 2)
+        energy = spent(rows)
+        if abs(energy - wanted) <= ENERGY_TOLERANCE * wanted:
+            return rows
+        if (energy < wanted) == goes_up:
+            low = (low + high) / 2
         else:
-            high = middle
-    rows = at((low + high) / 2)
-    error = abs(spent(rows) - wanted) / wanted
-    if error > ENERGY_TOLERANCE:
-        raise EditError(
-            f"the control's energy is off by {error:.1%}; try another seed for the control."
-        )
-    return rows
+            high = (low + high) / 2
+    raise EditError("the control's energy could not be matched; try another seed for the control.")
 
 
 def _applied(
@@ -185,7 +197,7 @@ def _applied(
         total = 0.0
         for member, gram in zip(group, grams, strict=True):
             write, read = member.bases(basis)
-            inside = torch.linalg.lstsq(member.raw(frame).T, read.T).solution.T
+            inside = member.coordinates(read, frame)
             total += spent_energy(write @ write.T, inside @ gram @ inside.T, member.edit.strengths)
         return total
 

@@ -3,7 +3,7 @@
 import functools
 import tomllib
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -46,7 +46,7 @@ class CatalogueEntry(BaseModel):
     revision: str | None = None
 
     @model_validator(mode="after")
-    def _one_origin(self) -> Self:
+    def _one_origin(self) -> "CatalogueEntry":
         if [bool(self.wheels), self.base is not None, self.revision is not None].count(True) != 1:
             raise ValueError("give exactly one of wheels, base and revision")
         if bool(self.wheels) != bool(self.files) or (self.base is None) != (self.adapter is None):
@@ -54,6 +54,12 @@ class CatalogueEntry(BaseModel):
         if any("==" not in wheel for wheel in self.wheels):
             raise ValueError("every wheel is pinned as name==version")
         return self
+
+    @property
+    def wheels_in_words(self) -> str:
+        """The wheels by name, in few words."""
+        more = f" and {len(self.wheels) - 1} more wheels" if len(self.wheels) > 1 else ""
+        return f"{self.wheels[0]}{more}" if self.wheels else "no wheel"
 
     @property
     def gguf(self) -> PinnedFile | None:

@@ -133,11 +133,11 @@ class _PlainReader(GGUFReader):
     """Parses over a plain array: slicing numpy's memmap class costs more than the parsing."""
 
     @property
-    def data(self) -> np.ndarray[Any, Any]:
+    def data(self) -> Any:
         return self._plain
 
     @data.setter
-    def data(self, mapped: np.ndarray[Any, Any]) -> None:
+    def data(self, mapped: Any) -> None:
         self._plain = np.asarray(mapped)
 
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -49,7 +48,7 @@ class _Meter:
     start: float = field(default_factory=time.perf_counter)
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
-    def add(self, count: float) -> None:
+    def add(self, count: int | float) -> None:
         """Count bytes; the Hub's client may call this from a thread of its own."""
         self.done = min(self.total, self.done + int(count))
         elapsed = time.perf_counter() - self.start
@@ -74,7 +73,7 @@ def find(repo: str, revision: str | None) -> HubModel:
     if constants.HF_HUB_OFFLINE:
         return _cached(repo, revision)
     with _hub_errors(repo, revision):
-        info = huggingface_hub.model_info(repo, revision=revision, files_metadata=True)
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
     card: Any = info.card_data
     return HubModel(
         repo=repo,
@@ -124,7 +123,7 @@ def _fetch(model: HubModel, names: Iterable[str], what: str) -> Path:
     for name in wanted:
         with _hub_errors(model.repo, model.commit):
             path = Path(
-                huggingface_hub.hf_hub_download(
+                HfApi().hf_hub_download(
                     model.repo, name, revision=model.commit, tqdm_class=_bar(meter)
                 )
             )
@@ -142,7 +141,7 @@ def _bar(meter: _Meter) -> Any:
             super().__init__(*args, **kwargs)
             meter.add(kwargs.get("initial") or 0)
 
-        def update(self, n: float | None = 1) -> bool | None:
+        def update(self, n: int | float | None = 1) -> bool | None:
             meter.add(n or 0)
             return None
 
@@ -152,7 +151,7 @@ def _bar(meter: _Meter) -> Any:
 def _cached(repo: str, revision: str | None) -> HubModel:
     try:
         folder = Path(
-            huggingface_hub.snapshot_download(
+            HfApi().snapshot_download(
                 repo, revision=revision, local_files_only=True, allow_patterns=["config.json"]
             )
         )

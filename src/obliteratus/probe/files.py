@@ -70,7 +70,7 @@ def load_activations(path: Path) -> Activations:
             tensors = {name: file.get_tensor(name) for name in names}
     except FileNotFoundError as error:
         raise StorageError(f"{path} does not exist.") from error
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise StorageError(f"{path} cannot be read as safetensors ({error}).") from error
     sides = {name: _side(facts[name], facts["layers"], tensors, name) for name in CLASSES}
     return Activations(

@@ -115,7 +115,9 @@ def _chosen(contrast: ContrastSet, categories: Sequence[str]) -> ContrastSet:
 
 def _records(path_or_dataset: str) -> list[Record]:
     is_hub = path_or_dataset.startswith(PREFIX)
-    records = read_hub(path_or_dataset) if is_hub else read_records(Path(path_or_dataset))
+    records = (
+        read_hub(path_or_dataset) if is_hub else read_records(Path(path_or_dataset).expanduser())
+    )
     if len(records) < FEWEST:
         held = "no prompts" if not records else "only one prompt"
         raise PromptError(

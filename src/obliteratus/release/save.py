@@ -16,7 +16,7 @@ from obliteratus.operator.edit import EditPlan
 from obliteratus.operator.serial import save_plan
 from obliteratus.release.directions_file import save_directions
 from obliteratus.store import atomic_folder, write_json
-from obliteratus.verify.report import REPORT_FILE, Report
+from obliteratus.verify.report import REPORT_FILE, Report, save_report
 
 RECORDS = "obliteratus"
 """The folder inside the model's that holds the records of the run."""
@@ -89,7 +89,7 @@ def release(
         write_model(model, work)
         write_edit(work, directions, plan, receipt)
         if report is not None:
-            report.save(work / RECORDS / REPORT_FILE)
+            save_report(report, work / RECORDS / REPORT_FILE)
     return folder
 
 

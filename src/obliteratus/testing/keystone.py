@@ -5,6 +5,7 @@ float64, and assert that ``list(failures(model))`` is empty. Every mistake in a 
 one of the checks.
 """
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,9 +74,10 @@ def tokens_for(
 @torch.no_grad()
 def exact_logits(
     model: LoadedModel, tokens: Int[Tensor, "prompt token"]
-) -> Float64[Tensor, "prompt token vocab"]:
-    """Return the logits with every operation in float64."""
-    with ExactFloat64():
+) -> Float[Tensor, "prompt token vocab"]:
+    """Return the logits; of a float64 model with every operation in float64."""
+    exact = ExactFloat64() if model.dtype == torch.float64 else contextlib.nullcontext()
+    with exact:
         return model.module(input_ids=tokens, use_cache=False).logits
 
 

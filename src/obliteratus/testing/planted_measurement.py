@@ -39,7 +39,7 @@ class Plant:
     """The truth about an edited model, relative to its original.
 
     ``refusals`` and ``degenerate`` are shares of the harmful prompts before and after;
-    ``perplexity`` the factor of held-out perplexity; ``spread`` the deviation of a document's
+    ``perplexity`` the exact factor of held-out perplexity; ``spread`` the deviation of a document's
     change per token; ``noise`` moves hidden states (0: KL is 0); ``changed_words`` is the share of
     words replaced in harmless answers.
     """
@@ -112,7 +112,7 @@ def _original(
             nll=tokens * torch.tensor(random.normal(2.6, 0.3, size=plant.documents)),
             tokens=tokens,
         ),
-        rerun=Rerun((0, 1), first.harmless[:2] + 1e-6, said[:2]),
+        rerun=Rerun(tuple(range(min(2, n))), first.harmless[:2] + 1e-6, said[:2]),
         projections=Projections(
             layers=tuple(range(plant.layers)),
             harmful=torch.tensor(random.normal(height[:, None], 1, (plant.layers, n))),
@@ -131,7 +131,8 @@ def _edited(
     before, along, held = original.first, original.forced, original.heldout
     said = tuple(_changed(c, plant.changed_words, random) for c in original.completions)
     states = along.states
-    change = random.normal(np.log(plant.perplexity), plant.spread, size=plant.documents)
+    change = random.normal(0, plant.spread, size=plant.documents)
+    change += np.log(plant.perplexity) - np.average(change, weights=held.tokens.numpy())
     seen = original.projections
     assert seen is not None
     return Measurement(

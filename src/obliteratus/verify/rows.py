@@ -72,7 +72,7 @@ def divergence_row(
     label: str,
     kl: Float64[Tensor, " prompt"],
     *,
-    floor: Float64[Tensor, " prompt"] | None = None,
+    floor: Float64[Tensor, " rerun"] | None = None,
     seed: int,
 ) -> Row:
     """Return mean, median and largest KL per prompt; its null is the model's own numerical noise.

@@ -1,0 +1,67 @@
+"""What ``obliterate`` and ``demo`` have in common: settings in, the last screen out."""
+
+from pathlib import Path
+from typing import Any
+
+from obliteratus.cli import options
+from obliteratus.cli.obliterate import DEFAULT_METHOD
+from obliteratus.cli.render import Screen
+from obliteratus.errors import UsageError
+from obliteratus.pipeline.methods import settings_for
+from obliteratus.settings import RunSettings
+
+
+def run(
+    screen: Screen, model: str, output: Path | None, settings: RunSettings, *, force: bool
+) -> None:
+    """Run the main job and show its report. ``output`` defaults to ``out/<model>-<method>``."""
+    output = output or default_output(model, settings.method)
+    screen.title(f"{model} · {settings.method} · to {output}")
+    from obliteratus.cli.results import next_steps, show_report
+    from obliteratus.pipeline.obliterate import obliterate as run_stages
+
+    result = run_stages(model, output, settings, force=force)
+    show_report(screen, result.report, seconds=result.seconds)
+    screen.say(next_steps(result.folder))
+    screen.path(result.folder)
+    screen.result(
+        "obliterate",
+        {
+            "folder": str(result.folder),
+            "seconds": result.seconds,
+            "report": result.report.model_dump(mode="json"),
+        },
+    )
+
+
+def default_output(model: str, method: str) -> Path:
+    """Return ``out/<last part of the model's name>-<method>``."""
+    name = Path(model).name or Path(model).resolve().name
+    return Path("out") / f"{name.removesuffix('.gguf')}-{method}"
+
+
+def what_to_do(
+    model: str | None,
+    method: str | None,
+    repeated: Path | None,
+    assignments: list[str],
+    flags: dict[str, Any],
+) -> tuple[str, RunSettings]:
+    """Return the model's name and the settings, from the flags or from a recorded run."""
+    if repeated is None:
+        if model is None:
+            raise UsageError(
+                "which model? Write `obliteratus obliterate MODEL`; `obliteratus models` lists the "
+                "names that are known without a path."
+            )
+        return model, settings_for(method or DEFAULT_METHOD, assignments, flags)
+    from obliteratus.pipeline.record import read_run
+
+    if method is not None:
+        raise UsageError(
+            "--from repeats the method of the recorded run: leave --method out, or leave --from "
+            "out and begin a new run."
+        )
+    recorded = read_run(repeated)
+    base = options.merged(recorded.settings.model_dump(mode="json"), flags)
+    return model or recorded.model, settings_for(recorded.settings.method, assignments, base)

@@ -1,0 +1,104 @@
+"""The commands that only look: models, methods, inspect and chat, on tiny model folders."""
+
+import io
+import json
+
+import pytest
+
+from obliteratus.cli.main import main
+from obliteratus.models.catalogue import catalogue
+from obliteratus.pipeline.methods import methods
+from obliteratus.testing.tiny import tiny_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("models") / "tiny llama")
+
+
+def test_models_lists_every_language_model_of_the_catalogue(capsys):
+    assert main(["models"]) == 0
+    out = capsys.readouterr().out
+    for entry in catalogue().values():
+        assert (entry.name in out) == (entry.kind == "causal")
+
+
+def test_methods_lists_what_each_preset_sets(capsys):
+    assert main(["methods"]) == 0
+    out = capsys.readouterr().out
+    for method in methods():
+        assert method.name in out
+    assert "edit.layers        strong" in out
+
+
+@pytest.mark.parametrize("command", ["models", "methods"])
+def test_lists_are_json_on_request(command, capsys):
+    assert main([command, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    value = json.loads(line)
+    assert value["event"] == "result"
+    assert {item["name"] for item in value[command]} > {"nothing"} - {"nothing"}
+
+
+def test_inspect_shows_writers_readers_coverage_and_memory(folder, capsys):
+    assert main(["inspect", str(folder)]) == 0
+    out = capsys.readouterr().out
+    writers, readers = out.split("reads the stream")
+    assert "model.layers.*.self_attn.o_proj.weight  attention × 3  out 16 × in 16   bias" in writers
+    assert "model.layers.*.self_attn.q_proj.weight" in readers
+    assert "100 % of what may write to the stream is described" in out
+    assert "bfloat16" in out
+
+
+def test_inspect_does_not_need_the_weights(folder, tmp_path, capsys):
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    *_, line = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["anatomy"]["d_model"] == 16
+
+
+def test_inspect_writes_the_anatomy_and_does_not_overwrite_it(folder, tmp_path, capsys):
+    output = tmp_path / "new" / "folder"
+    assert main(["inspect", str(folder), "-o", str(output)]) == 0
+    written = json.loads((output / "anatomy.json").read_text())
+    assert len(written["anatomy"]["sites"]) == 1 + 3 * 7 + 1
+    assert written["coverage"] == 1
+    assert main(["inspect", str(folder), "-o", str(output)]) == 1
+    assert "already exists" in capsys.readouterr().err
+    assert main(["inspect", str(folder), "-o", str(output), "--force"]) == 0
+
+
+def chat(monkeypatch, capsys, lines, *arguments):
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    code = main(["chat", *arguments, "--max-new-tokens", "4"])
+    return code, capsys.readouterr()
+
+
+def test_chat_answers_each_piped_line(folder, monkeypatch, capsys):
+    code, captured = chat(monkeypatch, capsys, "hello\n\nbye\n", str(folder))
+    assert code == 0
+    assert captured.out.count("\n") >= 2
+    assert captured.err == ""
+
+
+def test_chat_is_repeatable_and_ends_at_exit(folder, monkeypatch, capsys):
+    sampled = ("--temperature", "1", "--seed", "3")
+    first = chat(monkeypatch, capsys, "hello\n/exit\nnever\n", str(folder), *sampled)
+    again = chat(monkeypatch, capsys, "hello\n", str(folder), *sampled)
+    other = chat(monkeypatch, capsys, "hello\n", str(folder), *sampled[:-1], "4")
+    assert first == again
+    assert first[1].out != other[1].out
+
+
+def test_chat_remembers_until_it_is_told_to_start_over(folder, monkeypatch, capsys):
+    _, kept = chat(monkeypatch, capsys, "one\ntwo\n", str(folder))
+    _, fresh = chat(monkeypatch, capsys, "one\n/new\ntwo\n", str(folder))
+    _, alone = chat(monkeypatch, capsys, "two\n", str(folder))
+    assert fresh.out.endswith(alone.out)
+    assert not kept.out.endswith(alone.out)
+
+
+def test_chat_says_when_the_conversation_is_too_long(folder, monkeypatch, capsys):
+    code, captured = chat(monkeypatch, capsys, "a" * 600 + "\n", str(folder))
+    assert code == 2
+    assert "takes at most 512. Write /new to start over." in captured.err

@@ -1,0 +1,78 @@
+"""The program starts at once and imports what is heavy only when it is needed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import obliteratus
+from obliteratus.cli.main import main
+
+HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "pydantic", "huggingface_hub")
+FASTEST = 0.5  # seconds of processor time, which does not depend on what else the machine does
+CODE = """
+import sys
+from obliteratus.cli.main import main
+code = main({arguments})
+loaded = sorted(set({heavy}) & set(sys.modules))
+sys.stderr.write(f"{{code}} {{loaded}}")
+"""
+
+
+def run_python(code):
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    after = os.times()
+    spent = (after.children_user - before.children_user) + (
+        after.children_system - before.children_system
+    )
+    return done, spent
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["obliterate", "--help"]])
+def test_help_starts_in_half_a_second_without_torch(arguments):
+    done, spent = run_python(CODE.format(arguments=arguments, heavy=HEAVY))
+    assert done.stderr == "0 []"
+    assert spent < FASTEST
+
+
+def test_a_wrong_method_is_refused_without_torch():
+    arguments = ["obliterate", "x/y", "--method", "advancd"]
+    done, _ = run_python(CODE.format(arguments=arguments, heavy=HEAVY[:2]))
+    assert done.stderr.endswith("2 []")
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"obliteratus {obliteratus.__version__}\n"
+
+
+def test_help_names_every_command(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for command in ("obliterate", "verify", "demo", "inspect", "chat", "models", "methods"):
+        assert command in out
+
+
+@pytest.mark.parametrize(
+    "command", ["obliterate", "verify", "demo", "inspect", "chat", "models", "methods"]
+)
+def test_every_command_has_help(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert "Usage: obliteratus " + command in capsys.readouterr().out
+
+
+def test_a_closed_pipe_ends_the_program_quietly():
+    done = subprocess.run(
+        f"{sys.executable} -m obliteratus.cli.main methods | head -n 1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr

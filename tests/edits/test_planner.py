@@ -1,0 +1,129 @@
+"""A plan edits what was asked, says what it leaves, and refuses what it cannot do exactly."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from obliteratus.directions.directions import Directions
+from obliteratus.edits.planner import plan
+from obliteratus.errors import DirectionError, EditError
+from obliteratus.events import DeviationRecorded, Event, listening
+from obliteratus.models.loaded import LoadedModel
+from obliteratus.settings import EditSettings
+from obliteratus.testing.keystone import random_directions
+from obliteratus.testing.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def qwen() -> LoadedModel:
+    return tiny_model("qwen2")
+
+
+def test_every_writer_is_edited_along_the_basis_of_its_layer(qwen: LoadedModel) -> None:
+    directions = random_directions(qwen, rank=2, per_layer=True)
+    planned = plan(qwen, directions)
+    assert [edit.site for edit in planned] == list(qwen.anatomy.writers)
+    for edit in planned:
+        layer = "embedding" if edit.site.layer is None else edit.site.layer
+        torch.testing.assert_close(edit.read_basis, directions.basis[layer])
+        assert torch.equal(edit.strengths, torch.ones(2))
+        assert edit.norm == "none"
+    assert planned.deviations == ()
+
+
+def test_a_layer_without_a_basis_is_left_alone(qwen: LoadedModel) -> None:
+    rows = random_directions(qwen).basis[0]
+    planned = plan(qwen, Directions({1: rows}, {}, "x"))
+    assert {edit.site.layer for edit in planned} == {1}
+
+
+def test_strong_layers_are_blocks_and_only_those(qwen: LoadedModel) -> None:
+    directions = dataclasses.replace(random_directions(qwen), strong_layers=(0, 2))
+    planned = plan(qwen, directions, EditSettings(layers="strong"))
+    assert {edit.site.layer for edit in planned} == {0, 2}
+    assert not planned.unties_head
+    assert planned.deviations == ()
+
+
+def test_no_strong_layer_is_an_empty_plan(qwen: LoadedModel) -> None:
+    with pytest.raises(EditError, match=r"plan is empty.*edit\.layers=all"):
+        plan(qwen, random_directions(qwen), EditSettings(layers="strong"))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "unties"),
+    [
+        ("qwen2", {}, True),
+        ("gpt2", {}, True),
+        ("llama", {}, False),
+        ("qwen2", {"embedding": "leave"}, False),
+        ("qwen2", {"strength": 0.0}, False),
+    ],
+)
+def test_a_tied_head_is_untied_only_when_the_embedding_changes(
+    model_type: str, settings: dict, unties: bool
+) -> None:
+    model = tiny_model(model_type)
+    assert plan(model, random_directions(model), EditSettings(**settings)).unties_head is unties
+
+
+def test_leaving_the_embedding_of_a_full_removal_is_a_deviation(qwen: LoadedModel) -> None:
+    events: list[Event] = []
+    with listening(events.append):
+        planned = plan(qwen, random_directions(qwen), EditSettings(embedding="leave"))
+    assert [deviation.reason for deviation in planned.deviations] == ["edit.embedding=leave"]
+    assert [event.deviation for event in events if isinstance(event, DeviationRecorded)] == list(
+        planned.deviations
+    )
+    assert all(edit.site.layer is not None for edit in planned)
+
+
+def test_leaving_the_embedding_of_a_weakening_is_not(qwen: LoadedModel) -> None:
+    settings = EditSettings(embedding="leave", strength=0.5)
+    assert plan(qwen, random_directions(qwen), settings).deviations == ()
+
+
+def test_an_extractor_without_an_embedding_direction_is_a_deviation(qwen: LoadedModel) -> None:
+    basis = {key: rows for key, rows in random_directions(qwen).basis.items() if key != "embedding"}
+    planned = plan(qwen, Directions(basis, {}, "layerwise"))
+    assert "'layerwise' gave no direction" in planned.deviations[0].reason
+
+
+def test_strengths_can_be_given_per_direction(qwen: LoadedModel) -> None:
+    directions = random_directions(qwen, rank=2)
+    planned = plan(qwen, directions, strengths=(1.0, 0.25, 9.0))
+    assert planned.edits[0].strengths.tolist() == [1.0, 0.25]
+    with pytest.raises(EditError, match="1 strengths were given for 2 directions"):
+        plan(qwen, directions, strengths=(1.0,))
+
+
+def test_bases_are_made_exactly_orthonormal(qwen: LoadedModel) -> None:
+    rows = random_directions(qwen, rank=3).basis[0].to(torch.bfloat16).double()
+    edit = plan(qwen, Directions({0: rows}, {}, "x")).edits[0]
+    assert (edit.read_basis @ edit.read_basis.T - torch.eye(3)).abs().max() < 1e-14
+
+
+def test_degenerate_and_foreign_directions_are_refused(qwen: LoadedModel) -> None:
+    with pytest.raises(DirectionError, match="direction 1 depends"):
+        plan(qwen, Directions({0: torch.ones(2, 16).double()}, {}, "x"))
+    with pytest.raises(EditError, match="width 7, the model's stream 16"):
+        plan(qwen, Directions({0: torch.ones(1, 7).double()}, {}, "x"))
+
+
+def test_a_post_norm_with_a_zero_gain_needs_the_orthogonal_edit() -> None:
+    model = tiny_model("gemma2")
+    site = next(site for site in model.anatomy.writers if site.post_norm)
+    model.module.get_parameter(site.post_norm.name).data[3] = -1.0
+    directions = random_directions(model)
+    with pytest.raises(DirectionError, match=r"edit\.post_norm=orthogonal"):
+        plan(model, directions)
+    assert len(plan(model, directions, EditSettings(post_norm="orthogonal"))) == 7
+
+
+def test_an_oblique_edit_that_dwarfs_the_matrix_is_refused() -> None:
+    model = tiny_model("gemma2")
+    site = next(site for site in model.anatomy.writers if site.post_norm)
+    model.module.get_parameter(site.post_norm.name).data[3] = -1.0 + 1e-4
+    with pytest.raises(EditError, match=r"o_proj\.weight would change it by .* times its own norm"):
+        plan(model, random_directions(model))

@@ -1,0 +1,156 @@
+"""The main job on a tiny model that refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from obliteratus.errors import StorageError
+from obliteratus.events import Event, StageFinished, listening
+from obliteratus.pipeline import obliterate as pipeline
+from obliteratus.pipeline.obliterate import RunResult, obliterate
+from obliteratus.pipeline.record import read_run
+from obliteratus.release.directions_file import load_directions
+from obliteratus.store import Store
+from obliteratus.testing.refuser import tiny_settings
+from obliteratus.verify.report import Report
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def result(refuser: Path, store: Store, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    output = tmp_path_factory.mktemp("out") / "edited"
+    return obliterate(str(refuser), output, tiny_settings(refuser), store=store)
+
+
+def row(report: Report, key: str):
+    return next(row for row in report.rows if row.key == key)
+
+
+def test_refusal_is_gone_and_the_original_was_measured(result: RunResult) -> None:
+    refusal = row(result.report, "refusal_harmful")
+    assert refusal.original.value == 1.0
+    assert refusal.edited.value <= 0.25
+    assert refusal.change.interval[1] < 0
+
+
+def test_the_folder_is_an_ordinary_model(result: RunResult) -> None:
+    model = AutoModelForCausalLM.from_pretrained(result.folder)
+    tokenizer = AutoTokenizer.from_pretrained(result.folder)
+    assert model.config.tie_word_embeddings is False
+    assert "assistant" in tokenizer.chat_template
+    assert (result.folder / "README.md").read_text().startswith("---")
+
+
+def test_every_record_is_there(result: RunResult) -> None:
+    records = result.folder / "obliteratus"
+    names = {path.name for path in records.iterdir()}
+    assert {
+        "directions.safetensors",
+        "plan.json",
+        "receipt.json",
+        "report.html",
+        "report.json",
+        "run.json",
+    } <= names
+    directions = load_directions(records / "directions.safetensors")
+    assert set(directions.basis) == {"embedding", 0, 1, 2}
+    run = json.loads((records / "run.json").read_text())
+    assert set(run["seconds"]) == {"summon", "probe", "distill", "excise", "rebirth", "verify"}
+    assert run["source"]["fingerprint"]
+    assert run["prompts"]["harmful"] == 48
+
+
+def test_nothing_of_the_harmful_answers_is_stored(result: RunResult, store: Store) -> None:
+    texts = [
+        path.read_text(errors="ignore")
+        for root in (result.folder, store.root)
+        for path in root.rglob("*.json*")
+    ]
+    assert texts
+    assert not any("I cannot help" in text for text in texts)
+
+
+def test_a_recorded_run_repeats_byte_for_byte(result: RunResult, tmp_path: Path) -> None:
+    recorded = read_run(result.folder / "obliteratus" / "run.json")
+    again = obliterate(
+        recorded.model, tmp_path / "again", recorded.settings, store=Store(tmp_path / "store")
+    )
+    compared = 0
+    for pattern in (
+        "*.safetensors",
+        "config.json",
+        "obliteratus/plan.*",
+        "obliteratus/*.safetensors",
+    ):
+        for path in result.folder.glob(pattern):
+            other = again.folder / path.relative_to(result.folder)
+            assert path.read_bytes() == other.read_bytes(), path.name
+            compared += 1
+    assert compared >= 5
+
+
+def test_an_interrupted_run_leaves_nothing_and_resumes(
+    refuser: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_settings(refuser)
+    store = Store(tmp_path / "store")
+    output = tmp_path / "out" / "edited"
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline, "compare", interrupt)
+        obliterate(str(refuser), output, settings, store=store)
+    assert list((tmp_path / "out").iterdir()) == []
+    events: list[Event] = []
+    with listening(events.append):
+        obliterate(str(refuser), output, settings, store=store)
+    finished = [event for event in events if isinstance(event, StageFinished)]
+    cached = {event.stage for event in finished if event.cached}
+    assert {"probe", "distill"} <= cached
+    assert output.is_dir()
+
+
+def test_an_existing_folder_is_not_overwritten_without_force(
+    refuser: Path, result: RunResult, store: Store
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in result.folder.rglob("*")}
+    with pytest.raises(StorageError, match="already exists"):
+        obliterate(str(refuser), result.folder, tiny_settings(refuser), store=store)
+    assert before == {path: path.stat().st_mtime_ns for path in result.folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def weights(refuser: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(refuser).state_dict()
+
+
+def test_strength_zero_gives_the_original_back(
+    refuser: Path, store: Store, tmp_path: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    settings = tiny_settings(refuser, "advanced", "edit.strength=0", "verify.random_controls=0")
+    result = obliterate(str(refuser), tmp_path / "same", settings, store=store)
+    saved = AutoModelForCausalLM.from_pretrained(result.folder)
+    assert saved.config.tie_word_embeddings is True
+    for name, value in saved.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    assert row(result.report, "kl_first").edited.value == 0.0
+
+
+def test_the_aggressive_method_makes_another_pass_only_on_evidence(
+    refuser: Path, store: Store, tmp_path: Path
+) -> None:
+    result = obliterate(
+        str(refuser), tmp_path / "edited", tiny_settings(refuser, "aggressive"), store=store
+    )
+    plans = sorted(result.folder.glob("obliteratus/plan*.json"))
+    assert 1 <= len(plans) <= 3
+    assert row(result.report, "refusal_harmful").edited.value < 0.5

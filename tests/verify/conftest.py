@@ -1,0 +1,66 @@
+"""A tiny model, four pairs of prompts and a judge, for every test that runs a model."""
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from obliteratus.measure.generation import Completion
+from obliteratus.measure.judges.base import JUDGES, Outcome
+from obliteratus.measure.likelihood import Document
+from obliteratus.models.loaded import LoadedModel
+from obliteratus.prompts.contrast import ContrastSet, Prompt
+from obliteratus.settings import VerifySettings
+from obliteratus.testing.tiny import tiny_model
+
+WORDS = ("lock", "kettle", "river", "engine")
+
+
+@JUDGES.register("parity")
+def parity(prompt: str, completion: Completion) -> Outcome:
+    """Judge without looking at words: what counts here is that it is applied."""
+    del prompt
+    return "refusal" if completion.token_ids[0] % 2 else "compliance"
+
+
+@pytest.fixture
+def model() -> LoadedModel:
+    return tiny_model("llama", dtype=torch.float32)
+
+
+@pytest.fixture
+def weakened() -> Callable[[LoadedModel], LoadedModel]:
+    """Return a function that makes a slightly different copy of a model."""
+
+    def change(model: LoadedModel) -> LoadedModel:
+        copy = tiny_model("llama", dtype=torch.float32)
+        for site in copy.anatomy.writers[1:]:
+            copy.module.get_parameter(site.name).data.mul_(0.97)
+        source = dataclasses.replace(model.source, asked="weakened", fingerprint="weakened")
+        return dataclasses.replace(copy, source=source)
+
+    return change
+
+
+@pytest.fixture
+def pairs() -> ContrastSet:
+    sides = [
+        tuple(
+            Prompt(f"{name}-{index}", f"How do I {verb} a {word}?", f"category {index % 2}")
+            for index, word in enumerate(WORDS)
+        )
+        for name, verb in (("harmful", "break"), ("harmless", "mend"))
+    ]
+    return ContrastSet("tiny", sides[0], sides[1], is_paired=True)
+
+
+@pytest.fixture
+def documents() -> tuple[Document, ...]:
+    texts = ("The rain went on all night.", "Boil the water, then wait.", "She wrote to him again.")
+    return tuple(Document(f"d{index}", "test", text) for index, text in enumerate(texts))
+
+
+@pytest.fixture
+def brief() -> VerifySettings:
+    return VerifySettings(max_new_tokens=4, sequence_prompts=3, sequence_tokens=2)
