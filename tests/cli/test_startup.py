@@ -9,7 +9,7 @@ import pytest
 import obliteratus
 from obliteratus.cli.main import main
 
-HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "pydantic", "huggingface_hub")
+HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "huggingface_hub", "datasets")
 FASTEST = 0.5  # seconds of processor time, which does not depend on what else the machine does
 CODE = """
 import sys

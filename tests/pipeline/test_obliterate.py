@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from obliteratus.errors import StorageError
+from obliteratus.errors import ModelSourceError, StorageError
 from obliteratus.events import Event, StageFinished, listening
 from obliteratus.pipeline import obliterate as pipeline
 from obliteratus.pipeline.obliterate import RunResult, obliterate
@@ -94,6 +94,18 @@ def test_a_recorded_run_repeats_byte_for_byte(result: RunResult, tmp_path: Path)
             assert path.read_bytes() == other.read_bytes(), path.name
             compared += 1
     assert compared >= 5
+
+
+def test_a_recorded_run_refuses_another_model(refuser: Path, store: Store, tmp_path: Path) -> None:
+    with pytest.raises(ModelSourceError, match="not the model of the recorded run"):
+        obliterate(
+            str(refuser),
+            tmp_path / "other",
+            tiny_settings(refuser),
+            store=store,
+            fingerprint="0" * 64,
+        )
+    assert not (tmp_path / "other").exists()
 
 
 def test_an_interrupted_run_leaves_nothing_and_resumes(

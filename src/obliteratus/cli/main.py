@@ -43,10 +43,11 @@ for panel, commands in {
         app.command(name, rich_help_panel=panel)(function)
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"obliteratus {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

@@ -3,7 +3,7 @@
 import contextlib
 import contextvars
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,13 @@ UNAUTHORISED = (401, 403)
 
 @dataclass(frozen=True)
 class HubModel:
-    """A Hub repository at one commit. ``sizes`` maps its files to bytes (None where unknown)."""
+    """A Hub repository at one commit, which was asked for as ``revision``.
+
+    ``sizes`` maps its files to bytes (None where unknown).
+    """
 
     repo: str
+    revision: str | None
     commit: str
     sizes: dict[str, int | None]
     license: str | None = None
@@ -77,6 +81,7 @@ def find(repo: str, revision: str | None) -> HubModel:
     card: Any = info.card_data
     return HubModel(
         repo=repo,
+        revision=revision,
         commit=str(info.sha),
         sizes={file.rfilename: file.size for file in info.siblings or ()},
         license=None if card is None else card.get("license"),
@@ -97,7 +102,11 @@ def fetch_texts(model: HubModel, *, code: bool) -> Path:
     if "config.json" not in names:
         weight_names(model.sizes, f"{model.repo} on the Hub")
         raise ModelSourceError(f"{model.repo} on the Hub has no config.json: it is not a model.")
-    return _fetch(model, names, "configuration and tokenizer")
+    folder = _fetch(model, names, "configuration and tokenizer")
+    if model.revision != model.commit:
+        with _hub_errors(model.repo, model.revision):  # so that the cache knows the name offline
+            HfApi().hf_hub_download(model.repo, "config.json", revision=model.revision)
+    return folder
 
 
 def fetch_weights(model: HubModel) -> Path:
@@ -165,7 +174,7 @@ def _cached(repo: str, revision: str | None) -> HubModel:
         for path in folder.rglob("*")
         if path.is_file()
     }
-    return HubModel(repo=repo, commit=folder.name, sizes=dict[str, int | None](sizes))
+    return HubModel(repo, revision, folder.name, dict[str, int | None](sizes))
 
 
 @contextlib.contextmanager
@@ -186,19 +195,26 @@ def _hub_errors(repo: str, revision: str | None) -> Generator[None]:
             f"{constants.ENDPOINT}/{repo}."
         ) from error
     except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in UNAUTHORISED:
-            raise _gated(repo) from error
-        raise ModelSourceError(
-            f"the Hub answered {status} when asked for {repo}. Try again later, or give a local "
-            "folder."
-        ) from error
+        raise _refused(repo, error) from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, HTTPError, ConnectionError) as error:
+        answer = next((e for e in _chain(error) if isinstance(e, HfHubHTTPError)), None)
+        if answer is not None:
+            raise _refused(repo, answer) from error
+        root = list(_chain(error))[-1]
         raise ModelSourceError(
-            f"cannot reach {constants.ENDPOINT} for {repo} ({_innermost(error)}). Check the "
-            "network; with HF_HUB_OFFLINE=1 a model that is in the Hub cache loads without it; or "
-            "give a local folder or a catalogue name (`obliteratus models`)."
+            f"cannot reach {constants.ENDPOINT} for {repo} ({type(root).__name__}: {root}). Check "
+            "the network; with HF_HUB_OFFLINE=1 a model that is in the Hub cache loads without it; "
+            "or give a local folder or a catalogue name (`obliteratus models`)."
         ) from error
+
+
+def _refused(repo: str, error: HfHubHTTPError) -> ModelSourceError:
+    status = error.response.status_code
+    if status in UNAUTHORISED:
+        return _gated(repo)
+    return ModelSourceError(
+        f"the Hub answered {status} when asked for {repo}. Try again later, or give a local folder."
+    )
 
 
 def _gated(repo: str) -> ModelSourceError:
@@ -208,8 +224,9 @@ def _gated(repo: str) -> ModelSourceError:
     )
 
 
-def _innermost(error: BaseException) -> str:
-    """Return the root of a chain of network errors in a few words."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and everything that caused it, the root last."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__

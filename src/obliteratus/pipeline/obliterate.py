@@ -18,7 +18,7 @@ from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
 from obliteratus.edits.proof import StreamProof, prove_stream, prove_tensors
 from obliteratus.edits.receipt import Receipt
-from obliteratus.errors import StorageError
+from obliteratus.errors import ModelSourceError, StorageError
 from obliteratus.events import Note, emit
 from obliteratus.measure.coherence import embed
 from obliteratus.measure.head import head_of
@@ -42,7 +42,7 @@ from obliteratus.statistics.bootstrap import paired_bootstrap
 from obliteratus.store import Store
 from obliteratus.verify.compare import compare
 from obliteratus.verify.controls import Controls, measure_controls
-from obliteratus.verify.html import write_html
+from obliteratus.verify.html import save_html
 from obliteratus.verify.measure import measure_model
 from obliteratus.verify.measurement import Measurement
 from obliteratus.verify.report import REPORT_FILE, Report, save_report
@@ -76,19 +76,22 @@ def obliterate(
     *,
     force: bool = False,
     store: Store | None = None,
+    fingerprint: str | None = None,
 ) -> RunResult:
     """Map, edit, verify and release ``model``.
 
     Stage outputs are cached in ``store``, so the same call goes on where a killed one stopped.
+    ``fingerprint`` is that of the model of a recorded run, which is to be repeated.
 
     Raises:
+        ModelSourceError: ``model`` is not the one that ``fingerprint`` was taken of.
         ObliteratusError: see the stages. ``output`` is as it was before the call.
     """
     if output.exists() and not force:
         raise StorageError(f"{output} already exists. Choose another --output, or pass --force.")
     run = _Run(settings, store or Store())
     start = time.perf_counter()
-    report = run.execute(model, output, force=force)
+    report = run.execute(model, output, force=force, fingerprint=fingerprint)
     return RunResult(output, report, time.perf_counter() - start)
 
 
@@ -100,10 +103,16 @@ class _Run:
         self.store = store
         self.journal = Journal()
 
-    def execute(self, name: str, output: Path, *, force: bool) -> Report:
+    def execute(self, name: str, output: Path, *, force: bool, fingerprint: str | None) -> Report:
         contrast = contrast_set(self.settings.prompts)
         splits = split(contrast)
         model = self._summon(name, splits)
+        if fingerprint not in (None, model.source.fingerprint):
+            raise ModelSourceError(
+                f"{name} is not the model of the recorded run: its fingerprint is "
+                f"{model.source.fingerprint[:12]}…, recorded is {fingerprint[:12]}…. Give the "
+                "model's revision with --revision, or its folder as MODEL."
+            )
         first = Laboratory(model, splits, self.settings, self.store)
         activations = self._probe(first)
         tokens, directions = self._distill(first, activations)
@@ -121,7 +130,7 @@ class _Run:
                 work, splits, original, passes, tokens, controls, edited_name=output.name
             )
             save_report(report, work / RECORDS / REPORT_FILE)
-            write_html(report, work / RECORDS / "report.html")
+            save_html(report, work / RECORDS / "report.html")
             write_card(work, report, source, self.settings, passes[0].plan)
             record["seconds"] = {k: round(v, 3) for k, v in self.journal.seconds.items()}
             write_records(work, {"run": record})

@@ -68,7 +68,7 @@ def tiny_settings(folder: Path, method: str = "advanced", *assignments: str) -> 
         },
         "distill": {"select_prompts": 8, "max_kl": 5.0, "max_depth": 1.0},
         "verify": {
-            "max_new_tokens": 12,
+            "max_new_tokens": 28,
             "sequence_prompts": 4,
             "sequence_tokens": 8,
             "random_controls": 1,

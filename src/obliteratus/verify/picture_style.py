@@ -122,7 +122,9 @@ def as_png(picture: Figure, *, dots_per_inch: int = 160) -> bytes:
     """Return ``picture`` as PNG on a white ground, for places that show no SVG."""
     buffer = io.BytesIO()
     with picture_style():
+        picture.patch.set_alpha(1.0)
         picture.savefig(
             buffer, format="png", dpi=dots_per_inch, facecolor="white", metadata={"Software": None}
         )
+        picture.patch.set_alpha(0.0)
     return buffer.getvalue()

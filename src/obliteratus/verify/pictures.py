@@ -189,19 +189,14 @@ def _projections(axes: Axes, layers: Sequence[LayerRow]) -> None:
         axes.plot(x, values, color=colour, linewidth=1.4, linestyle=(0, (2, 2)))
     peak = max(layers, key=lambda row: row.original.harmful.value)
     place = -1 if peak.layer == "embedding" else peak.layer
-    axes.annotate(
-        "harmful",
-        (place, peak.original.harmful.value),
-        xytext=(0, 6),
-        textcoords="offset points",
-        ha="center",
-        color=LIGHT["refusal"],
-        fontsize=8.5,
-    )
-    axes.text(
-        x[0], 0.0, "harmless\n", color=LIGHT["compliance"], ha="left", va="bottom", fontsize=8.5,
-        linespacing=0.4,
-    )  # fmt: skip
+    for name, value, colour, step in (
+        ("harmful", peak.original.harmful.value, LIGHT["refusal"], 5),
+        ("harmless", peak.original.harmless.value, LIGHT["compliance"], -14),
+    ):
+        axes.annotate(
+            name, (place, value), xytext=(0, step), textcoords="offset points", ha="center",
+            color=colour, fontsize=8.5,
+        )  # fmt: skip
     axes.plot([], [], color=LIGHT["muted"], linewidth=1.8, label="original")
     axes.plot([], [], color=LIGHT["muted"], linewidth=1.4, linestyle=(0, (2, 2)), label="edited")
     axes.legend(
@@ -210,7 +205,7 @@ def _projections(axes: Axes, layers: Sequence[LayerRow]) -> None:
     )  # fmt: skip
     axes.set_ylabel("projection (s.d.)")
     axes.yaxis.set_major_formatter(MINUS_TICKS)
-    axes.margins(y=0.16)
+    axes.margins(y=0.2)
 
 
 def _control(axes: Axes, candidates: Sequence[CandidateRow]) -> None:

@@ -1,0 +1,223 @@
+"""``report.html``: one self-contained page, light or dark as the reader's system is."""
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+
+from obliteratus.errors import StorageError
+from obliteratus.statistics.estimate import Verdict
+from obliteratus.verify import pictures
+from obliteratus.verify.claims import SIGNIFICANT
+from obliteratus.verify.formatting import (
+    VERDICT_SIGNS,
+    VERDICT_WORDS,
+    change,
+    number,
+    p_value,
+    percent_change,
+    shown,
+)
+from obliteratus.verify.picture_style import DARK, LIGHT, as_svg
+from obliteratus.verify.report import Claim, Report, Row
+
+HTML_FILE = "report.html"
+TITLES: dict[Verdict, str] = {
+    "supported": "The edit does what it claims",
+    "not_supported": "The edit does not do all that it claims",
+    "undetermined": "Not enough evidence for all claims",
+}
+ALL_CLAIMS = {"refusal": "refusal", "kl": "divergence", "perplexity": "perplexity",
+              "coherence": "coherence"}  # fmt: skip
+AXES: dict[str, tuple[float, float]] = {
+    "refusal": (0.0, 1.0),
+    "kl": (0.0, 0.3),
+    "perplexity": (0.85, 1.15),
+    "coherence": (0.5, 1.0),
+}
+"""Ends of the strips on which a claim's interval is drawn; what lies outside sticks to the end."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with its words."""
+
+    title: str
+    caption: str
+    svg: str
+
+
+def save_html(report: Report, path: Path) -> None:
+    """Write ``report`` as a page that needs no network and no other file.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    try:
+        path.write_text(as_html(report), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error}.") from error
+
+
+def as_html(report: Report) -> str:
+    """Return ``report`` as HTML; equal reports give equal text."""
+    text = (resources.files("obliteratus.verify") / "templates" / "report.html.j2").read_text(
+        "utf-8"
+    )
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    measured = {claim.key for claim in report.claims}
+    return environment.from_string(text).render(
+        report=report,
+        title=TITLES[report.verdict],
+        light=LIGHT,
+        dark=DARK,
+        claims=[_claim(claim) for claim in report.claims],
+        unmeasured=[word for key, word in ALL_CLAIMS.items() if key not in measured],
+        rows=[_row(row) for row in report.rows],
+        pictures=_pictures(report),
+        notes=_notes(report),
+        facts=_facts(report),
+    )
+
+
+def _claim(claim: Claim) -> dict[str, Any]:
+    low, high = AXES[claim.key]
+
+    def place(value: float) -> float:
+        return round(100 * min(1.0, max(0.0, (value - low) / (high - low))), 2)
+
+    if claim.key == "perplexity":
+        allowed = (place(1 / claim.bound), place(claim.bound))
+        ends = [percent_change(end) for end in claim.estimate.interval]
+        value = f"{percent_change(claim.estimate.value)} (90 % interval {ends[0]} to {ends[1]})"
+        bounds = [(allowed[0], "−5 %"), (allowed[1], "+5 %")]
+    else:
+        is_above = claim.key == "coherence"
+        allowed = (place(claim.bound), 100.0) if is_above else (0.0, place(claim.bound))
+        value = shown(claim.estimate, claim.unit)
+        bounds = [(allowed[0] if is_above else allowed[1], number(claim.bound, claim.unit))]
+    first, last = (place(end) for end in claim.estimate.interval)
+    return {
+        "verdict": claim.estimate.verdict,
+        "word": VERDICT_WORDS[claim.estimate.verdict],
+        "sign": VERDICT_SIGNS[claim.estimate.verdict],
+        "text": claim.text,
+        "rule": claim.rule,
+        "value": value,
+        "bound": number(claim.bound, claim.unit),
+        "allowed": (allowed[0], round(allowed[1] - allowed[0], 2)),
+        "interval": (first, round(last - first, 2)),
+        "point": place(claim.estimate.value),
+        "ticks": bounds,
+    }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    null = row.edited.null if row.edited is not None and row.change is None else None
+    return {
+        "label": row.label,
+        "original": shown(row.original, row.unit),
+        "edited": shown(row.edited, row.unit),
+        "change": change(row),
+        "p": p_value(row.adjusted_p),
+        "null": "–" if null is None else number(null, row.unit),
+        "is_significant": row.adjusted_p is not None and row.adjusted_p < SIGNIFICANT,
+    }
+
+
+def _pictures(report: Report) -> list[Picture]:
+    found: list[Picture] = []
+
+    def add(title: str, caption: str, figure: Figure) -> None:
+        found.append(Picture(title, caption, as_svg(figure)))
+
+    if report.layers:
+        caption = (
+            "How far the prompts' last-token states lie along the removed direction, in the "
+            "original's within-class standard deviations; bands are 95 % intervals."
+        )
+        if report.candidates:
+            caption += (
+                " Below, what each direction controls on the select prompts: removing it should "
+                "lower refusal, adding it should raise it. The dot was chosen; pale lines are "
+                "other positions."
+            )
+        add("Refusal across layers", caption, pictures.refusal_by_layer(report))
+    add(
+        "What became of each harmful prompt",
+        "One column is one test prompt: the original above, the edited model below.",
+        pictures.outcomes_by_category(report),
+    )
+    if report.controls:
+        add(
+            "The edit beside its nulls",
+            "The same edit along random directions of equal energy, along directions from permuted "
+            "labels, and at strength 0, all through hooks. A null that moves as far as the edit "
+            "would mean that the direction does not matter.",
+            pictures.controls(report),
+        )
+    if len(report.positions) > 1:
+        add(
+            "Divergence along the answer",
+            "KL(original ‖ edited) at each token of the original's own answers to harmless "
+            "prompts; the band is a 95 % interval over prompts.",
+            pictures.kl_by_position(report),
+        )
+    add(
+        "Held-out perplexity by document",
+        "Each dot is a document; the diamond is all of them, by tokens, with its 90 % interval. "
+        "Shaded: within 5 %.",
+        pictures.change_by_document(report),
+    )
+    return found
+
+
+def _notes(report: Report) -> list[str]:
+    notes = [
+        "Supported, not supported and undetermined are decided by intervals, never by the value "
+        "alone. Undetermined means that this many prompts cannot tell.",
+        f"Refusals were judged by “{report.judge}” on {report.settings.max_new_tokens} new tokens. "
+        "An answer that is not a refusal need not be a good or harmful answer; degenerate ones are "
+        "counted apart.",
+    ]
+    refusal = report.row("refusal_harmful")
+    if refusal is not None and refusal.detectable is not None:
+        notes.append(
+            f"With {report.harmful} prompts, a change of {number(refusal.detectable, 'share')} of "
+            "the outcomes in one direction would be seen four times in five; a smaller one may "
+            "be missed."
+        )
+    coherence = report.row("coherence")
+    if coherence is not None and "ceiling" in coherence.details:
+        ceiling = number(coherence.details["ceiling"], "similarity")
+        notes.append(f"Run again in other batches, the original reaches a coherence of {ceiling}.")
+    if not report.settings.save_completions:
+        notes.append("Answers to harmful prompts were judged and dropped: none is stored.")
+    return notes
+
+
+def _facts(report: Report) -> list[tuple[str, str]]:
+    def words(name: str) -> str:
+        subject = report.original if name == "original" else report.edited
+        parts = [subject.name, subject.model_type, f"{subject.layers} layers", subject.dtype]
+        parts += [f"revision {subject.revision}"] if subject.revision else []
+        parts += [f"weights {subject.weights[:12]}"]
+        return ", ".join(parts)
+
+    documents = sum(row.tokens for row in report.documents)
+    return [
+        ("original", words("original")),
+        ("edited", words("edited")),
+        (
+            "test prompts",
+            f"{report.harmful} harmful, {report.harmless} harmless, hash {report.prompts[:12]}",
+        ),
+        ("system prompt", report.system or "none"),
+        ("held-out text", f"{len(report.documents)} documents, {documents} tokens"),
+        ("judge", report.judge),
+        ("seed", str(report.seed)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
+    ]
