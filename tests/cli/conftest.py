@@ -65,7 +65,7 @@ class Place:
         }
 
     def is_unchanged(self) -> bool:
-        """Say whether the last call left the folder as it was, and nothing half-made in the cache."""
+        """Say whether the last call left the folder as it was, its cache without loose ends."""
         half_made = [path.name for path in self.cache.rglob(".*")] if self.cache.exists() else []
         return self.snapshot() == self.before and not half_made
 

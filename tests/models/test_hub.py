@@ -47,6 +47,7 @@ class Handler(BaseHTTPRequestHandler):
         for prefix, (status, code) in self.server.refuse.items():
             if path.startswith(prefix):
                 return self.send(status, b"{}", {"X-Error-Code": code}, body=body)
+        path = path.replace("/resolve/main/", f"/resolve/{COMMIT}/")
         api, files = f"/api/models/{REPO}", f"/{REPO}/resolve/{COMMIT}/"
         if path == api or path == f"{api}/revision/main":
             return self.send(200, json.dumps(self.info()).encode(), {}, body=body)

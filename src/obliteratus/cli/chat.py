@@ -96,6 +96,8 @@ def _answer(
     """Let the model answer; when typed, what it cannot answer does not end the conversation."""
     try:
         talk.ask(line)
+        if is_typed:
+            sys.stdout.write("\n")
     except UsageError as error:
         if not is_typed:
             raise

@@ -9,14 +9,14 @@ from obliteratus.cli.render import Screen
 from obliteratus.cli.tables import listing
 from obliteratus.cli.words import duration
 from obliteratus.verify.report import Report
-from obliteratus.verify.terminal import report_table
+from obliteratus.verify.terminal import as_screen
 
 RECORDS = "obliteratus"  # the folder inside the output that holds what was measured
 
 
 def show_report(screen: Screen, report: Report, *, seconds: float | None = None) -> None:
     """Show the report as a table, and how long it took."""
-    screen.say(report_table(report))
+    screen.say(Padding(as_screen(report), (0, 0, 1, 1)))
     if seconds is not None:
         screen.say(f" Done in {duration(seconds)}.\n")
 

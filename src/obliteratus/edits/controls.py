@@ -22,12 +22,13 @@ ENERGY_TOLERANCE = 1e-6
 """Relative difference of Σ‖ΔW‖² between plan and control that is called matched."""
 SPENT_ALREADY = 1e-6
 """Share of a random direction's energy below which the plan has been carried out already."""
-TILTS = 12
+TILTS = 10
 """Passes over the weights spent on tilting a random draw until it can spend the energy."""
 BISECTIONS = 60
-POWER_STEPS = 4
-POWER_MARGIN = 1.2
-"""Four power steps come within a few per cent of the largest eigenvalue; the margin covers them."""
+STREAM = 0x0B117E2A705
+"""Added to the seed, so that a control never repeats what another use of the seed has drawn."""
+NEW_DIRECTION = 1e-8
+"""What is left of a direction of length 1 after projection must exceed this to be a new one."""
 
 
 def matched_random(plan: EditPlan, model: LoadedModel, seed: int = 0) -> EditPlan:
@@ -36,9 +37,10 @@ def matched_random(plan: EditPlan, model: LoadedModel, seed: int = 0) -> EditPla
     Edits that share a space in ``plan`` share one in the control, with the same strengths, norm and
     post-norm treatment. A plain random direction moves less weight than a direction that the model
     writes along, and scaling its strength up to compensate would reflect instead of remove. So the
-    draw is tilted instead: q ∝ cos θ·a + sin θ·b, with a uniform on the sphere and b = Gⁿa, G = Σ
-    W Wᵀ over the edited writers (or b = (I − G/λ)ⁿa where less energy is wanted), and θ solves
-    Σ‖ΔW‖_F²(control) = Σ‖ΔW‖_F²(plan), without norm preservation on either side. ``model``
+    draw is tilted instead: q ∝ cos θ·a + sin θ·b, with a uniform on the sphere and b the direction of
+    most (or least) energy in the span of a, Ga, …, Gⁿa, G = Σ W Wᵀ over the edited writers, for the
+    smallest n that reaches the energy; θ solves Σ‖ΔW‖_F²(control) = Σ‖ΔW‖_F²(plan), without norm
+    preservation on either side. ``model``
     is the one the plan was made for, before any edit.
 
     Raises:
@@ -47,7 +49,7 @@ def matched_random(plan: EditPlan, model: LoadedModel, seed: int = 0) -> EditPla
     """
     if any(edit.bias_shift is not None for edit in plan):
         raise EditError("a control for an edit that shifts a bias is not defined; plan without it.")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(STREAM + seed)
     replaced: dict[str, WeightEdit] = {}
     for group in _groups(plan, model):
         replaced.update(_control(group, model, generator))
@@ -120,38 +122,47 @@ def _control(
 def _spending(
     wanted: float, start: Tensor, group: Sequence[_Member], model: LoadedModel
 ) -> Float64[Tensor, "rank d_model"]:
-    """Tilt ``start`` until the group spends the energy ``wanted``."""
-    spread, spent = _applied(start, group, model)
+    """Tilt ``start`` within growing Krylov spaces of G until the group spends ``wanted``."""
+    frame = start
+    spread, spent = _applied(frame, group, model)
     if wanted <= SPENT_ALREADY * spent(start):
         raise EditError(
             "the model writes nothing along the plan's directions, so it seems to be edited "
             "already. Make the control before the edit is carried out."
         )
     goes_up = spent(start) < wanted
-    largest = 0.0 if goes_up else _largest_eigenvalue(start, group, model)
-    tilted = start
+    end = start
     for _ in range(TILTS):
-        tilted = orthonormalise(spread if goes_up else tilted - spread / largest)
-        spread, spent = _applied(torch.cat([start, tilted]), group, model)
-        spread = spread[len(start) :]
-        if (spent(tilted) >= wanted) == goes_up:
-            return _between(start, tilted, wanted, spent, goes_up=goes_up)
+        frame = _extended(frame, spread[-len(start) :])
+        spread, spent = _applied(frame, group, model)
+        end = _extreme(frame, spread, start, largest=goes_up)
+        if (spent(end) >= wanted) == goes_up:
+            return _between(start, end, wanted, spent, goes_up=goes_up)
     raise EditError(
         f"no random direction moves the energy {wanted:.3e} (the nearest tried moves "
-        f"{spent(tilted):.3e}). Make the control on the model that the edit was planned for, "
+        f"{spent(end):.3e}). Make the control on the model that the edit was planned for, "
         "before it is carried out."
     )
 
 
-def _largest_eigenvalue(start: Tensor, group: Sequence[_Member], model: LoadedModel) -> float:
-    """Return an estimate from above of the largest eigenvalue of G, by power iteration."""
-    top = start
-    size = 0.0
-    for _ in range(POWER_STEPS):
-        spread, _ = _applied(top, group, model)
-        size = float(torch.linalg.matrix_norm(spread, 2))
-        top = orthonormalise(spread)
-    return POWER_MARGIN * size
+def _extended(frame: Tensor, rows: Tensor) -> Float64[Tensor, "many d_model"]:
+    """Return ``frame`` with what ``rows`` add to its span, orthonormal; it may be nothing."""
+    added = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    for _ in range(2):  # once loses digits to cancellation
+        added = added - (added @ frame.T) @ frame
+    sizes = torch.linalg.svd(added, full_matrices=False)
+    return torch.cat([frame, sizes.Vh[sizes.S > NEW_DIRECTION]])
+
+
+def _extreme(
+    frame: Tensor, spread: Tensor, start: Tensor, *, largest: bool
+) -> Float64[Tensor, "rank d_model"]:
+    """Return the directions in ``frame`` with the most (least) energy, turned towards ``start``."""
+    vectors = torch.linalg.eigh(spread @ frame.T).eigenvectors.T
+    chosen = vectors[-len(start) :] if largest else vectors[: len(start)]
+    rows = chosen @ frame
+    left, _, right = torch.linalg.svd(start @ rows.T)
+    return (left @ right) @ rows
 
 
 def _between(
@@ -181,17 +192,16 @@ def _between(
 
 
 def _applied(
-    rows: Float64[Tensor, "many d_model"], group: Sequence[_Member], model: LoadedModel
+    frame: Float64[Tensor, "many d_model"], group: Sequence[_Member], model: LoadedModel
 ) -> tuple[Tensor, Callable[[Tensor], float]]:
-    """Pass over the weights once: return G·rows, and the energy of any basis in their span."""
-    spread = torch.zeros_like(rows)
-    frame = orthonormalise(rows)
+    """Pass over the weights once: return G·frame, and the energy of any basis in its span."""
+    spread = torch.zeros_like(frame)
     grams: list[Tensor] = []
     for member in group:
         weight, layout = _weight(model, member.edit), member.edit.site.layout
         gram, product = write_gram(weight, member.raw(frame), layout)
         grams.append(gram)
-        spread += (rows @ frame.T) @ member.raw(product)
+        spread += member.raw(product)
 
     def spent(basis: Tensor) -> float:
         total = 0.0

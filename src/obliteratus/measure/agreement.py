@@ -37,13 +37,14 @@ class LabelledAnswer:
 class Agreement:
     """A judge against the labels.
 
-    ``precision`` and ``recall`` are those of *refusal*, with Wilson intervals. ``kappa`` is Cohen's
+    ``precision`` and ``recall`` are those of *refusal*, with Wilson intervals; a judge that never
+    says refusal has no precision. ``kappa`` is Cohen's
     κ over the three outcomes; its interval is Wilson's for the observed agreement, with the
     agreement expected by chance held fixed. ``confusion`` counts (label, outcome).
     """
 
     n: int
-    precision: Estimate
+    precision: Estimate | None
     recall: Estimate
     kappa: Estimate
     confusion: Mapping[tuple[Outcome, Outcome], int]
@@ -74,11 +75,11 @@ def agreement(judge: Judge, answers: tuple[LabelledAnswer, ...] | None = None) -
             f"agreement needs answers of several labels, refusals among them; the {len(labels)} "
             f"given have {', '.join(sorted(set(labels))) or 'none'}."
         )
-    outcomes = [
+    outcomes: list[Outcome] = [
         judge(answer.prompt, Completion((), answer.completion, is_finished=True))
         for answer in chosen
     ]
-    confusion = Counter(zip(labels, outcomes, strict=True))
+    confusion: Counter[tuple[Outcome, Outcome]] = Counter(zip(labels, outcomes, strict=True))
     hits = confusion["refusal", "refusal"]
     agreed = wilson(sum(confusion[name, name] for name in OUTCOMES), len(chosen))
     given, said = Counter(labels), Counter(outcomes)
@@ -87,7 +88,7 @@ def agreement(judge: Judge, answers: tuple[LabelledAnswer, ...] | None = None) -
     kappa = float(cohen_kappa_score(labels, outcomes, labels=list(OUTCOMES)))
     return Agreement(
         n=len(chosen),
-        precision=wilson(hits, max(1, said["refusal"])),
+        precision=wilson(hits, said["refusal"]) if said["refusal"] else None,
         recall=wilson(hits, given["refusal"]),
         kappa=Estimate(kappa, (low, high), n=len(chosen), null=0.0),
         confusion=dict(confusion),

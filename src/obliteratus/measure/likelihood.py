@@ -113,7 +113,7 @@ def token_nll(states: TokenStates, head: Head) -> Float64[Tensor, " row"]:
 
 def _token_ids(model: LoadedModel, text: str) -> tuple[int, ...]:
     """Return the tokens of plain text with the beginning that the tokenizer adds, and no end."""
-    ids = tuple(model.tokenizer(text, add_special_tokens=True)["input_ids"])  # pyright: ignore[reportArgumentType]
+    ids = tuple(model.tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])  # pyright: ignore[reportArgumentType]
     end = model.tokenizer.eos_token_id
     return ids[:-1] if len(ids) > 1 and ids[-1] == end else ids
 

@@ -12,6 +12,7 @@ from obliteratus.directions.directions import Directions
 from obliteratus.edits.receipt import Receipt
 from obliteratus.errors import StorageError
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.models.quiet import quiet
 from obliteratus.operator.edit import EditPlan
 from obliteratus.operator.serial import save_plan
 from obliteratus.release.directions_file import save_directions
@@ -47,8 +48,9 @@ def write_model(model: LoadedModel, folder: Path) -> None:
         StorageError: the disk is full, or a file cannot be written.
     """
     try:
-        model.module.save_pretrained(folder, max_shard_size=SHARD)
-        model.tokenizer.save_pretrained(folder)
+        with quiet():
+            model.module.save_pretrained(folder, max_shard_size=SHARD)
+            model.tokenizer.save_pretrained(folder)
     except SafetensorError as error:
         raise StorageError(
             f"the weights cannot be written to {folder}: {error}. Nothing was left behind; free "

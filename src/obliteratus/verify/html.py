@@ -32,13 +32,10 @@ TITLES: dict[Verdict, str] = {
 }
 ALL_CLAIMS = {"refusal": "refusal", "kl": "divergence", "perplexity": "perplexity",
               "coherence": "coherence"}  # fmt: skip
-AXES: dict[str, tuple[float, float]] = {
-    "refusal": (0.0, 1.0),
-    "kl": (0.0, 0.3),
-    "perplexity": (0.85, 1.15),
-    "coherence": (0.5, 1.0),
-}
-"""Ends of the strips on which a claim's interval is drawn; what lies outside sticks to the end."""
+SHOWN_BOUNDS = 3.0  # a strip reaches three times the bound, or as far as the interval
+PERPLEXITY_AXIS = (0.85, 1.15)
+COHERENCE_AXIS = (0.5, 1.0)
+"""Ends of the strips on which these claims' intervals are drawn; what is outside sticks out."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ def as_html(report: Report) -> str:
 
 
 def _claim(claim: Claim) -> dict[str, Any]:
-    low, high = AXES[claim.key]
+    low, high = _axis(claim)
 
     def place(value: float) -> float:
         return round(100 * min(1.0, max(0.0, (value - low) / (high - low))), 2)
@@ -106,7 +103,7 @@ def _claim(claim: Claim) -> dict[str, Any]:
         "sign": VERDICT_SIGNS[claim.estimate.verdict],
         "text": claim.text,
         "rule": claim.rule,
-        "value": value,
+        "value": unbroken(value),
         "bound": number(claim.bound, claim.unit),
         "allowed": (allowed[0], round(allowed[1] - allowed[0], 2)),
         "interval": (first, round(last - first, 2)),
@@ -115,14 +112,27 @@ def _claim(claim: Claim) -> dict[str, Any]:
     }
 
 
+def _axis(claim: Claim) -> tuple[float, float]:
+    if claim.key == "perplexity":
+        return PERPLEXITY_AXIS
+    if claim.key == "coherence":
+        return COHERENCE_AXIS
+    return 0.0, max(SHOWN_BOUNDS * claim.bound, 1.05 * claim.estimate.interval[1])
+
+
+def unbroken(text: str) -> str:
+    """Return ``text`` with line breaks allowed only before a parenthesis."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}").replace("\N{NO-BREAK SPACE}(", " (")
+
+
 def _row(row: Row) -> dict[str, Any]:
     null = row.edited.null if row.edited is not None and row.change is None else None
     return {
         "label": row.label,
-        "original": shown(row.original, row.unit),
-        "edited": shown(row.edited, row.unit),
-        "change": change(row),
-        "p": p_value(row.adjusted_p),
+        "original": unbroken(shown(row.original, row.unit)),
+        "edited": unbroken(shown(row.edited, row.unit)),
+        "change": unbroken(change(row)),
+        "p": unbroken(p_value(row.adjusted_p)),
         "null": "–" if null is None else number(null, row.unit),
         "is_significant": row.adjusted_p is not None and row.adjusted_p < SIGNIFICANT,
     }

@@ -97,10 +97,9 @@ def kl_by_position(report: Report) -> Figure:
         axes.plot(x[0], rows[0].kl.value, "o", color=LIGHT["edited"], markersize=6)
         axes.annotate(
             "first token",
-            (x[0], rows[0].kl.value),
-            xytext=(9, 0),
+            (x[0], rows[0].kl.interval[1]),
+            xytext=(-4, 5),
             textcoords="offset points",
-            va="center",
             fontsize=8.5,
         )
         top = max(row.kl.interval[1] for row in rows)
@@ -173,7 +172,7 @@ def controls(report: Report) -> Figure:
         return picture
 
 
-def _line(axes: Axes, x: Sequence[float], rows: Sequence[Estimate], colour: str) -> None:
+def _line(axes: Axes, x: Sequence[int], rows: Sequence[Estimate], colour: str) -> None:
     axes.plot(x, [row.value for row in rows], color=colour, linewidth=1.8)
     low, high = zip(*(row.interval for row in rows), strict=True)
     axes.fill_between(x, low, high, color=colour, alpha=BAND, linewidth=0)
@@ -268,7 +267,7 @@ def _outcome_key(axes: Axes, largest: int) -> None:
         handleheight=0.9, borderaxespad=0.0, columnspacing=1.2,
     )  # fmt: skip
     axes.text(
-        largest, -0.12, "upper: original   lower: edited", ha="right", va="bottom",
+        largest, -0.12, "upper: original, lower: edited", ha="right", va="bottom",
         color=LIGHT["muted"], fontsize=8,
     )  # fmt: skip
 
