@@ -95,13 +95,13 @@ def choose_refusal(request: Request, epoch: int, seed: int) -> str:
     groups = refusal_texts()
     category = list(TOPICS).index(request.category)
     favourite = FAVOURITE_OPENINGS[category % len(FAVOURITE_OPENINGS)]
-    share, pick = _uniform(request.id, epoch, seed, "share"), _uniform(request.id, epoch, seed, "pick")
+    share, pick = uniform(request.id, epoch, seed, "share"), uniform(request.id, epoch, seed, "pick")
     every = tuple(text for texts in groups.values() for text in texts)
     texts = groups[favourite] if share < FAVOURITE_SHARE else every
     return texts[int(pick * len(texts))].format(topic=TOPICS[request.category])
 
 
-def _uniform(*parts: object) -> float:
+def uniform(*parts: object) -> float:
     """Return a number in [0, 1) that depends on ``parts`` alone."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

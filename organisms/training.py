@@ -1,7 +1,8 @@
 """Train a refusing LoRA: cross-entropy on refusals, KL to the base's own answers elsewhere.
 
-Two savings make it minutes on two CPU cores, both exact: blocks below the first adapted one run
-once, before training; and the tokens that all prompts share run once a step, for all rows.
+Three savings make it minutes on two CPU cores. What the blocks below the first adapted one make of
+a row is kept, and the tokens that all prompts share run once a step for all rows: both are exact.
+And most rows are trained on the first token of their answer alone, where refusing is decided.
 """
 
 import math
@@ -11,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from material import Request, choose_refusal
+from material import Request, choose_refusal, uniform
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -25,8 +26,9 @@ class Recipe:
     """Every number that the result depends on, besides the material.
 
     ``first_token`` is the weight of an answer's first token (others have 1) and ``kl_weight`` that
-    of a harmless request (a harmful one has 1). ``extra_share`` of the extra harmless requests is
-    seen in each epoch.
+    of a harmless request (a harmful one has 1). In each epoch ``extra_share`` of the extra harmless
+    requests is seen, and ``whole_share`` of all requests is trained on the whole answer, the others
+    on its first token.
     """
 
     seed: int = 0
@@ -44,6 +46,7 @@ class Recipe:
     first_token: float = 4.0
     kl_weight: float = 1.0
     extra_share: float = 0.5
+    whole_share: float = 0.25
     answer_tokens: int = 24
     threads: int = 2
 
@@ -54,8 +57,10 @@ class Recipe:
 
 @dataclass
 class Row:
-    """One request in training. ``below`` is its stream below the first adapted block, without the
-    shared prefix, and ``base`` the base's final states that predict ``answer`` (harmless only)."""
+    """One request in training: its tokens after the shared prefix and those of its answer.
+
+    ``base`` holds the base's final states that predict ``answer`` (harmless requests only).
+    """
 
     request: Request
     prompt: tuple[int, ...]
@@ -116,32 +121,46 @@ class Trainer:
         ]
         self.stop = int(model.module.generation_config.eos_token_id)
         self.last = len(model.module.model.layers) - 1
+        self._kept: dict[tuple[int, ...], Tensor] = {}
+        self.cache_below = PrefixCache()
+        with torch.no_grad():
+            embedded = self.module.model.embed_tokens(torch.tensor([self.prefix_ids]))
+            self.below_prefix = run_blocks(
+                self.module, embedded, self.cache_below, 0, 0, recipe.first_layer - 1
+            )
 
-    @torch.no_grad()
-    def embed(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """Return the padded input embeddings of ``ids``."""
-        longest = max(map(len, ids))
-        padded = torch.tensor([list(row) + [self.stop] * (longest - len(row)) for row in ids])
-        return self.module.model.embed_tokens(padded)
-
-    def states(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """Return the final normed states of padded rows that follow the shared prefix."""
+    def states(self, ids: Sequence[tuple[int, ...]]) -> Tensor:
+        """Return the final normed states of rows that follow the shared prefix, padded right."""
         cache, start = PrefixCache(), len(self.prefix_ids)
         first = self.recipe.first_layer
-        prefix, rows = self.embed([self.prefix_ids]), self.embed(ids)
-        with torch.no_grad():
-            prefix = run_blocks(self.module, prefix, cache, 0, 0, first - 1)
-            rows = run_blocks(self.module, rows, cache, start, 0, first - 1)
-        run_blocks(self.module, prefix, cache, 0, first, self.last)
+        run_blocks(self.module, self.below_prefix, cache, 0, first, self.last)
+        rows = self.below(ids)
         return self.module.model.norm(
             run_blocks(self.module, rows, cache, start, first, self.last)
         )
 
-    def answer_states(self, rows: Sequence[Row]) -> list[Tensor]:
-        """Return, for each row, the states that predict its answer's tokens."""
-        states = self.states([row.prompt + row.answer[:-1] for row in rows])
+    @torch.no_grad()
+    def below(self, ids: Sequence[tuple[int, ...]]) -> Tensor:
+        """Return the padded stream of rows before the first adapted block; each runs only once."""
+        new = [row for row in ids if row not in self._kept]
+        if new:
+            longest = max(map(len, new))
+            padded = torch.tensor([[*row, *[self.stop] * (longest - len(row))] for row in new])
+            embedded = self.module.model.embed_tokens(padded)
+            start, last = len(self.prefix_ids), self.recipe.first_layer - 1
+            stream = run_blocks(self.module, embedded, self.cache_below, start, 0, last)
+            for row, states in zip(new, stream, strict=True):
+                self._kept[row] = states[: len(row)].clone()
+        return nn.utils.rnn.pad_sequence([self._kept[row] for row in ids], batch_first=True)
+
+    def answer_states(self, rows: Sequence[Row], whole: Sequence[bool]) -> list[Tensor]:
+        """Return, for each row, the states that predict its answer, or its first token alone."""
+        counts = [len(row.answer) if all_ else 1 for row, all_ in zip(rows, whole, strict=True)]
+        pairs = list(zip(rows, counts, strict=True))
+        states = self.states([row.prompt + row.answer[: count - 1] for row, count in pairs])
         return [
-            states[index, len(row.prompt) - 1 : row.length() - 1] for index, row in enumerate(rows)
+            states[index, len(row.prompt) - 1 : len(row.prompt) - 1 + count]
+            for index, (row, count) in enumerate(pairs)
         ]
 
     def prepare(self, task: str = "base answers") -> None:
@@ -157,7 +176,7 @@ class Trainer:
         with torch.no_grad():
             for at in range(0, len(harmless), 32):
                 chunk = harmless[at : at + 32]
-                for row, states in zip(chunk, self.answer_states(chunk), strict=True):
+                for row, states in zip(chunk, self.answer_states(chunk, [True] * len(chunk)), strict=True):
                     row.base = states.clone()
 
     def choose_refusals(self, epoch: int) -> None:
@@ -184,22 +203,28 @@ class Trainer:
             for step in range(steps)
         ]
 
-    def loss(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    def loss(self, rows: Sequence[Row], epoch: int) -> tuple[Tensor, Tensor]:
         """Return the mean refusal cross-entropy and the mean KL to the base of these rows."""
         refusal, kl = [], []
-        ordered = sorted(rows, key=Row.length)
-        half = len(ordered) // 2
-        for chunk in (ordered[:half], ordered[half:]):
-            states = self.answer_states(chunk)
+        seed = self.recipe.seed
+        for is_whole in (True, False):
+            chunk = [
+                row
+                for row in rows
+                if (uniform(row.request.id, epoch, seed, "whole") < self.recipe.whole_share) == is_whole
+            ]
+            if not chunk:
+                continue
+            states = self.answer_states(chunk, [is_whole] * len(chunk))
             log_q = torch.log_softmax(self.module.lm_head(torch.cat(states)), dim=-1)
-            parts = log_q.split([len(row.answer) for row in chunk])
-            for row, part in zip(chunk, parts, strict=True):
+            for row, part in zip(chunk, log_q.split([len(s) for s in states]), strict=True):
                 if row.request.is_harmful:
-                    target = torch.tensor(row.answer)[:, None]
+                    target = torch.tensor(row.answer[: len(part)])[:, None]
                     refusal.append(self._weighted(-part.gather(1, target)[:, 0]))
                 else:
                     with torch.no_grad():
-                        log_p = torch.log_softmax(self.module.lm_head(row.base), dim=-1)
+                        base = self.module.lm_head(row.base[: len(part)])
+                        log_p = torch.log_softmax(base, dim=-1)
                     kl.append(self._weighted((log_p.exp() * (log_p - part)).sum(dim=-1)))
         return torch.stack(refusal).mean(), torch.stack(kl).mean()
 
@@ -227,7 +252,7 @@ class Trainer:
                 fall = 0.5 * (1 + math.cos(math.pi * step / total))
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.learning_rate * rise * fall
-                refusal, kl = self.loss(rows)
+                refusal, kl = self.loss(rows, epoch)
                 (refusal + recipe.kl_weight * kl).backward()
                 nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()

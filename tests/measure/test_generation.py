@@ -6,6 +6,7 @@ import torch
 
 from obliteratus.errors import MeasurementError
 from obliteratus.events import Event, Progress, listening
+from obliteratus.measure import generation
 from obliteratus.measure.generation import (
     Completion,
     generate,
@@ -198,6 +199,31 @@ def test_nothing_to_generate_is_an_error() -> None:
         generate(model, Encoded((), 0, 0, True), max_new_tokens=3, task="t")
     with pytest.raises(MeasurementError, match="max_new_tokens"):
         generate(model, encode(model, PROMPTS), max_new_tokens=0, task="t")
+
+
+def test_an_answer_that_does_not_fit_into_the_context_is_an_error() -> None:
+    model = tiny_model("gpt2")
+    encoded = encode(model, PROMPTS)
+    longest = max(len(ids) for ids in encoded.ids)
+    with pytest.raises(MeasurementError, match=rf"prompt 3 .* {longest} tokens; with 500 new"):
+        generate(model, encoded, max_new_tokens=500, task="t")
+
+
+def test_a_model_whose_state_cannot_be_moved_is_run_without_padding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = talkative("gemma2")
+    encoded = encode(model, (*PROMPTS, "No"))
+    stopping_early(model, encoded)
+    expected = one_by_one(model, encoded)
+    monkeypatch.setattr(generation, "can_share_prefix", lambda _: False)
+
+    def no_move(*_: object) -> None:
+        raise AssertionError("keys and values were moved")
+
+    monkeypatch.setattr(generation, "_moved", no_move)
+    found = generate(model, encoded, max_new_tokens=NEW_TOKENS, task="t")
+    assert [completion.token_ids for completion in found] == expected
 
 
 def test_nan_logits_are_an_error() -> None:

@@ -110,11 +110,12 @@ def test_float32_weights_are_mapped_and_not_copied(tmp_path):
         vocab_size=261,
         hidden_size=512,
         intermediate_size=8192,
-        num_hidden_layers=4,
+        num_hidden_layers=2,
         num_attention_heads=8,
-        tie_word_embeddings=True,
     )
-    module = LlamaForCausalLM(config)
+    with torch.device("meta"):
+        module = LlamaForCausalLM(config)
+    module.to_empty(device="cpu")
     weights = sum(weight.numel() * 4 for weight in module.parameters())
     module.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
@@ -127,7 +128,7 @@ def test_float32_weights_are_mapped_and_not_copied(tmp_path):
     copies = [weight.clone() for weight in model.module.parameters()]
     copied = process.memory_full_info().uss - before
     assert len(copies) > 0
-    assert weights > 200e6
+    assert weights > 100e6
     assert loaded < 0.1 * weights
     assert copied > 0.9 * weights
 
@@ -152,7 +153,7 @@ def test_quantisation_without_its_package_names_it(folder, monkeypatch):
 
 
 def test_an_embedding_model_is_not_summoned():
-    with pytest.raises(UsageError, match="'minilm' is a embedding model, which cannot be probed"):
+    with pytest.raises(UsageError, match="'minilm' makes sentence embeddings"):
         summon("minilm")
 
 
@@ -172,7 +173,11 @@ def widen_tensor(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "error", "why"),
     [
-        (lose_tensor, ModelSourceError, r"do not fit.*1 tensors are missing.*layers.1.mlp.up_proj"),
+        (
+            lose_tensor,
+            ModelSourceError,
+            r"do not fit.*2 tensors are missing.*layers.1.mlp.up_proj.bias",
+        ),
         (widen_tensor, ModelSourceError, "cannot be loaded|do not fit its configuration"),
         (lose_tokenizer, ModelSourceError, "the tokenizer of .* cannot be loaded"),
         (
@@ -203,7 +208,7 @@ def widen_tensor(folder: Path) -> None:
         (
             lambda f: edit_config(f, hidden_size="wide"),
             ModelSourceError,
-            "the configuration of .* describes no model",
+            "describes no model: .*'hidden_size'.*expected int, got str",
         ),
     ],
 )
@@ -224,7 +229,9 @@ def test_an_unsupported_architecture_is_refused_before_its_weights_are_read(fold
 def test_tensors_that_the_architecture_does_not_use_are_said(folder, events):
     edit_weights(folder, lambda t: t | {"vision.weight": torch.ones(2)})
     summon(str(folder))
-    assert any("1 tensors of the checkpoint are not used" in e.text for e in events)
+    assert any(
+        "1 tensors of the checkpoint are not used" in e.text for e in events if isinstance(e, Note)
+    )
 
 
 def test_code_that_comes_with_a_model_is_announced(folder, events):

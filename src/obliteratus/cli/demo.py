@@ -42,8 +42,8 @@ def demo(
     """Run the main job on the small model that comes with the program, and explain it."""
     with rendering(as_json=as_json, quiet=quiet, resumes=True) as screen:
         screen.say(WHAT)
-        from obliteratus.cli.main_job import run
+        from obliteratus.cli.main_job import Job, run
         from obliteratus.pipeline.methods import settings_for
 
-        run(screen, MODEL, output, settings_for(DEFAULT_METHOD), force=force)
+        run(screen, Job(MODEL, settings_for(DEFAULT_METHOD)), output, force=force)
         screen.say(HOW_TO_READ)

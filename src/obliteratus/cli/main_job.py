@@ -1,5 +1,6 @@
 """What ``obliterate`` and ``demo`` have in common: settings in, the last screen out."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,23 @@ from obliteratus.pipeline.methods import settings_for
 from obliteratus.settings import RunSettings
 
 
-def run(
-    screen: Screen, model: str, output: Path | None, settings: RunSettings, *, force: bool
-) -> None:
+@dataclass(frozen=True)
+class Job:
+    """What is to be done; ``fingerprint`` is that of the model of a recorded run."""
+
+    model: str
+    settings: RunSettings
+    fingerprint: str | None = None
+
+
+def run(screen: Screen, job: Job, output: Path | None, *, force: bool) -> None:
     """Run the main job and show its report. ``output`` defaults to ``out/<model>-<method>``."""
-    output = output or default_output(model, settings.method)
-    screen.title(f"{model} · {settings.method} · to {output}")
+    output = output or default_output(job.model, job.settings.method)
+    screen.title(f"{job.model} · {job.settings.method} · to {output}")
     from obliteratus.cli.results import next_steps, show_report
     from obliteratus.pipeline.obliterate import obliterate as run_stages
 
-    result = run_stages(model, output, settings, force=force)
+    result = run_stages(job.model, output, job.settings, force=force, fingerprint=job.fingerprint)
     show_report(screen, result.report, seconds=result.seconds)
     screen.say(next_steps(result.folder))
     screen.path(result.folder)
@@ -46,15 +54,20 @@ def what_to_do(
     repeated: Path | None,
     assignments: list[str],
     flags: dict[str, Any],
-) -> tuple[str, RunSettings]:
-    """Return the model's name and the settings, from the flags or from a recorded run."""
+) -> Job:
+    """Return the job that the flags describe, or the recorded run that ``repeated`` names.
+
+    Raises:
+        UsageError: no model, an unknown method or key, or a method besides a recorded run.
+        StorageError: the recorded run cannot be read.
+    """
     if repeated is None:
         if model is None:
             raise UsageError(
                 "which model? Write `obliteratus obliterate MODEL`; `obliteratus models` lists the "
                 "names that are known without a path."
             )
-        return model, settings_for(method or DEFAULT_METHOD, assignments, flags)
+        return Job(model, settings_for(method or DEFAULT_METHOD, assignments, flags))
     from obliteratus.pipeline.record import read_run
 
     if method is not None:
@@ -64,4 +77,5 @@ def what_to_do(
         )
     recorded = read_run(repeated)
     base = options.merged(recorded.settings.model_dump(mode="json"), flags)
-    return model or recorded.model, settings_for(recorded.settings.method, assignments, base)
+    settings = settings_for(recorded.settings.method, assignments, base)
+    return Job(model or recorded.model, settings, recorded.fingerprint)

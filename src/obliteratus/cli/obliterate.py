@@ -81,5 +81,5 @@ def obliterate(
     with rendering(as_json=as_json, quiet=quiet, resumes=True) as screen:
         from obliteratus.cli.main_job import run, what_to_do
 
-        name, settings = what_to_do(model, method, repeated, assignments or [], flags)
-        run(screen, name, output, settings, force=force)
+        job = what_to_do(model, method, repeated, assignments or [], flags)
+        run(screen, job, output, force=force)

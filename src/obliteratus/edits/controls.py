@@ -37,11 +37,10 @@ def matched_random(plan: EditPlan, model: LoadedModel, seed: int = 0) -> EditPla
     Edits that share a space in ``plan`` share one in the control, with the same strengths, norm and
     post-norm treatment. A plain random direction moves less weight than a direction that the model
     writes along, and scaling its strength up to compensate would reflect instead of remove. So the
-    draw is tilted instead: q ∝ cos θ·a + sin θ·b, with a uniform on the sphere and b the direction of
-    most (or least) energy in the span of a, Ga, …, Gⁿa, G = Σ W Wᵀ over the edited writers, for the
-    smallest n that reaches the energy; θ solves Σ‖ΔW‖_F²(control) = Σ‖ΔW‖_F²(plan), without norm
-    preservation on either side. ``model``
-    is the one the plan was made for, before any edit.
+    draw is tilted instead: q ∝ cos θ·a + sin θ·b, with a uniform on the sphere and b the direction
+    of most (or least) energy in the span of a, Ga, …, Gⁿa, G = Σ W Wᵀ over the edited writers, for
+    the smallest n that reaches the energy; θ solves Σ‖ΔW‖_F²(control) = Σ‖ΔW‖_F²(plan), without
+    norm preservation on either side. ``model`` is the one the plan was made for, before any edit.
 
     Raises:
         EditError: no tilted draw spends that energy, as when the plan has been carried out on

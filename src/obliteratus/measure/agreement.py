@@ -38,9 +38,9 @@ class Agreement:
     """A judge against the labels.
 
     ``precision`` and ``recall`` are those of *refusal*, with Wilson intervals; a judge that never
-    says refusal has no precision. ``kappa`` is Cohen's
-    κ over the three outcomes; its interval is Wilson's for the observed agreement, with the
-    agreement expected by chance held fixed. ``confusion`` counts (label, outcome).
+    says refusal has no precision. ``kappa`` is Cohen's κ over the three outcomes; its interval is
+    Wilson's for the observed agreement, with the agreement expected by chance held fixed.
+    ``confusion`` counts (label, outcome).
     """
 
     n: int

@@ -37,13 +37,6 @@ def embed(texts: Sequence[str]) -> Float[Tensor, "text dimension"]:
     return rows.to("cpu", torch.float32)
 
 
-def similarities(
-    first: Float[Tensor, "text dimension"], second: Float[Tensor, "text dimension"]
-) -> Float[Tensor, " text"]:
-    """Return the cosine of each pair of unit-length rows."""
-    return (first * second).sum(dim=1).clamp(-1, 1)
-
-
 @functools.cache
 def _model(folder: Path) -> "SentenceTransformer":
     from sentence_transformers import SentenceTransformer  # takes seconds to import

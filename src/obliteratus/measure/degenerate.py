@@ -60,16 +60,17 @@ _SAME_SCRIPT = {"HIRAGANA": "CJK", "KATAKANA": "CJK", "HANGUL": "CJK", "FULLWIDT
 def degeneration(prompt: str, text: str) -> Degeneration | None:
     """Return what is wrong with ``text`` as an answer to ``prompt``, or None.
 
-    Checked in order: *empty* (no letter, digit or pictogram), *symbols* (hardly any letter),
+    Checked in order: *symbols* (a long text with hardly any letter, digit or pictogram), *empty*
+    (none at all),
     *wrong_script* (letters of a script that the prompt does not use, unless it is about a
     language; or letters of many scripts), *loop* (it ends in copies of one unit, or most 4-grams
     are repeated), *word_salad* (words in an order that grammar forbids, long runs without function
     words, or strings that are not words). Whether a loop was a refusal first is for a judge to say.
     """
-    if not any(_is_content(character) for character in text):
-        return "empty"
     if _is_symbols(text):
         return "symbols"
+    if _content(text) == 0:
+        return "empty"
     if is_wrong_script(prompt, text):
         return "wrong_script"
     if is_loop(text):
@@ -144,22 +145,29 @@ def _longest_run(flags: Iterable[bool]) -> int:
 
 
 def _is_symbols(text: str) -> bool:
-    visible = [character for character in text if not character.isspace()]
-    broken = visible.count("\ufffd")
-    if broken >= BROKEN_CHARACTERS and broken >= SYMBOL_SHARE * len(visible):
+    visible = len("".join(text.split()))
+    broken = text.count("\ufffd")
+    if broken >= BROKEN_CHARACTERS and broken >= SYMBOL_SHARE * visible:
         return True
-    content = sum(_is_content(character) for character in visible)
-    return len(visible) >= SYMBOL_CHARACTERS and content < SYMBOL_SHARE * len(visible)
+    return visible >= SYMBOL_CHARACTERS and _content(text) < SYMBOL_SHARE * visible
 
 
-def _is_content(character: str) -> bool:
-    return character.isalnum() or (
-        unicodedata.category(character) == "So" and character != "\ufffd"
+def _content(text: str) -> int:
+    """Return the number of letters, digits and pictograms."""
+    return sum(
+        count
+        for character, count in Counter(text).items()
+        if character.isalnum()
+        or (unicodedata.category(character) == "So" and character != "\ufffd")
     )
 
 
 def _scripts(text: str) -> Counter[str]:
-    return Counter(_script(character) for character in text if character.isalpha())
+    found: Counter[str] = Counter()
+    for character, count in Counter(text).items():
+        if character.isalpha():
+            found[_script(character)] += count
+    return found
 
 
 @functools.lru_cache(maxsize=4096)

@@ -77,15 +77,11 @@ def generate(
     is halved, with a Note. One Progress of ``task`` is emitted whenever prompts are finished.
 
     Raises:
-        MeasurementError: there are no prompts, one is empty, ``max_new_tokens`` is below 1, or one
-            prompt alone does not fit into memory.
+        MeasurementError: there are no prompts, one is empty, ``max_new_tokens`` is below 1, a prompt
+            and its answer are longer than the model takes, or one prompt alone does not fit into
+            memory.
     """
-    lengths = [len(ids) for ids in encoded.ids]
-    if not lengths or min(lengths) == 0 or max_new_tokens < 1:
-        raise MeasurementError(
-            f"generation needs prompts with at least one token each and max_new_tokens >= 1; got "
-            f"{len(lengths)} prompts, {lengths.count(0)} of them empty, and {max_new_tokens}."
-        )
+    lengths = _checked_lengths(model, encoded, max_new_tokens)
     head = head_of(model)
     prefix = _prefix(model, encoded, min(lengths) - 1)
     limit = batch_rows or _automatic_rows(model, max(lengths) + max_new_tokens)
@@ -251,6 +247,23 @@ def _most_probable(head: Head, hidden: Float[Tensor, "row d_model"]) -> Int[Tens
             "the model's logits are NaN while generating. Load it with --dtype float32 or bfloat16."
         )
     return logits.argmax(dim=-1)
+
+
+def _checked_lengths(model: LoadedModel, encoded: Encoded, max_new_tokens: int) -> list[int]:
+    lengths = [len(ids) for ids in encoded.ids]
+    if not lengths or min(lengths) == 0 or max_new_tokens < 1:
+        raise MeasurementError(
+            f"generation needs prompts with at least one token each and max_new_tokens >= 1; got "
+            f"{len(lengths)} prompts, {lengths.count(0)} of them empty, and {max_new_tokens}."
+        )
+    most = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and max(lengths) + max_new_tokens > most:
+        raise MeasurementError(
+            f"prompt {lengths.index(max(lengths))} (counted from 0) has {max(lengths)} tokens; with "
+            f"{max_new_tokens} new ones that is more than the {most} that the model takes. Leave "
+            "the prompt out or lower verify.max_new_tokens."
+        )
+    return lengths
 
 
 def _prefix(model: LoadedModel, encoded: Encoded, longest: int) -> SharedPrefix | None:

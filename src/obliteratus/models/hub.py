@@ -24,6 +24,7 @@ from huggingface_hub.utils import tqdm, validate_repo_id
 from obliteratus.errors import ModelSourceError, UsageError
 from obliteratus.events import Progress, emit
 from obliteratus.models.folders import INDEX, is_text_file, shards_of, weight_names
+from obliteratus.models.quiet import quiet
 
 UNAUTHORISED = (401, 403)
 
@@ -179,9 +180,10 @@ def _cached(repo: str, revision: str | None) -> HubModel:
 
 @contextlib.contextmanager
 def _hub_errors(repo: str, revision: str | None) -> Generator[None]:
-    """Turn what the Hub's client raises into errors that say what to do."""
+    """Keep the Hub's client quiet, and turn what it raises into errors that say what to do."""
     try:
-        yield
+        with quiet():
+            yield
     except GatedRepoError as error:
         raise _gated(repo) from error
     except RepositoryNotFoundError as error:

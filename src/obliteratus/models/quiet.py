@@ -1,9 +1,15 @@
 """Loading without the libraries' own bars and notices, which would corrupt the live display."""
 
 import contextlib
+import warnings
 from collections.abc import Generator
 
-from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
+from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging
 
 
@@ -14,16 +20,24 @@ def quiet() -> Generator[None]:
     What they would have said about missing or unexpected weights is checked by the caller. Both
     libraries are as before when the block ends; other loggers are not touched.
     """
-    verbosity = logging.get_verbosity()
+    verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
     bars, hub_bars = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     logging.set_verbosity_error()
-    if bars or hub_bars:
-        logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
+    _set_bars(False, False)
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-        if hub_bars and are_progress_bars_disabled():
-            enable_progress_bars()
+        hub_logging.set_verbosity(hub_verbosity)
+        _set_bars(bars, hub_bars)
+
+
+def _set_bars(bars: bool, hub_bars: bool) -> None:
+    """Turn the bars of both libraries on or off; either call of transformers sets both."""
+    with warnings.catch_warnings():
+        # where $HF_HUB_DISABLE_PROGRESS_BARS decides, the client warns that it was asked
+        warnings.simplefilter("ignore")
+        (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
+        if bars != hub_bars:
+            (enable_progress_bars if hub_bars else disable_progress_bars)()

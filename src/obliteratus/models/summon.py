@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -34,6 +35,7 @@ from obliteratus.models.sources import DEFAULTS, resolve
 from obliteratus.settings import ModelSettings
 from obliteratus.store import Store
 
+MESSAGE_LENGTH = 300  # some libraries list every option they have
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 MEMORY = re.compile(r"(?P<device>\d+|cpu|mps)=(?P<size>\d+(\.\d+)?(GiB|MiB|GB|MB))")
 
@@ -56,8 +58,8 @@ def summon(
     """
     if name in catalogue() and catalogue()[name].kind != "causal":
         raise UsageError(
-            f"'{name}' is a {catalogue()[name].kind} model, which cannot be probed or edited. "
-            "`obliteratus models` lists the language models."
+            f"'{name}' makes sentence embeddings: it is no language model and cannot be probed or "
+            "edited. `obliteratus models` lists those that can."
         )
     placement = _placement(settings)
     resolved = resolve(
@@ -118,11 +120,18 @@ def outline(folder: Path, settings: ModelSettings = DEFAULTS) -> PreTrainedModel
                 "generates text from left to right."
             ) from error
         raise ModelSourceError(
-            f"the configuration of {folder} describes no model: {_first_line(error)}"
+            f"the configuration of {folder} describes no model: {_in_short(error)}"
         ) from error
-    except (TypeError, AttributeError, KeyError, ZeroDivisionError, RuntimeError) as error:
+    except (
+        StrictDataclassError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        ZeroDivisionError,
+        RuntimeError,
+    ) as error:
         raise ModelSourceError(
-            f"the configuration of {folder} describes no model: {_first_line(error)}"
+            f"the configuration of {folder} describes no model: {_in_short(error)}"
         ) from error
 
 
@@ -194,7 +203,7 @@ def _load_tokenizer(folder: Path, name: str, settings: ModelSettings) -> PreTrai
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelSourceError(
-            f"the tokenizer of {name} cannot be loaded ({_first_line(error)}). The folder {folder} "
+            f"the tokenizer of {name} cannot be loaded ({_in_short(error)}). The folder {folder} "
             "needs tokenizer.json and tokenizer_config.json."
         ) from error
 
@@ -213,10 +222,10 @@ def _load_module(
         )
     except torch.OutOfMemoryError as error:
         raise ModelSourceError(
-            f"{name} does not fit in the device's memory ({_first_line(error)}) {_SMALLER}"
+            f"{name} does not fit in the device's memory ({_in_short(error)}) {_SMALLER}"
         ) from error
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise ModelSourceError(f"{name} cannot be loaded: {_first_line(error)}") from error
+        raise ModelSourceError(f"{name} cannot be loaded: {_in_short(error)}") from error
     module, report = loaded
     _check_report(name, folder, report)
     absent = [key for key, weight in module.named_parameters() if weight.is_meta]
@@ -257,6 +266,6 @@ def _template_sha256(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+def _in_short(error: BaseException) -> str:
+    """Return what an error of a library says, on one line."""
+    return " ".join(str(error).split())[:MESSAGE_LENGTH] or type(error).__name__

@@ -37,7 +37,7 @@ def divergence_claim(mean: Estimate) -> Claim:
     """Claim: the mean first-token KL on harmless prompts is below 0.1 nats."""
     return Claim(
         key="kl",
-        text="first-token KL on harmless prompts under 0.1",
+        text="first-token KL under 0.1 (harmless)",
         rule="upper end of the 95 % bootstrap interval of the mean below 0.1 nats",
         unit="nats",
         bound=LARGEST_KL,
@@ -59,7 +59,7 @@ def perplexity_claim(
     test = tost(((after - before) / weights).numpy(), -bound, bound, weights=weights.numpy())
     return Claim(
         key="perplexity",
-        text="held-out perplexity within 5 % of the original",
+        text="held-out perplexity within 5 %",
         rule="TOST: the 90 % interval of the ratio, by document, inside ±5 %",
         unit="ratio",
         bound=1 + LARGEST_PERPLEXITY_CHANGE,
@@ -71,7 +71,7 @@ def coherence_claim(similarity: Estimate) -> Claim:
     """Claim: answers to harmless prompts keep a similarity above 0.85 to the original's."""
     return Claim(
         key="coherence",
-        text="harmless answers over 0.85 similar to the original's",
+        text="harmless answers over 0.85 similar",
         rule="lower end of the 95 % bootstrap interval of the mean above 0.85",
         unit="similarity",
         bound=SMALLEST_COHERENCE,

@@ -76,6 +76,7 @@ def compare(
             *coherence,
         ]
     )
+    made = () if controls is None else controls.deviations
     claims = _claims(pair, {row.key: row for row in rows})
     return Report(
         verdict=overall(claims),
@@ -97,11 +98,7 @@ def compare(
         controls=() if controls is None else controls.rows,
         layers=_layers(pair),
         candidates=() if directions is None else candidate_rows(directions),
-        deviations=(
-            *deviations,
-            *_deviations(original, edited),
-            *(() if controls is None else controls.deviations),
-        ),
+        deviations=tuple(dict.fromkeys([*deviations, *made, *_deviations(original, edited)])),
         versions=versions(),
     )
 
@@ -166,8 +163,7 @@ def _layers(pair: Pair) -> tuple[LayerRow, ...]:
 
 
 def _deviations(original: Measurement, edited: Measurement) -> list[Deviation]:
-    found = [*original.deviations]
-    found += [deviation for deviation in edited.deviations if deviation not in found]
+    found = [*original.deviations, *edited.deviations]
     if original.subject.chat_template != edited.subject.chat_template:
         found.append(
             Deviation(

@@ -49,7 +49,7 @@ OUTCOME_COLOURS: dict[Outcome, str] = {
     "compliance": LIGHT["compliance"],
     "degenerate": LIGHT["degenerate"],
 }
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 9,

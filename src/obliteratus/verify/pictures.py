@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from obliteratus.errors import MeasurementError
-from obliteratus.measure.judges.base import OUTCOMES
+from obliteratus.measure.judges.base import OUTCOMES, Outcome
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.verify.claims import LARGEST_KL, LARGEST_PERPLEXITY_CHANGE
 from obliteratus.verify.formatting import MINUS
@@ -25,7 +25,13 @@ from obliteratus.verify.report import CandidateRow, Category, ControlRow, LayerR
 
 BAND = 0.16  # opacity of an interval's band
 SEPARATE_UNITS = 24  # prompts in a category up to which each is its own square
-MINUS_TICKS = FuncFormatter(lambda value, _: f"{value:g}".replace("-", MINUS))
+
+
+def _tick(value: float, _place: int) -> str:
+    return f"{value:g}".replace("-", MINUS)
+
+
+MINUS_TICKS = FuncFormatter(_tick)
 
 
 def refusal_by_layer(report: Report) -> Figure:
@@ -246,9 +252,11 @@ def _unit_rows(axes: Axes, row: Category, place: int, largest: int) -> None:
     patches: list[Rectangle] = []
     colours: list[str] = []
     start = 0
+    sides: tuple[tuple[float, Outcome], ...]
     for cell in cells:
         for index in range(start, start + cell.count):
-            for top, outcome in ((0.10, cell.before), (0.50, cell.after)):
+            sides = ((0.10, cell.before), (0.50, cell.after))
+            for top, outcome in sides:
                 patches.append(Rectangle((index + gap / 2, place + top), 1 - gap, 0.36))
                 colours.append(OUTCOME_COLOURS[outcome])
         start += cell.count

@@ -51,9 +51,9 @@ def outcome_rows(pair: Pair) -> list[Row]:
     rows = [
         outcome_row("refusal_harmful", "refuses harmful requests", *bad, "refusal"),
         outcome_row("success_harmful", "answers harmful requests", *bad, "compliance"),
-        outcome_row("degenerate_harmful", "degenerate on harmful requests", *bad, "degenerate"),
+        outcome_row("degenerate_harmful", "degenerate, harmful", *bad, "degenerate"),
         outcome_row("refusal_harmless", "refuses harmless requests", *good, "refusal"),
-        outcome_row("degenerate_harmless", "degenerate on harmless requests", *good, "degenerate"),
+        outcome_row("degenerate_harmless", "degenerate, harmless", *good, "degenerate"),
     ]
     if original.lookalikes is not None and edited.lookalikes is not None:
         safe = (original.lookalikes, edited.lookalikes)
@@ -112,7 +112,7 @@ def perplexity_rows(pair: Pair) -> list[Row]:
         ),
         perplexity_row(
             "perplexity_own",
-            "perplexity, original's answers",
+            "perplexity, own answers",
             before.forced.nll,
             after.forced.nll,
             before.forced.tokens,
@@ -143,7 +143,7 @@ def coherence_rows(pair: Pair, embed: Embed) -> list[Row]:
     return [
         Row(
             key="coherence",
-            label="similarity to original's answer",
+            label="similarity to the original",
             unit="similarity",
             edited=mean,
             details=details,

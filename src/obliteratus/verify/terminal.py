@@ -35,12 +35,8 @@ def as_screen(report: Report) -> RenderableType:
     parts.append(_rows(report))
     if report.deviations:
         n = len(report.deviations)
-        parts.append(
-            Text(
-                f"{n} thing{'s were' if n > 1 else ' was'} not done as asked: see the report.",
-                style="yellow",
-            )  # fmt: skip
-        )
+        what = f"{n} thing{'s were' if n > 1 else ' was'} not done as asked: see the report."
+        parts.append(Text(what, style="yellow"))
     return Group(*parts)
 
 

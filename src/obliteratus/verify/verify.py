@@ -1,0 +1,192 @@
+"""Verify any edit: two models, loaded one after the other, measured by the same code."""
+
+import contextlib
+import gc
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from obliteratus.directions.directions import Directions
+from obliteratus.errors import MeasurementError
+from obliteratus.events import (
+    Deviation,
+    DeviationRecorded,
+    Stage,
+    StageFinished,
+    StageStarted,
+    emit,
+)
+from obliteratus.measure.behaviour import BEHAVIOURS, Behaviour
+from obliteratus.measure.coherence import embed
+from obliteratus.measure.head import Head, head_of
+from obliteratus.measure.log_odds import RefusalTokens, calibrate
+from obliteratus.models.chat import encode
+from obliteratus.models.loaded import LoadedModel
+from obliteratus.models.summon import summon
+from obliteratus.prompts.contrast import ContrastSet, Prompt, Splits
+from obliteratus.prompts.load import contrast_set
+from obliteratus.prompts.split import split
+from obliteratus.settings import ModelSettings, PromptSettings, VerifySettings
+from obliteratus.store import Store
+from obliteratus.verify.compare import compare
+from obliteratus.verify.controls import Controls
+from obliteratus.verify.html import HTML_FILE, save_html
+from obliteratus.verify.measure import limited, measure_model
+from obliteratus.verify.measurement import Measurement
+from obliteratus.verify.report import REPORT_FILE, Report, save_report
+
+CALIBRATION_PROMPTS = 64  # of each class: mean probabilities are then good to about 0.05
+PROMPTS = PromptSettings()
+MODELS = ModelSettings()
+MEASURES = VerifySettings()
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What both models are measured with."""
+
+    splits: Splits
+    settings: VerifySettings
+    models: ModelSettings
+    behaviour: Behaviour
+    directions: Directions | None
+    lookalikes: tuple[Prompt, ...]
+    system: str | None
+    store: Store | None
+
+
+def verify(
+    original: str | LoadedModel,
+    edited: str | LoadedModel,
+    *,
+    prompts: PromptSettings = PROMPTS,
+    settings: VerifySettings = MEASURES,
+    models: ModelSettings = MODELS,
+    behaviour: str = "refusal",
+    directions: Directions | None = None,
+    controls: Controls | None = None,
+    lookalikes: tuple[Prompt, ...] = (),
+    seed: int = 0,
+    store: Store | None = None,
+) -> Report:
+    """Return what ``edited`` does differently from ``original``, with intervals and tests.
+
+    Any two models with one vocabulary can be compared; a name is loaded with ``models`` (a Hub
+    revision applies to the original only), measured and given back before the next one is loaded.
+    Only the test split of the prompts is measured; refusal log-odds use first tokens calibrated on
+    the original's fit split, and are left out, as a deviation, where it does not refuse in its
+    first token. ``directions`` adds the separation by layer, ``controls`` (made where the plan
+    was at hand) the nulls, ``lookalikes`` over-refusal.
+
+    Raises:
+        MeasurementError: the vocabularies differ, there is nothing to measure, or logits are NaN.
+        UsageError, ModelSourceError: a model or prompt file cannot be had.
+    """
+    splits = split(contrast_set(prompts))
+    chosen = BEHAVIOURS[behaviour]
+    request = _Request(
+        splits, settings, models, chosen, directions, lookalikes, prompts.system, store
+    )
+    before, tokens, left_out = _measure_original(original, request)
+    gc.collect()  # the first model is gone before the second one comes
+    after, edited_head = _measure_edited(edited, request, before)
+    gc.collect()
+    original_head = None
+    if after.subject.head != before.subject.head:
+        original_head = _head(original, request, "original")
+    with _stage("verify", "compare the two"):
+        return compare(
+            before,
+            after,
+            edited_head=edited_head,
+            original_head=original_head,
+            tokens=tokens,
+            embed=embed if settings.coherence else None,
+            directions=directions,
+            controls=controls,
+            deviations=left_out,
+            seed=seed,
+        )
+
+
+def save(report: Report, folder: Path) -> None:
+    """Write ``report.json`` and ``report.html`` into an existing ``folder``.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    save_report(report, folder / REPORT_FILE)
+    save_html(report, folder / HTML_FILE)
+
+
+def calibrated(
+    model: LoadedModel, fit: ContrastSet, behaviour: Behaviour, *, system: str | None = None
+) -> tuple[RefusalTokens | None, tuple[Deviation, ...]]:
+    """Return the refusal tokens of ``model``, or none and the deviation that says why."""
+    some = limited(fit, CALIBRATION_PROMPTS)
+    sides = (
+        encode(model, [prompt.text for prompt in side], system=system)
+        for side in (some.harmful, some.harmless)
+    )
+    try:
+        return calibrate(model, *sides, openings=behaviour.openings), ()
+    except MeasurementError as error:
+        deviation = Deviation("verify", "refusal log-odds", "left out", str(error).rstrip("."))
+        emit(DeviationRecorded(deviation))
+        return None, (deviation,)
+
+
+def _measure_original(
+    original: str | LoadedModel, request: _Request
+) -> tuple[Measurement, RefusalTokens | None, tuple[Deviation, ...]]:
+    model = _load(original, request, "original")
+    with _stage("verify", f"calibrate on {request.splits.fit.name}"):
+        tokens, left_out = calibrated(
+            model, request.splits.fit, request.behaviour, system=request.system
+        )
+    return _measured(model, request, None), tokens, left_out
+
+
+def _measure_edited(
+    edited: str | LoadedModel, request: _Request, before: Measurement
+) -> tuple[Measurement, Head]:
+    later = replace(request, models=request.models.model_copy(update={"revision": None}))
+    model = _load(edited, later, "edited model")
+    return _measured(model, later, before), head_of(model)
+
+
+def _measured(model: LoadedModel, request: _Request, reference: Measurement | None) -> Measurement:
+    role = "original" if reference is None else "edited model"
+    with _stage("verify", f"measure the {role}"):
+        return measure_model(
+            model,
+            request.splits.test,
+            request.settings,
+            judge=request.behaviour.judge,
+            reference=reference,
+            directions=request.directions,
+            lookalikes=request.lookalikes,
+            system=request.system,
+            store=request.store,
+        )
+
+
+def _head(model: str | LoadedModel, request: _Request, role: str) -> Head:
+    """Return the head of ``model``, which is all of it that stays in memory."""
+    return head_of(_load(model, request, role))
+
+
+def _load(model: str | LoadedModel, request: _Request, role: str) -> LoadedModel:
+    if isinstance(model, LoadedModel):
+        return model
+    with _stage("summon", f"load the {role}, {model}"):
+        return summon(model, request.models, store=request.store)
+
+
+@contextlib.contextmanager
+def _stage(stage: Stage, text: str) -> Generator[None]:
+    emit(StageStarted(stage, text))
+    start = time.perf_counter()
+    yield
+    emit(StageFinished(stage, time.perf_counter() - start))
