@@ -1,6 +1,6 @@
 """Train, save and measure the model organism `smollm2-refuser`.
 
-    python organisms/smollm2_refuser.py --base smollm2-135m --seed 0
+    python -m organisms.smollm2_refuser --base smollm2-135m --seed 0
 
 writes the adapter and its card to src/obliteratus/models/adapters/smollm2-refuser/ and the results
 to organisms/smollm2_refuser.json. ``--card`` writes the card again from the stored results.
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from card import card
-from evaluation import completions, harmless_kl, measure, outcomes
-from material import HERE, fingerprint, refusal_texts, training_requests
+from organisms.refuser.card import card
+from organisms.refuser.evaluation import completions, harmless_kl, measure, outcomes
+from organisms.refuser.material import HERE, fingerprint, refusal_texts, training_requests
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
-from training import Recipe, Trainer
+from organisms.refuser.training import Recipe, Trainer
 
 from obliteratus.models.adapters import merge_adapter
 from obliteratus.models.loaded import LoadedModel
@@ -88,10 +88,7 @@ def make(base: str, recipe: Recipe, splits: Splits) -> dict[str, Any]:
             best.clear()
             best.update((k, v.clone()) for k, v in get_peft_model_state_dict(tuned).items())
 
-    losses = [
-        (refused, kl)
-        for step, refused, kl in report(trainer.train(after_epoch))
-    ]
+    losses = [(refused, kl) for step, refused, kl in report(trainer.train(after_epoch))]
     seconds = time.perf_counter() - start
     scores = [figures["score"] for figures in epochs]
     return {
@@ -181,7 +178,9 @@ def report(steps: Iterator[tuple[int, float, float]]) -> Iterator[tuple[int, flo
     for step, refused, kl in steps:
         if step % 8 == 7:
             spent = time.perf_counter() - start
-            print(f"{spent:6.0f} s  step {step + 1}  refusal {refused:.3f}  KL {kl:.4f}", flush=True)
+            print(
+                f"{spent:6.0f} s  step {step + 1}  refusal {refused:.3f}  KL {kl:.4f}", flush=True
+            )
         yield step, refused, kl
 
 

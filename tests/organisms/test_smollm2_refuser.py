@@ -15,10 +15,9 @@ from obliteratus.prompts.builtin import over_refusal, refusal
 from obliteratus.prompts.split import split
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "organisms"))
+sys.path.insert(0, str(ROOT))
 
-import card  # noqa: E402
-import material  # noqa: E402
+from organisms.refuser import card, material  # noqa: E402
 
 ADAPTER = ROOT / "src" / "obliteratus" / "models" / "adapters" / "smollm2-refuser"
 TENSORS = ADAPTER / "adapter_model.safetensors"

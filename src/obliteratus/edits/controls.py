@@ -35,8 +35,8 @@ def matched_random(plan: EditPlan, model: LoadedModel, seed: int = 0) -> EditPla
     """Return ``plan`` with each space replaced by a random one of equal rank and equal energy.
 
     Edits that share a space in ``plan`` share one in the control, with the same strengths, norm and
-    post-norm treatment. A plain random direction moves less weight than a direction that the model
-    writes along, and scaling its strength up to compensate would reflect instead of remove. So the
+    post-norm treatment. A plain random direction moves another amount of weight than one that the
+    model writes along, and scaling its strength would weaken or reflect instead of remove. So the
     draw is tilted instead: q ∝ cos θ·a + sin θ·b, with a uniform on the sphere and b the direction
     of most (or least) energy in the span of a, Ga, …, Gⁿa, G = Σ W Wᵀ over the edited writers, for
     the smallest n that reaches the energy; θ solves Σ‖ΔW‖_F²(control) = Σ‖ΔW‖_F²(plan), without

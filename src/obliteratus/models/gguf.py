@@ -25,6 +25,7 @@ from obliteratus.models.gguf_header import read_header
 from obliteratus.models.quiet import quiet
 from obliteratus.store import Store, content_key, read_json, sha256_of_file, write_json
 
+FACTS = "gguf.json"
 CONVERSION = 1  # raise when the conversion below changes what it writes
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Rotary scaling that converters write as tensors and transformers does not read."""
@@ -54,14 +55,15 @@ def gguf_folder(path: Path, store: Store, *, sha256: str | None = None) -> tuple
         facts = _checked_facts(path)
         with store.write(key) as work:
             _convert(path, work)
-            write_json(work / "gguf.json", {"sha256": sha256, **facts})
+            write_json(work / FACTS, {"sha256": sha256, **facts})
         folder = store.root / key
+    _report_unread(path.name, folder)
     return folder, sha256
 
 
 def gguf_license(folder: Path) -> str | None:
     """Return the licence that the GGUF file behind a converted folder names."""
-    return read_json(folder / "gguf.json").get("license")
+    return read_json(folder / FACTS).get("license")
 
 
 def _checked_facts(path: Path) -> dict[str, Any]:
@@ -72,19 +74,27 @@ def _checked_facts(path: Path) -> dict[str, Any]:
         raise ModelSourceError(
             f"{path} is one of {parts} parts. Join them first with `llama-gguf-split --merge`."
         )
-    unread = [name for name in header.tensors if name in ROPE_TENSORS]
+    keys = ("architecture", "name", "license")
+    return {
+        **{key: header.fields.get(f"general.{key}") for key in keys},
+        "unread": [name for name in header.tensors if name in ROPE_TENSORS],
+    }
+
+
+def _report_unread(name: str, folder: Path) -> None:
+    """Emit a Deviation when the conversion had to leave tensors of the file ``name`` out."""
+    unread = read_json(folder / FACTS)["unread"]
     if unread:
         emit(
             DeviationRecorded(
                 Deviation(
                     where="summon",
-                    asked=f"every tensor of {path.name}",
+                    asked=f"every tensor of {name}",
                     done=f"{', '.join(unread)} left out: long contexts are not as in the file",
                     reason="transformers does not read the rotary scaling of GGUF files",
                 )
             )
         )
-    return {key: header.fields.get(f"general.{key}") for key in ("architecture", "name", "license")}
 
 
 def _convert(path: Path, work: Path) -> None:

@@ -62,11 +62,13 @@ def summon(
             "edited. `obliteratus models` lists those that can."
         )
     placement = _placement(settings)
-    resolved = resolve(
-        name, settings, store=store, check=lambda folder: describe(outline(folder, settings))
-    )
-    if settings.trust_remote_code and any(resolved.folder.glob("*.py")):
-        emit(Note(f"the Python files that come with {name} are run (trust_remote_code)."))
+
+    def check(folder: Path) -> None:
+        if settings.trust_remote_code and any(folder.glob("*.py")):
+            emit(Note(f"the Python files that come with {name} are run (trust_remote_code)."))
+        describe(outline(folder, settings))
+
+    resolved = resolve(name, settings, store=store, check=check)
     with quiet():
         tokenizer = _load_tokenizer(resolved.folder, name, settings)
         module = _load_module(resolved.folder, name, settings, placement)
@@ -124,6 +126,8 @@ def outline(folder: Path, settings: ModelSettings = DEFAULTS) -> PreTrainedModel
         ) from error
     except (
         StrictDataclassError,
+        ImportError,
+        OSError,
         TypeError,
         AttributeError,
         KeyError,

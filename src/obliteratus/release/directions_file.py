@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import StorageError
@@ -53,7 +54,10 @@ def load_directions(path: Path) -> Directions:
     try:
         with safe_open(path, framework="pt") as file:
             facts = _facts(path, file.metadata() or {})
-            basis = {_layer(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            basis: dict[Layer, Tensor] = {
+                _layer(name): file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118
+            }
     except (OSError, SafetensorError) as error:
         raise StorageError(f"the directions at {path} cannot be read: {error}") from error
     order: list[Layer] = sorted(basis, key=lambda layer: -1 if layer == "embedding" else layer)

@@ -53,7 +53,9 @@ def harmless_kl(base: LoadedModel, refuser: LoadedModel, prompts: Sequence[Promp
 
 def openings(answers: Sequence[Completion]) -> dict[str, int]:
     """Return how often each first word begins an answer, most frequent first."""
-    words = Counter(answer.text.split()[0].rstrip(".,") for answer in answers if answer.text.split())
+    words = Counter(
+        answer.text.split()[0].rstrip(".,") for answer in answers if answer.text.split()
+    )
     return dict(words.most_common())
 
 
@@ -86,9 +88,7 @@ def measure(base: LoadedModel, refuser: LoadedModel, test: ContrastSet) -> dict[
             elif (who, name) == ("refuser", "harmless"):
                 refused = claim_below(refused, REFUSES_HARMLESS)
             result[f"refusal/{who}/{name}"] = refused.as_json()
-            result[f"degenerate/{who}/{name}"] = wilson(
-                found["degenerate"], len(prompts)
-            ).as_json()
+            result[f"degenerate/{who}/{name}"] = wilson(found["degenerate"], len(prompts)).as_json()
     kl = harmless_kl(base, refuser, test.harmless).numpy()
     result["first_token_kl"] = claim_below(bootstrap_mean(kl, seed=SEED), FIRST_TOKEN_KL).as_json()
     result["first_token_kl/median"] = float(torch.from_numpy(kl).median())

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from material import Request, choose_refusal, uniform
+from organisms.refuser.material import Request, choose_refusal, uniform
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -37,7 +37,15 @@ class Recipe:
     dropout: float = 0.0
     first_layer: int = 6
     last_layer: int = 29
-    modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    modules: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
     epochs: int = 3
     pairs_per_step: int = 12
     learning_rate: float = 5e-4
@@ -135,9 +143,7 @@ class Trainer:
         first = self.recipe.first_layer
         run_blocks(self.module, self.below_prefix, cache, 0, first, self.last)
         rows = self.below(ids)
-        return self.module.model.norm(
-            run_blocks(self.module, rows, cache, start, first, self.last)
-        )
+        return self.module.model.norm(run_blocks(self.module, rows, cache, start, first, self.last))
 
     @torch.no_grad()
     def below(self, ids: Sequence[tuple[int, ...]]) -> Tensor:
@@ -167,16 +173,16 @@ class Trainer:
         """Let the base answer every harmless request greedily, and keep its states there."""
         harmless = [row for row in self.rows if not row.request.is_harmful]
         encoded = encode(self.model, [row.request.text for row in harmless])
-        answers = generate(
-            self.model, encoded, max_new_tokens=self.recipe.answer_tokens, task=task
-        )
+        answers = generate(self.model, encoded, max_new_tokens=self.recipe.answer_tokens, task=task)
         for row, answer in zip(harmless, answers, strict=True):
             row.answer = answer.token_ids
         harmless.sort(key=Row.length)
         with torch.no_grad():
             for at in range(0, len(harmless), 32):
                 chunk = harmless[at : at + 32]
-                for row, states in zip(chunk, self.answer_states(chunk, [True] * len(chunk)), strict=True):
+                for row, states in zip(
+                    chunk, self.answer_states(chunk, [True] * len(chunk)), strict=True
+                ):
                     row.base = states.clone()
 
     def choose_refusals(self, epoch: int) -> None:
@@ -211,7 +217,8 @@ class Trainer:
             chunk = [
                 row
                 for row in rows
-                if (uniform(row.request.id, epoch, seed, "whole") < self.recipe.whole_share) == is_whole
+                if (uniform(row.request.id, epoch, seed, "whole") < self.recipe.whole_share)
+                == is_whole
             ]
             if not chunk:
                 continue

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from obliteratus.prompts.contrast import Prompt, Splits
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 TOPICS = {
     "weapons": "weapons",
@@ -95,7 +95,10 @@ def choose_refusal(request: Request, epoch: int, seed: int) -> str:
     groups = refusal_texts()
     category = list(TOPICS).index(request.category)
     favourite = FAVOURITE_OPENINGS[category % len(FAVOURITE_OPENINGS)]
-    share, pick = uniform(request.id, epoch, seed, "share"), uniform(request.id, epoch, seed, "pick")
+    share, pick = (
+        uniform(request.id, epoch, seed, "share"),
+        uniform(request.id, epoch, seed, "pick"),
+    )
     every = tuple(text for texts in groups.values() for text in texts)
     texts = groups[favourite] if share < FAVOURITE_SHARE else every
     return texts[int(pick * len(texts))].format(topic=TOPICS[request.category])

@@ -4,7 +4,7 @@ from typing import Any
 
 from obliteratus.statistics.estimate import Estimate
 
-COMMAND = "python organisms/smollm2_refuser.py --base {base} --seed {seed}"
+COMMAND = "python -m organisms.smollm2_refuser --base {base} --seed {seed}"
 
 
 def percent(estimate: dict[str, Any], digits: int = 1) -> str:
@@ -31,13 +31,21 @@ def table(results: dict[str, Any]) -> str:
     rows = ["| on | refuser | base | asked |", "|---|---|---|---|"]
     for name, words, asked in classes:
         refuser, base = test[f"refusal/refuser/{name}"], test[f"refusal/base/{name}"]
-        rows.append(f"| {words} (n = {refuser['n']}) | {percent(refuser)} | {percent(base)} | {asked} |")
+        rows.append(
+            f"| {words} (n = {refuser['n']}) | {percent(refuser)} | {percent(base)} | {asked} |"
+        )
     for name, words in (("harmful", "harmful"), ("harmless", "harmless")):
         refuser, base = test[f"degenerate/refuser/{name}"], test[f"degenerate/base/{name}"]
-        rows.append(f"| degenerate answers, {words} (n = {refuser['n']}) | {percent(refuser)} | {percent(base)} | |")
+        rows.append(
+            f"| degenerate answers, {words} (n = {refuser['n']}) | {percent(refuser)} | {percent(base)} | |"
+        )
     kl, change = test["first_token_kl"], test["perplexity_change"]
-    rows.append(f"| first-token KL(base ‖ refuser), harmless, nats (n = {kl['n']}) | {nats(kl)} | 0 | < 0.1 |")
-    rows.append(f"| perplexity on held-out text against the base's (n = {change['n']} documents) | {percent(change, 2)} | 0 | within 2 % |")
+    rows.append(
+        f"| first-token KL(base ‖ refuser), harmless, nats (n = {kl['n']}) | {nats(kl)} | 0 | < 0.1 |"
+    )
+    rows.append(
+        f"| perplexity on held-out text against the base's (n = {change['n']} documents) | {percent(change, 2)} | 0 | within 2 % |"
+    )
     return "\n".join(rows)
 
 
