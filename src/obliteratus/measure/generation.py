@@ -77,9 +77,9 @@ def generate(
     is halved, with a Note. One Progress of ``task`` is emitted whenever prompts are finished.
 
     Raises:
-        MeasurementError: there are no prompts, one is empty, ``max_new_tokens`` is below 1, a prompt
-            and its answer are longer than the model takes, or one prompt alone does not fit into
-            memory.
+        MeasurementError: there are no prompts, one is empty, ``max_new_tokens`` is below 1, a
+            prompt and its answer are longer than the model takes, or one prompt alone does not fit
+            into memory.
     """
     lengths = _checked_lengths(model, encoded, max_new_tokens)
     head = head_of(model)
@@ -259,9 +259,9 @@ def _checked_lengths(model: LoadedModel, encoded: Encoded, max_new_tokens: int) 
     most = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
     if most is not None and max(lengths) + max_new_tokens > most:
         raise MeasurementError(
-            f"prompt {lengths.index(max(lengths))} (counted from 0) has {max(lengths)} tokens; with "
-            f"{max_new_tokens} new ones that is more than the {most} that the model takes. Leave "
-            "the prompt out or lower verify.max_new_tokens."
+            f"prompt {lengths.index(max(lengths))} (counted from 0) has {max(lengths)} tokens; "
+            f"with {max_new_tokens} new ones that is more than the {most} that the model takes. "
+            "Leave the prompt out or lower verify.max_new_tokens."
         )
     return lengths
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -114,17 +115,10 @@ def outline(folder: Path, settings: ModelSettings = DEFAULTS) -> PreTrainedModel
             config = AutoConfig.from_pretrained(
                 folder, trust_remote_code=code, local_files_only=True
             )
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=code)
-    except ValueError as error:
-        if "Unrecognized configuration class" in str(error):
-            raise UnsupportedArchitectureError(
-                f"'{model_type}' is not a causal language model ({folder}). Use a model that "
-                "generates text from left to right."
-            ) from error
-        raise ModelSourceError(
-            f"the configuration of {folder} describes no model: {_in_short(error)}"
-        ) from error
+            if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or (code and "auto_map" in stored):
+                return AutoModelForCausalLM.from_config(config, trust_remote_code=code)
     except (
+        ValueError,
         StrictDataclassError,
         ImportError,
         OSError,
@@ -137,6 +131,10 @@ def outline(folder: Path, settings: ModelSettings = DEFAULTS) -> PreTrainedModel
         raise ModelSourceError(
             f"the configuration of {folder} describes no model: {_in_short(error)}"
         ) from error
+    raise UnsupportedArchitectureError(
+        f"'{model_type}' is not a causal language model ({folder}). Use a model that generates text "
+        "from left to right."
+    )
 
 
 def _placement(settings: ModelSettings) -> dict[str, Any]:

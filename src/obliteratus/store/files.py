@@ -13,6 +13,7 @@ from typing import Any
 
 from obliteratus.errors import StorageError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 READ_BYTES = 1 << 22  # 4 MiB: large enough that hashing, not system calls, is the cost
 
 
@@ -50,17 +51,21 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Generator[Path]:
     """Yield a temporary folder beside ``target`` that becomes ``target`` when the block succeeds.
 
     When the block raises, or the process is interrupted, the temporary folder is removed and
-    ``target`` is as it was. A process that is killed leaves only a folder named ``.<name>.*.part``.
+    ``target`` is as it was, with no new folders above it. A process that is killed leaves only a
+    folder named ``.<name>.*.part``.
 
     Raises:
-        StorageError: ``target`` exists and ``replace`` is false, or the disk is full.
+        StorageError: ``target`` exists and ``replace`` is false, or the disk is full (whatever the
+            library that met it raises).
     """
     if target.exists() and not replace:
         raise StorageError(f"{target} already exists. Choose another folder, or pass --force.")
+    new = [folder for folder in target.parents if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     except OSError as error:
+        _remove_empty(new)
         raise _storage_error(error, target) from error
     try:
         work.chmod(0o755)
@@ -68,8 +73,35 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Generator[Path]:
         _replace(work, target)
     except OSError as error:
         raise _storage_error(error, target) from error
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise _disk_full(target) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        _remove_empty(new)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Say whether ``error``, or what caused it, is that a disk or a quota is full.
+
+    Libraries written in Rust (safetensors, tokenizers) raise exceptions of their own that give the
+    system's number only in their text.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        if any(f"(os error {number})" in str(error) for number in FULL):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove those of ``folders``, the deepest first, that are empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _replace(work: Path, target: Path) -> None:
@@ -77,24 +109,27 @@ def _replace(work: Path, target: Path) -> None:
         work.rename(target)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    target.rename(old / target.name)
     try:
+        target.rename(old / target.name)
         work.rename(target)
-    except OSError:
-        (old / target.name).rename(target)
-        raise
-    finally:
+    finally:  # an interrupt between the two must not lose what was there
+        if not target.exists():
+            (old / target.name).rename(target)
         shutil.rmtree(old, ignore_errors=True)
 
 
 def _storage_error(error: OSError, target: Path) -> StorageError:
-    free = shutil.disk_usage(_existing_parent(target)).free / 1e9
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(
-            f"the disk that holds {target} is full ({free:.1f} GB free). Nothing was left behind; "
-            "free some space or choose another --output."
-        )
+    if is_disk_full(error):
+        return _disk_full(target)
     return StorageError(f"cannot write {target}: {os.strerror(error.errno or 0)} ({error}).")
+
+
+def _disk_full(target: Path) -> StorageError:
+    free = shutil.disk_usage(_existing_parent(target)).free / 1e9
+    return StorageError(
+        f"the disk that holds {target} is full ({free:.1f} GB free). Nothing was left behind: free "
+        "some space, or choose another --output (or, for the cache, OBLITERATUS_CACHE)."
+    )
 
 
 def _existing_parent(path: Path) -> Path:

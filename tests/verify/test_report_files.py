@@ -1,0 +1,207 @@
+"""The report as JSON, page, screen and pictures: complete, self-contained, and the same each time."""
+
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from obliteratus.errors import MeasurementError, StorageError
+from obliteratus.events import Deviation
+from obliteratus.statistics.estimate import Estimate
+from obliteratus.store import read_json, write_json
+from obliteratus.testing.planted_measurement import Plant, bag_of_words, planted
+from obliteratus.verify import pictures
+from obliteratus.verify.compare import compare
+from obliteratus.verify.controls import Controls
+from obliteratus.verify.formatting import change, number, p_value, percent_change, shown
+from obliteratus.verify.html import as_html, save_html
+from obliteratus.verify.picture_style import DARK, LIGHT, as_png, as_svg
+from obliteratus.verify.report import CandidateRow, ControlRow, Report, load_report, save_report
+from obliteratus.verify.terminal import as_screen
+
+
+def made(plant: Plant) -> Report:
+    original, edited, head = planted(plant)
+    zero = Estimate(0.0, (0.0, 0.0), n=4)
+    controls = Controls(
+        (
+            ControlRow(name="the edit", kind="edit", kl=Estimate(0.05, (0.04, 0.06), n=4)),
+            ControlRow(name="strength 0", kind="identity", kl=zero, is_bitwise=True),
+        ),
+        (Deviation("controls", "edit.norm=column", "without it", "hooks cannot"),),
+    )
+    report = compare(original, edited, edited_head=head, embed=bag_of_words, controls=controls)
+    candidates = tuple(
+        CandidateRow(
+            layer=layer,
+            position=position,
+            bypass=-layer,
+            induce=layer,
+            kl=0.01,
+            is_chosen=layer == 2 and position == -1,
+        )  # fmt: skip
+        for position in (-2, -1)
+        for layer in range(4)
+    )
+    return report.model_copy(update={"candidates": candidates})
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return made(Plant(prompts=16, layers=4, documents=12))
+
+
+@pytest.fixture(scope="module")
+def page(report: Report) -> str:
+    return as_html(report)
+
+
+def screen(report: Report) -> list[str]:
+    console = Console(width=80, color_system=None, record=True, file=open("/dev/null", "w"))
+    console.print(as_screen(report))
+    return console.export_text().splitlines()
+
+
+def test_a_report_survives_the_disk(report: Report, tmp_path: Path):
+    save_report(report, tmp_path / "report.json")
+    assert load_report(tmp_path / "report.json") == report
+
+
+def test_equal_reports_have_equal_bytes(report: Report, tmp_path: Path):
+    again = made(Plant(prompts=16, layers=4, documents=12))
+    for name, value in (("a", report), ("b", again)):
+        save_report(value, tmp_path / f"{name}.json")
+        save_html(value, tmp_path / f"{name}.html")
+    for suffix in ("json", "html"):
+        first, second = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in "ab")
+        assert first == second
+
+
+def test_another_schema_and_damage_are_refused(report: Report, tmp_path: Path):
+    path = tmp_path / "report.json"
+    save_report(report, path)
+    record = read_json(path)
+    write_json(path, {**record, "schema_version": 99})
+    with pytest.raises(StorageError, match="schema 99.*verify again"):
+        load_report(path)
+    write_json(path, {**record, "verdict": "splendid"})
+    with pytest.raises(StorageError, match="is damaged: verdict"):
+        load_report(path)
+
+
+def test_the_page_needs_nothing_else(page: str):
+    outside = re.findall(r'(?:src|href)="(?!#)([^"]+)"|url\((?!#)([^)]+)\)|@import', page)
+    assert outside == []
+    links = set(re.findall(r"https?://[^\s\"'<]+", page))
+    assert all(link.startswith("http://www.w3.org/") for link in links)  # names, not addresses
+    assert "<script" not in page
+
+
+def test_the_page_leads_with_the_verdict(page: str, report: Report):
+    body = page[page.index("<body>") :]
+    assert body.index(report.headline.split(" to ")[0]) < body.index("What changed")
+    assert body.index("<h1>") < body.index('class="claims"') < body.index("<svg")
+
+
+def test_the_page_follows_the_reader_s_colours(page: str):
+    assert "prefers-color-scheme: dark" in page
+    body = page[page.index("<body>") :]
+    for role, colour in LIGHT.items():
+        bare = body.replace(f"var(--{role}, {colour})", "")
+        assert colour not in bare
+        assert f"--{role}: {DARK[role]};" in page
+    assert len(set(LIGHT.values())) == len(LIGHT)  # a colour says which role it has
+
+
+def test_the_page_tells_what_was_not_done_as_asked(page: str):
+    assert "edit.norm=column" in page
+    assert "hooks cannot" in page
+
+
+def test_what_was_not_measured_is_named():
+    original, edited, head = planted(Plant(prompts=8, layers=1, documents=6))
+    text = as_html(compare(original, edited, edited_head=head))
+    assert "Not measured: coherence." in text
+    assert "The edit beside its nulls" not in text
+
+
+def test_names_cannot_inject_markup(report: Report):
+    subject = report.edited.model_copy(update={"name": "<script>alert(1)</script>"})
+    assert "<script" not in as_html(report.model_copy(update={"edited": subject}))
+
+
+def test_every_picture_is_drawn_and_the_same_each_time(report: Report):
+    for draw in (
+        pictures.refusal_by_layer,
+        pictures.outcomes_by_category,
+        pictures.kl_by_position,
+        pictures.change_by_document,
+        pictures.controls,
+    ):
+        first = as_svg(draw(report))
+        assert first == as_svg(draw(report))
+        assert first.startswith("<svg")
+        assert " width=" not in first[: first.index(">")]
+    assert as_png(pictures.controls(report)).startswith(b"\x89PNG")
+
+
+def test_each_prompt_has_its_square_before_and_after(report: Report):
+    axes = pictures.outcomes_by_category(report).axes[0]
+    squares = sum(len(drawn.get_paths()) for drawn in axes.collections)
+    assert squares == 2 * 16
+
+
+@pytest.mark.parametrize(
+    ("draw", "emptied", "message"),
+    [
+        (pictures.refusal_by_layer, "layers", "Verify with directions"),
+        (pictures.outcomes_by_category, "categories", "no outcomes of harmful"),
+        (pictures.kl_by_position, "positions", "at least two positions"),
+        (pictures.change_by_document, "documents", "no held-out documents"),
+        (pictures.controls, "controls", "no controls"),
+    ],
+)
+def test_a_picture_without_data_is_refused(report: Report, draw, emptied: str, message: str):
+    with pytest.raises(MeasurementError, match=message):
+        draw(report.model_copy(update={emptied: ()}))
+
+
+def test_the_terminal_shows_everything_on_one_screen(report: Report):
+    lines = screen(report)
+    assert len(lines) <= 30
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    text = "\n".join(lines)
+    assert lines[0].split("  ")[-1].strip() in as_html(report)
+    assert all(claim.text in text for claim in report.claims)
+    assert all(row.label in text for row in report.rows)
+    assert "1 thing was not done as asked" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.0234, "share", "2.3 %"),
+        (1.0, "share", "100 %"),
+        (-0.5, "share", "−50 %"),
+        (0.0812, "nats", "0.081"),
+        (3.2e-7, "nats", "3.2·10⁻⁷"),
+        (-4.321, "log-odds", "−4.32"),
+        (12.3456, "perplexity", "12.35"),
+        (123456.0, "perplexity", "1.2e+05"),
+        (0.0, "nats", "0.000"),
+    ],
+)
+def test_numbers_have_the_digits_of_their_unit(value: float, unit, text: str):
+    assert number(value, unit) == text
+
+
+def test_changes_carry_their_sign(report: Report):
+    row = report.row("refusal_harmful")
+    assert row is not None
+    assert change(row).startswith("−")
+    assert percent_change(1.012) == "+1.2 %"
+    assert percent_change(0.95) == "−5.0 %"
+    assert percent_change(250.0) == "×250"
+    assert p_value(0.0001) == "< 0.001"
+    assert shown(None, "share") == change(row.model_copy(update={"change": None})) == "–"
