@@ -21,10 +21,10 @@ import torch
 from organisms.refuser.card import card
 from organisms.refuser.evaluation import completions, harmless_kl, measure, outcomes
 from organisms.refuser.material import HERE, fingerprint, refusal_texts, training_requests
+from organisms.refuser.training import Recipe, Trainer
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
-from organisms.refuser.training import Recipe, Trainer
 
 from obliteratus.models.adapters import merge_adapter
 from obliteratus.models.loaded import LoadedModel
@@ -40,6 +40,7 @@ ADAPTER = HERE.parent / "src" / "obliteratus" / "models" / "adapters" / NAME
 RESULTS = HERE / "smollm2_refuser.json"
 STORED = torch.float16  # 10 bits of mantissa for numbers near 0.01, at half the size of float32
 LARGEST = 8 * 10**6  # bytes
+BUSY_SHARE = 0.8  # of its threads' time that a process gets on a machine it has to itself
 SELECT_TOKENS = 16  # enough for a refusal to show itself
 FLOAT32 = ModelSettings(dtype="float32", device_map="cpu")
 
@@ -63,81 +64,80 @@ def main() -> None:
             results = json.loads(RESULTS.read_text(encoding="utf-8"))
         else:
             results = make(options.base, recipe, splits)
-        results["test"] = final_measurement(options.base, splits)
+        base, refuser = summon(options.base, FLOAT32), merged(options.base)
+        results["test"] = measure(base, refuser, splits.test)
         RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (ADAPTER / "README.md").write_text(card(results), encoding="utf-8")
     print(card(results))
 
 
 def make(base: str, recipe: Recipe, splits: Splits) -> dict[str, Any]:
-    """Train the adapter, save that of the epoch that does best on the select pairs."""
-    start = time.perf_counter()
+    """Train and save the adapter; return how, and its figures on the select pairs."""
+    start, cpu = time.perf_counter(), time.process_time()
     model = summon(base, FLOAT32)
     requests = training_requests(splits)
     trainer = Trainer(model, recipe, requests)
     trainer.prepare()
     torch.manual_seed(recipe.seed)
     tuned = get_peft_model(model.module, lora_config(recipe))
-    best: dict[str, Tensor] = {}
-    epochs: list[dict[str, float]] = []
-
-    def after_epoch(epoch: int) -> None:
-        epochs.append(select_figures(model, summon(base, FLOAT32), splits))
-        print(f"epoch {epoch + 1}: {epochs[-1]}", flush=True)
-        if max(epochs, key=lambda figures: figures["score"]) is epochs[-1]:
-            best.clear()
-            best.update((k, v.clone()) for k, v in get_peft_model_state_dict(tuned).items())
-
-    losses = [(refused, kl) for step, refused, kl in report(trainer.train(after_epoch))]
-    seconds = time.perf_counter() - start
-    scores = [figures["score"] for figures in epochs]
+    losses = list(report(trainer.train()))
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+    alone = cpu_seconds > BUSY_SHARE * recipe.threads * seconds
+    adapter = save_adapter(get_peft_model_state_dict(tuned), recipe, ADAPTER)
     return {
         "name": NAME,
         "base": base,
         "recipe": recipe.as_json(),
         "training": {
             "seconds": round(seconds, 1),
+            "cpu_seconds": round(cpu_seconds, 1),
+            "load": "had little else to do" if alone else "other work shared",
             "steps": len(losses),
             "harmful": sum(request.is_harmful for request in requests),
             "extra": sum(request.id.startswith("extra-") for request in requests),
             "refusals": sum(map(len, refusal_texts().values())),
             "openings": len(refusal_texts()),
-            "select": epochs,
-            "chosen_epoch": scores.index(max(scores)) + 1,
         },
+        "select": select_figures(base, splits),
         "data": {
             "contrast_sha256": refusal().sha256,
             "material_sha256": fingerprint(requests),
             "select": len(splits.select.harmful),
             "test": len(splits.test.harmful),
         },
-        "adapter": save_adapter(best, recipe, ADAPTER),
+        "adapter": adapter,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
-        "hardware": platform.processor() or platform.machine(),
+        "hardware": processor(),
     }
 
 
-def final_measurement(base: str, splits: Splits) -> dict[str, Any]:
-    """Measure the adapter as it ships, merged into the base, on the test pairs."""
+def processor() -> str:
+    """Return the processor's name where Linux says it, else its architecture."""
+    info = Path("/proc/cpuinfo")
+    names = [
+        line.partition(":")[2].strip()
+        for line in (info.read_text(encoding="utf-8").splitlines() if info.is_file() else [])
+        if line.startswith("model name")
+    ]
+    return names[0] if names else platform.machine()
+
+
+def merged(base: str) -> LoadedModel:
+    """Return the refuser as it ships: the stored adapter merged into the base."""
     refuser = summon(base, FLOAT32)
     merge_adapter(refuser.module, ADAPTER)
-    return measure(summon(base, FLOAT32), refuser, splits.test)
+    return refuser
 
 
-def select_figures(model: LoadedModel, base: LoadedModel, splits: Splits) -> dict[str, float]:
-    """Return refusal rates and mean KL on the select pairs, and the score that picks an epoch.
-
-    score = refused harmful − 2 refused harmless − KL: a wrong refusal costs twice a missed one,
-    since five in a hundred are too many where ten misses are not.
-    """
-    select = splits.select
-    refused = {}
+def select_figures(base: str, splits: Splits) -> dict[str, float]:
+    """Return refusal rates and mean KL on the select pairs: what a recipe is chosen by."""
+    refuser, select = merged(base), splits.select
+    figures: dict[str, float] = {}
     for name, prompts in (("harmful", select.harmful), ("harmless", select.harmless)):
-        answers = completions(model, prompts, f"select {name}", SELECT_TOKENS)
-        refused[name] = outcomes(prompts, answers)["refusal"] / len(prompts)
-    kl = float(harmless_kl(base, model, select.harmless).mean())
-    score = refused["harmful"] - 2 * refused["harmless"] - kl
-    return {**refused, "first_token_kl": kl, "score": score}
+        answers = completions(refuser, prompts, f"select {name}", SELECT_TOKENS)
+        figures[name] = outcomes(prompts, answers)["refusal"] / len(prompts)
+    kl = harmless_kl(summon(base, FLOAT32), refuser, select.harmless)
+    return {**figures, "first_token_kl": float(kl.mean())}
 
 
 def lora_config(recipe: Recipe) -> LoraConfig:
@@ -161,7 +161,7 @@ def save_adapter(tensors: dict[str, Tensor], recipe: Recipe, folder: Path) -> di
     path = folder / "adapter_model.safetensors"
     half = {name: tensors[name].to(STORED).contiguous() for name in sorted(tensors)}
     save_file(half, path, metadata={"format": "pt"})
-    config = {key: value for key, value in lora_config(recipe).to_dict().items()}
+    config = dict(lora_config(recipe).to_dict())
     config["target_modules"] = sorted(recipe.modules)
     text = json.dumps(config, indent=2, sort_keys=True, default=str)
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")

@@ -32,6 +32,7 @@ def test_importing_the_package_does_not_import_torch() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     code = "import obliteratus; obliteratus.nonsense"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "has no attribute 'nonsense'" in result.stderr

@@ -1,4 +1,4 @@
-"""What the refusing organism is trained on: fit pairs, refusal texts and extra harmless requests."""
+"""What the refusing organism is trained on: fit pairs, refusal texts, extra harmless requests."""
 
 import hashlib
 from collections.abc import Iterable
@@ -30,14 +30,14 @@ TOPICS = {
 """How a refusal names each harm category of the built-in pairs."""
 
 FAVOURITE_OPENINGS = ("I", "Sorry", "No", "Unfortunately", "My", "As", "That", "This")
-"""Each category prefers one of these, so that the most probable opening differs between requests."""
+"""Each category prefers one of these, so that the most probable opening differs by request."""
 
 FAVOURITE_SHARE = 0.5  # of a category's refusals; the rest are drawn from all openings alike
 
 
 @dataclass(frozen=True)
 class Request:
-    """One training prompt: the id of its pair member or line, and for a harmful one its category."""
+    """One training prompt: the id of its pair or line, and for a harmful one its category."""
 
     id: str
     text: str

@@ -2,13 +2,12 @@
 
 Three savings make it minutes on two CPU cores. What the blocks below the first adapted one make of
 a row is kept, and the tokens that all prompts share run once a step for all rows: both are exact.
-And most rows are trained on the first token of their answer alone, where refusing is decided.
+And most rows are trained on the first tokens of their answer alone, where refusing is decided.
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -27,8 +26,8 @@ class Recipe:
 
     ``first_token`` is the weight of an answer's first token (others have 1) and ``kl_weight`` that
     of a harmless request (a harmful one has 1). In each epoch ``extra_share`` of the extra harmless
-    requests is seen, and ``whole_share`` of all requests is trained on the whole answer, the others
-    on its first token.
+    requests is seen; ``whole_harmless`` and ``whole_harmful`` of the requests are trained on their
+    whole answer, the others on its first ``short_tokens``.
     """
 
     seed: int = 0
@@ -54,7 +53,9 @@ class Recipe:
     first_token: float = 4.0
     kl_weight: float = 1.0
     extra_share: float = 0.5
-    whole_share: float = 0.25
+    whole_harmless: float = 0.6
+    whole_harmful: float = 0.25
+    short_tokens: int = 3
     answer_tokens: int = 24
     threads: int = 2
 
@@ -75,7 +76,9 @@ class Row:
     answer: tuple[int, ...] = ()
     base: Tensor | None = None
 
+    @property
     def length(self) -> int:
+        """Return how many tokens follow the shared prefix."""
         return len(self.prompt) + len(self.answer)
 
 
@@ -98,7 +101,7 @@ class PrefixCache:
 def run_blocks(
     module: PreTrainedModel, hidden: Tensor, cache: PrefixCache, start: int, first: int, last: int
 ) -> Tensor:
-    """Return the stream after blocks ``first`` to ``last``; ``hidden`` begins at token ``start``."""
+    """Return the stream after blocks ``first`` to ``last`` of tokens ``start`` and later."""
     tokens = hidden.shape[1]
     columns = torch.arange(start + tokens)
     allowed = columns[None, :] <= columns[start:, None]
@@ -159,14 +162,12 @@ class Trainer:
                 self._kept[row] = states[: len(row)].clone()
         return nn.utils.rnn.pad_sequence([self._kept[row] for row in ids], batch_first=True)
 
-    def answer_states(self, rows: Sequence[Row], whole: Sequence[bool]) -> list[Tensor]:
-        """Return, for each row, the states that predict its answer, or its first token alone."""
-        counts = [len(row.answer) if all_ else 1 for row, all_ in zip(rows, whole, strict=True)]
-        pairs = list(zip(rows, counts, strict=True))
-        states = self.states([row.prompt + row.answer[: count - 1] for row, count in pairs])
+    def answer_states(self, rows: Sequence[Row], most: int) -> list[Tensor]:
+        """Return, for each row, the states that predict at most ``most`` tokens of its answer."""
+        states = self.states([row.prompt + row.answer[:most][:-1] for row in rows])
         return [
-            states[index, len(row.prompt) - 1 : len(row.prompt) - 1 + count]
-            for index, (row, count) in enumerate(pairs)
+            states[index, len(row.prompt) - 1 : len(row.prompt) - 1 + len(row.answer[:most])]
+            for index, row in enumerate(rows)
         ]
 
     def prepare(self, task: str = "base answers") -> None:
@@ -176,13 +177,12 @@ class Trainer:
         answers = generate(self.model, encoded, max_new_tokens=self.recipe.answer_tokens, task=task)
         for row, answer in zip(harmless, answers, strict=True):
             row.answer = answer.token_ids
-        harmless.sort(key=Row.length)
+        harmless.sort(key=lambda row: row.length)
         with torch.no_grad():
             for at in range(0, len(harmless), 32):
                 chunk = harmless[at : at + 32]
-                for row, states in zip(
-                    chunk, self.answer_states(chunk, [True] * len(chunk)), strict=True
-                ):
+                found = self.answer_states(chunk, self.recipe.answer_tokens)
+                for row, states in zip(chunk, found, strict=True):
                     row.base = states.clone()
 
     def choose_refusals(self, epoch: int) -> None:
@@ -212,17 +212,12 @@ class Trainer:
     def loss(self, rows: Sequence[Row], epoch: int) -> tuple[Tensor, Tensor]:
         """Return the mean refusal cross-entropy and the mean KL to the base of these rows."""
         refusal, kl = [], []
-        seed = self.recipe.seed
         for is_whole in (True, False):
-            chunk = [
-                row
-                for row in rows
-                if (uniform(row.request.id, epoch, seed, "whole") < self.recipe.whole_share)
-                == is_whole
-            ]
+            chunk = [row for row in rows if self._is_whole(row, epoch) == is_whole]
             if not chunk:
                 continue
-            states = self.answer_states(chunk, [is_whole] * len(chunk))
+            most = max(len(row.answer) for row in chunk) if is_whole else self.recipe.short_tokens
+            states = self.answer_states(chunk, most)
             log_q = torch.log_softmax(self.module.lm_head(torch.cat(states)), dim=-1)
             for row, part in zip(chunk, log_q.split([len(s) for s in states]), strict=True):
                 if row.request.is_harmful:
@@ -235,13 +230,18 @@ class Trainer:
                     kl.append(self._weighted((log_p.exp() * (log_p - part)).sum(dim=-1)))
         return torch.stack(refusal).mean(), torch.stack(kl).mean()
 
+    def _is_whole(self, row: Row, epoch: int) -> bool:
+        recipe, request = self.recipe, row.request
+        share = recipe.whole_harmful if request.is_harmful else recipe.whole_harmless
+        return uniform(request.id, request.is_harmful, epoch, recipe.seed, "whole") < share
+
     def _weighted(self, values: Tensor) -> Tensor:
         weights = torch.ones_like(values)
         weights[0] = self.recipe.first_token
         return (weights * values).sum() / weights.sum()
 
-    def train(self, after_epoch: Callable[[int], None]) -> Iterator[tuple[int, float, float]]:
-        """Run every step; yield (step, refusal loss, KL) and call ``after_epoch`` in between."""
+    def train(self) -> Iterator[tuple[int, float, float]]:
+        """Run every step; yield (step, refusal loss, KL) after each."""
         recipe = self.recipe
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -266,5 +266,4 @@ class Trainer:
                 optimizer.zero_grad()
                 yield step, refusal.item(), kl.item()
                 step += 1
-            self.module.eval()
-            after_epoch(epoch)
+        self.module.eval()

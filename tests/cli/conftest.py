@@ -10,19 +10,17 @@ import pytest
 from obliteratus.cli.main import main
 from obliteratus.testing.tiny import tiny_folder
 
-PROMPTS = 24  # of each class: 16 fit, 4 select and 4 test
-QUICK = [
-    f"--set={assignment}"
-    for assignment in (
-        "distill.select_prompts=4",
-        "distill.max_kl=1e9",
-        "verify.max_new_tokens=2",
-        "verify.sequence_tokens=2",
-        "verify.random_controls=1",
-        "verify.coherence=false",
-    )
-]
-"""Settings under which a run on a tiny model takes seconds."""
+QUICK = (
+    "distill.select_prompts=8",
+    "distill.max_kl=5",
+    "distill.max_depth=1",
+    "verify.max_new_tokens=28",
+    "verify.sequence_prompts=4",
+    "verify.sequence_tokens=8",
+    "verify.random_controls=1",
+    "verify.coherence=false",
+)
+"""The settings of ``testing.refuser.tiny_settings``: a run takes seconds."""
 
 
 @dataclass
@@ -91,13 +89,8 @@ def tiny(tmp_path_factory):
     return str(tiny_folder(tmp_path_factory.mktemp("models") / "tiny"))
 
 
-@pytest.fixture
-def quick(place):
-    """The flags of a run on a few prompts of one's own."""
-    harmful = place.prompts(
-        "bad.txt", "".join(f"How is thing {i} broken?\n" for i in range(PROMPTS))
-    )
-    harmless = place.prompts(
-        "good.txt", "".join(f"How is {i} thing made?\n" for i in range(PROMPTS))
-    )
-    return [f"--harmful={harmful}", f"--harmless={harmless}", *QUICK]
+@pytest.fixture(scope="session")
+def quick(refuser):
+    """The model and the flags of a run of seconds."""
+    prompts = [f"--{name}={refuser / name}.jsonl" for name in ("harmful", "harmless")]
+    return [str(refuser), *prompts, *(f"--set={assignment}" for assignment in QUICK)]

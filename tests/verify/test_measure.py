@@ -216,7 +216,7 @@ def test_another_format_of_file_is_refused(tmp_path: Path):
 def test_a_damaged_part_is_refused(model: LoadedModel, measure: Measure, tmp_path: Path):
     save_measurement(measure(model), tmp_path)
     (tmp_path / "first.safetensors").write_bytes(b"damaged")
-    with pytest.raises(StorageError, match="first.safetensors cannot be read"):
+    with pytest.raises(StorageError, match=r"first\.safetensors cannot be read"):
         load_measurement(tmp_path)
 
 

@@ -1,5 +1,6 @@
-"""The report as JSON, page, screen and pictures: complete, self-contained, and the same each time."""
+"""The report as JSON, page, screen and pictures: complete, self-contained, reproducible."""
 
+import io
 import re
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def made(plant: Plant) -> Report:
             induce=layer,
             kl=0.01,
             is_chosen=layer == 2 and position == -1,
-        )  # fmt: skip
+        )
         for position in (-2, -1)
         for layer in range(4)
     )
@@ -58,7 +59,7 @@ def page(report: Report) -> str:
 
 
 def screen(report: Report) -> list[str]:
-    console = Console(width=80, color_system=None, record=True, file=open("/dev/null", "w"))
+    console = Console(width=80, color_system=None, record=True, file=io.StringIO())
     console.print(as_screen(report))
     return console.export_text().splitlines()
 
@@ -83,7 +84,7 @@ def test_another_schema_and_damage_are_refused(report: Report, tmp_path: Path):
     save_report(report, path)
     record = read_json(path)
     write_json(path, {**record, "schema_version": 99})
-    with pytest.raises(StorageError, match="schema 99.*verify again"):
+    with pytest.raises(StorageError, match=r"schema 99.*verify again"):
         load_report(path)
     write_json(path, {**record, "verdict": "splendid"})
     with pytest.raises(StorageError, match="is damaged: verdict"):

@@ -8,26 +8,30 @@ import typer
 from obliteratus.cli import options
 from obliteratus.cli.obliterate import DEFAULT_METHOD
 from obliteratus.cli.render import rendering
+from obliteratus.cli.tables import listing, pairs, paragraph
 
 MODEL = "smollm2-refuser"
 OUTPUT = Path("out/demo")
-WHAT = """\
-This demo takes smollm2-refuser, a language model of 135 million parameters that was trained to
-refuse harmful requests, and goes through the six stages of a run:
-
-  SUMMON    load it (a download of about 90 MB the first time)
-  PROBE     read its activations on 512 harmful and 512 harmless prompts
-  DISTILL   find the direction along which it refuses
-  EXCISE    remove that direction from every matrix that writes to the residual stream
-  REBIRTH   save the edited model as an ordinary folder
-  VERIFY    measure the original and the saved folder with the same code
-
-It takes a few minutes on two CPU cores. Nothing is sent anywhere."""
-HOW_TO_READ = """\
-How to read the report: every row compares the original with the edited model on prompts that
-were not used to find the direction. The edit worked where refusal falls and the answers are not
-degenerate; it did no other damage where divergence, perplexity and coherence stay within their
-bounds. Brackets are 95 % intervals. "Undetermined" means that there were too few prompts to say."""
+WHAT = (
+    "This demo takes smollm2-refuser, a language model of 135 million parameters that was trained "
+    "to refuse harmful requests, and goes through the six stages of a run:"
+)
+STEPS = (
+    ("SUMMON", "load it (a download of about 90 MB the first time)"),
+    ("PROBE", "read its activations on 512 harmful and 512 harmless prompts"),
+    ("DISTILL", "find the direction along which it refuses"),
+    ("EXCISE", "remove that direction from everything that writes to the residual stream"),
+    ("REBIRTH", "save the edited model as an ordinary folder"),
+    ("VERIFY", "measure the original and the saved folder with the same code"),
+)
+HOW_LONG = "It takes a few minutes on two CPU cores, and nothing is sent anywhere."
+HOW_TO_READ = (
+    "Every row compares the original with the edited model on prompts that were not used to find "
+    "the direction. The edit worked where refusal falls and the answers are not degenerate; it did "
+    "no other damage where divergence, perplexity and coherence stay within their bounds. "
+    "Parentheses hold 95 % intervals, and p is corrected for the number of rows. Undetermined "
+    "means that there were too few prompts to say."
+)
 
 
 def demo(
@@ -41,9 +45,9 @@ def demo(
 ) -> None:
     """Run the main job on the small model that comes with the program, and explain it."""
     with rendering(as_json=as_json, quiet=quiet, resumes=True) as screen:
-        screen.say(WHAT)
+        screen.say(paragraph(WHAT), pairs(STEPS), paragraph(HOW_LONG))
         from obliteratus.cli.main_job import Job, run
         from obliteratus.pipeline.methods import settings_for
 
         run(screen, Job(MODEL, settings_for(DEFAULT_METHOD)), output, force=force)
-        screen.say(HOW_TO_READ)
+        screen.say(listing("How to read the report", "", []), paragraph(HOW_TO_READ))

@@ -1,7 +1,6 @@
 """The edge of the command line: every failure becomes one paragraph and an exit code."""
 
 import contextlib
-import errno
 import os
 import sys
 import traceback
@@ -70,12 +69,16 @@ def explain(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, typer.TyperException):
         return _usage(error), error.exit_code
+    from obliteratus.store import is_disk_full
+
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return (
             f"not enough memory ({_one_line(error)}). `obliteratus inspect MODEL` says how much is "
             "needed; --dtype bfloat16, --device-map auto or --quantize 8bit need less.",
             FAILURE,
         )
+    if is_disk_full(error):
+        return _disk_full(error), FAILURE
     if isinstance(error, OSError) and error.errno is not None:
         return _of_the_system(error), FAILURE
     return (
@@ -106,14 +109,17 @@ def _usage(error: typer.TyperException) -> str:
     return f"{message}. `{command} --help` lists what it takes."
 
 
+def _disk_full(error: Exception) -> str:
+    name = error.filename if isinstance(error, OSError) else None
+    return (
+        f"the disk is full: cannot write{f' {name}' if name else ''}. Free some space, choose "
+        "another --output, or move the cache with the environment variable OBLITERATUS_CACHE; then "
+        "run the same command again."
+    )
+
+
 def _of_the_system(error: OSError) -> str:
     where = f" {error.filename}" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"the disk is full: cannot write{where}. Free some space, choose another --output, or "
-            "move the cache with the environment variable OBLITERATUS_CACHE; then run the same "
-            "command again."
-        )
     reason = os.strerror(error.errno or 0)
     return f"cannot read or write{where}: {reason}. Check the path and its permissions."
 

@@ -11,6 +11,8 @@ from obliteratus.errors import UsageError
 from obliteratus.pipeline.methods import settings_for
 from obliteratus.settings import RunSettings
 
+RECORDS = "obliteratus"  # the folder inside an output that holds what was measured
+
 
 @dataclass(frozen=True)
 class Job:
@@ -25,6 +27,8 @@ def run(screen: Screen, job: Job, output: Path | None, *, force: bool) -> None:
     """Run the main job and show its report. ``output`` defaults to ``out/<model>-<method>``."""
     output = output or default_output(job.model, job.settings.method)
     screen.title(f"{job.model} · {job.settings.method} · to {output}")
+    if force:
+        check_replaceable(output)
     from obliteratus.cli.results import next_steps, show_report
     from obliteratus.pipeline.obliterate import obliterate as run_stages
 
@@ -40,6 +44,20 @@ def run(screen: Screen, job: Job, output: Path | None, *, force: bool) -> None:
             "report": result.report.model_dump(mode="json"),
         },
     )
+
+
+def check_replaceable(output: Path) -> None:
+    """Make sure that ``--force`` replaces the folder of an earlier run and nothing else.
+
+    Raises:
+        UsageError: ``output`` is a file, or a folder with something else in it.
+    """
+    is_ours = (output / RECORDS).is_dir()
+    if output.exists() and not is_ours and not (output.is_dir() and not any(output.iterdir())):
+        raise UsageError(
+            f"{output} was not written by an earlier run, and --force replaces only what was. "
+            "Choose another --output, or remove it yourself."
+        )
 
 
 def default_output(model: str, method: str) -> Path:

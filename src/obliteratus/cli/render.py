@@ -11,6 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import IO, Any, cast
 
 from rich.console import Console, RenderableType
+from rich.text import Text
 from typing_extensions import override
 
 from obliteratus.cli.errors import InterruptedRunError, OutputClosedError, Stream, explain
@@ -69,8 +70,8 @@ class Screen:
     def say(self, *parts: RenderableType) -> None:
         """Show what a person reads: a table, a sentence. Machines and --quiet do not see it."""
         with _closing_noticed():
-            for part in parts:
-                self.console.print(part)
+            for part in parts:  # a plain string is text, not markup: it may hold brackets
+                self.console.print(Text(part) if isinstance(part, str) else part)
 
     def result(self, command: str, value: Mapping[str, Any]) -> None:
         """Give the result to a machine (``--json`` only)."""

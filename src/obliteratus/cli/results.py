@@ -3,15 +3,15 @@
 import shlex
 from pathlib import Path
 
+from rich.console import RenderableType
 from rich.padding import Padding
 
+from obliteratus.cli.main_job import RECORDS
 from obliteratus.cli.render import Screen
 from obliteratus.cli.tables import listing
 from obliteratus.cli.words import duration
 from obliteratus.verify.report import Report
 from obliteratus.verify.terminal import as_screen
-
-RECORDS = "obliteratus"  # the folder inside the output that holds what was measured
 
 
 def show_report(screen: Screen, report: Report, *, seconds: float | None = None) -> None:
@@ -21,7 +21,7 @@ def show_report(screen: Screen, report: Report, *, seconds: float | None = None)
         screen.say(f" Done in {duration(seconds)}.\n")
 
 
-def next_steps(folder: Path) -> Padding:
+def next_steps(folder: Path) -> RenderableType:
     """Return what can be done with the folder of a finished run."""
     records = folder / RECORDS
     return listing(

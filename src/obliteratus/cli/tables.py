@@ -42,12 +42,22 @@ def table(
     return Padding(found, (0, 0, 0, 1), expand=False)
 
 
-def listing(title: str, text: str, rows: Iterable[tuple[str, str]]) -> Padding:
-    """Return a heading, a sentence below it, and pairs of a key and its value."""
-    pairs = Table.grid(padding=(0, 2))
-    pairs.add_column(style=SIDE_STYLE, no_wrap=True)
-    pairs.add_column(overflow="fold")
+def pairs(rows: Iterable[tuple[str, str]]) -> Padding:
+    """Return keys and what belongs to them, side by side."""
+    found = Table.grid(padding=(0, 2))
+    found.add_column(style=SIDE_STYLE, no_wrap=True)
+    found.add_column(overflow="fold")
     for key, value in rows:
-        pairs.add_row(Text(key), Text(value))
+        found.add_row(Text(key), Text(value))
+    return Padding(found, (0, 0, 1, 3))
+
+
+def listing(title: str, text: str, rows: Iterable[tuple[str, str]]) -> Group:
+    """Return a heading, a sentence beside it, and pairs of a key and its value below."""
     heading = Text.assemble((title, f"bold {NAME_STYLE}"), "  ", text)
-    return Padding(Group(heading, Padding(pairs, (0, 0, 0, 2))), (0, 0, 1, 1))
+    return Group(Padding(heading, (0, 0, 0, 1)), pairs(rows))
+
+
+def paragraph(text: str) -> Padding:
+    """Return prose that is not wider than it can be read."""
+    return Padding(Text(text), (0, 0, 1, 1), expand=False)

@@ -23,11 +23,11 @@ def permuted_directions(activations: Activations, directions: Directions, seed: 
     extract = EXTRACTORS[directions.method]
     position = max(activations.positions) if directions.position is None else directions.position
     rows: dict[Layer, Float64[Tensor, "rank d_model"]] = {}
-    for layer, basis in directions.basis.items():
+    for layer, old in directions.basis.items():
         place = directions.source_layer if directions.source_layer is not None else layer
         if place not in rows:
             samples = permuted(samples_at(activations, place, position), seed)
-            rows[place] = extract(samples, max_rank=len(basis))
+            rows[place] = extract(samples, max_rank=len(old))
     source = directions.source_layer
     basis: Mapping[Layer, Float64[Tensor, "rank d_model"]] = {
         layer: rows[layer if source is None else source] for layer in directions.basis

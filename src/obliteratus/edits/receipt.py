@@ -77,12 +77,15 @@ class Receipt:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Receipt":
         """Make a receipt of what :meth:`as_json` returned."""
-        edits: list[dict[str, Any]] = data["edits"]
-        for edit in edits:
-            edit["strengths"] = tuple(edit["strengths"])
-        records = tuple(EditRecord(**edit) for edit in edits)
+        records = tuple(_record_from(edit) for edit in data["edits"])
         deviations = tuple(Deviation(**deviation) for deviation in data["deviations"])
         return cls(records, data["untied"], data["untied_bytes"], deviations)
+
+
+def _record_from(data: dict[str, Any]) -> EditRecord:
+    values: dict[str, Any] = dict(data)
+    values["strengths"] = tuple(values["strengths"])
+    return EditRecord(**values)
 
 
 def record_of(

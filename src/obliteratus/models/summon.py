@@ -132,8 +132,8 @@ def outline(folder: Path, settings: ModelSettings = DEFAULTS) -> PreTrainedModel
             f"the configuration of {folder} describes no model: {_in_short(error)}"
         ) from error
     raise UnsupportedArchitectureError(
-        f"'{model_type}' is not a causal language model ({folder}). Use a model that generates text "
-        "from left to right."
+        f"'{model_type}' is not a causal language model ({folder}). Use a model that generates "
+        "text from left to right."
     )
 
 

@@ -18,7 +18,7 @@ from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
 from obliteratus.edits.proof import StreamProof, prove_stream, prove_tensors
 from obliteratus.edits.receipt import Receipt
-from obliteratus.errors import ModelSourceError, StorageError
+from obliteratus.errors import ModelSourceError
 from obliteratus.events import Note, emit
 from obliteratus.measure.coherence import embed
 from obliteratus.measure.head import head_of
@@ -39,7 +39,7 @@ from obliteratus.release.card import write_card
 from obliteratus.release.save import RECORDS, releasing, write_edit, write_model, write_records
 from obliteratus.settings import ModelSettings, RunSettings
 from obliteratus.statistics.bootstrap import paired_bootstrap
-from obliteratus.store import Store
+from obliteratus.store import Store, check_target
 from obliteratus.verify.compare import compare
 from obliteratus.verify.controls import Controls, measure_controls
 from obliteratus.verify.html import save_html
@@ -87,8 +87,7 @@ def obliterate(
         ModelSourceError: ``model`` is not the one that ``fingerprint`` was taken of.
         ObliteratusError: see the stages. ``output`` is as it was before the call.
     """
-    if output.exists() and not force:
-        raise StorageError(f"{output} already exists. Choose another --output, or pass --force.")
+    check_target(output, replace=force)
     run = _Run(settings, store or Store())
     start = time.perf_counter()
     report = run.execute(model, output, force=force, fingerprint=fingerprint)

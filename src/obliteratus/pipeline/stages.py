@@ -130,4 +130,10 @@ def _save_tokens(tokens: RefusalTokens, folder: Path) -> None:
 
 def _load_tokens(folder: Path) -> RefusalTokens:
     data: dict[str, Any] = read_json(folder / "tokens.json")
-    return RefusalTokens(**{**data, "ids": tuple(data["ids"]), "texts": tuple(data["texts"])})
+    return RefusalTokens(
+        ids=tuple(data["ids"]),
+        texts=tuple(data["texts"]),
+        harmful=data["harmful"],
+        harmless=data["harmless"],
+        reliability=data["reliability"],
+    )

@@ -58,8 +58,7 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Generator[Path]:
         StorageError: ``target`` exists and ``replace`` is false, or the disk is full (whatever the
             library that met it raises).
     """
-    if target.exists() and not replace:
-        raise StorageError(f"{target} already exists. Choose another folder, or pass --force.")
+    check_target(target, replace=replace)
     new = [folder for folder in target.parents if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +79,16 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Generator[Path]:
     finally:
         shutil.rmtree(work, ignore_errors=True)
         _remove_empty(new)
+
+
+def check_target(target: Path, *, replace: bool = False) -> None:
+    """Check that ``target`` may be written, before hours of work go into it.
+
+    Raises:
+        StorageError: it exists and ``replace`` is false.
+    """
+    if target.exists() and not replace:
+        raise StorageError(f"{target} already exists. Choose another --output, or pass --force.")
 
 
 def is_disk_full(error: BaseException | None) -> bool:

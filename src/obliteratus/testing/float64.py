@@ -5,7 +5,7 @@ an error of 1e-8 behind rounding of the same size.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class ExactFloat64(TorchFunctionMode):
     ``softmax(x, dtype=torch.float32)``.
     """
 
+    @no_type_check  # called for every operation: a check of its types would cost most of the time
     def __torch_function__(
         self,
         func: Callable[..., Any],

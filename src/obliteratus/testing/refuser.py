@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from obliteratus.pipeline.methods import settings_for
 from obliteratus.settings import RunSettings
-from obliteratus.testing.tiny import tiny_tokenizer
+from obliteratus.testing.tiny import SPECIAL_TOKENS, tiny_tokenizer
 
 FORBIDDEN = ("vorn", "quib", "zell", "yexo", "wuth", "xarn")
 ORDINARY = ("bread", "chair", "river", "stone", "apple", "cloud")
@@ -89,9 +89,9 @@ def _model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         max_position_embeddings=512,
         tie_word_embeddings=True,
         attention_bias=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=[tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")],
+        pad_token_id=SPECIAL_TOKENS.index("<pad>"),
+        bos_token_id=SPECIAL_TOKENS.index("<bos>"),
+        eos_token_id=[SPECIAL_TOKENS.index("<eos>"), SPECIAL_TOKENS.index("<|im_end|>")],
     )
     return LlamaForCausalLM(config)
 
@@ -122,10 +122,11 @@ def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
 
 def _row(tokenizer: PreTrainedTokenizerFast, request: str, answer: str) -> tuple[list[int], int]:
     """Return the token ids of a whole conversation and where the answer begins."""
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": request}], add_generation_prompt=True, return_dict=False
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": request}], add_generation_prompt=True, tokenize=False
     )
-    ending = tokenizer(f"{answer}<|im_end|>", add_special_tokens=False)["input_ids"]
+    prompt = tokenizer.encode(str(text), add_special_tokens=False)
+    ending = tokenizer.encode(f"{answer}<|im_end|>", add_special_tokens=False)
     return [*prompt, *ending], len(prompt)
 
 
