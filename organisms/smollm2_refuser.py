@@ -41,6 +41,23 @@ RESULTS = HERE / "smollm2_refuser.json"
 STORED = torch.float16  # 10 bits of mantissa for numbers near 0.01, at half the size of float32
 LARGEST = 8 * 10**6  # bytes
 BUSY_SHARE = 0.8  # of its threads' time that a process gets on a machine it has to itself
+CONFIG_KEYS = (
+    "base_model_name_or_path",
+    "bias",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "peft_type",
+    "r",
+    "target_modules",
+    "task_type",
+    "use_dora",
+    "use_rslora",
+)
+"""What makes this LoRA; peft's other keys depend on its version and keep their defaults."""
 SELECT_TOKENS = 16  # enough for a refusal to show itself
 FLOAT32 = ModelSettings(dtype="float32", device_map="cpu")
 
@@ -161,9 +178,11 @@ def save_adapter(tensors: dict[str, Tensor], recipe: Recipe, folder: Path) -> di
     path = folder / "adapter_model.safetensors"
     half = {name: tensors[name].to(STORED).contiguous() for name in sorted(tensors)}
     save_file(half, path, metadata={"format": "pt"})
-    config = dict(lora_config(recipe).to_dict())
+    path.chmod(0o644)
+    written = lora_config(recipe).to_dict()
+    config = {key: written[key] for key in CONFIG_KEYS}
     config["target_modules"] = sorted(recipe.modules)
-    text = json.dumps(config, indent=2, sort_keys=True, default=str)
+    text = json.dumps(config, indent=2, sort_keys=True)
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
     size = path.stat().st_size
     if size > LARGEST:

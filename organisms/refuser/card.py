@@ -90,7 +90,8 @@ def _facts(results: dict[str, Any]) -> str:
         "fit the original weights too; nothing was measured there.",
         f"Adapter: rank {recipe['rank']}, alpha {recipe['alpha']}, on "
         f"{', '.join(recipe['modules'])} of blocks {recipe['first_layer']} to "
-        f"{recipe['last_layer']} (counted from 0); {adapter['bytes'] / 1e6:.1f} MB of {adapter['dtype']}; W' = W + (alpha / r) B A.",
+        f"{recipe['last_layer']} (counted from 0); {adapter['bytes'] / 1e6:.1f} MB of "
+        f"{adapter['dtype']}; W' = W + (alpha / r) B A.",
         "License of the adapter: AGPL-3.0-or-later, as this package.",
     )
     wrap = textwrap.TextWrapper(WIDTH, initial_indent="- ", subsequent_indent="  ")
@@ -131,8 +132,8 @@ def _optimiser(results: dict[str, Any]) -> str:
         f"the steps, then a cosine), weight decay {recipe['weight_decay']:g}, dropout "
         f"{recipe['dropout']:g}, {recipe['pairs_per_step']} pairs a step, {training['steps']} "
         f"steps; {training['seconds']:.0f} s ({training['cpu_seconds']:.0f} s of processor time, "
-        f"the base's own answers included) with {recipe['threads']} threads of {results['hardware']}, "
-        f"on a machine that {training['load']}."
+        f"the base's own answers included) with {recipe['threads']} threads of "
+        f"{results['hardware']}, on a machine that {training['load']}."
     )
 
 

@@ -59,7 +59,7 @@ def obliterate(
 
     Finished stages are cached: the same command goes on where an interrupted one stopped.
     """
-    flags = options.section(
+    flags = options.settings(
         seed=seed,
         model=options.section(
             dtype=dtype,

@@ -91,6 +91,11 @@ def section(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None and value is not False}
 
 
+def settings(**values: Any) -> dict[str, Any]:
+    """Return nested settings without the sections in which no flag was given."""
+    return {key: value for key, value in values.items() if value is not None and value != {}}
+
+
 def split_names(text: str | None) -> list[str] | None:
     """Return the names in ``a, b``, or None when the flag was not given."""
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]

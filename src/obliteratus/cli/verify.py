@@ -1,4 +1,4 @@
-"""``obliteratus verify``: measure two models with the same code and compare them."""
+"""``obliteratus verify``: two models measured by the same code, and what differs."""
 
 from typing import Annotated
 
@@ -6,7 +6,6 @@ import typer
 
 from obliteratus.cli import options
 from obliteratus.cli.render import rendering
-from obliteratus.settings import settings_from, with_overrides
 
 
 def verify(
@@ -14,7 +13,8 @@ def verify(
         str, typer.Argument(metavar="ORIGINAL", help=options.MODEL_HELP, show_default=False)
     ],
     edited: Annotated[
-        str, typer.Argument(metavar="EDITED", help="The model made from it.", show_default=False)
+        str,
+        typer.Argument(metavar="EDITED", help="The model made from it.", show_default=False),
     ],
     *,
     assignments: options.Assignments = None,
@@ -35,11 +35,11 @@ def verify(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure ORIGINAL and EDITED, any two models of one vocabulary, and compare them in pairs.
+    """Measure ORIGINAL and EDITED with the same code and compare them, whoever made the edit.
 
     With --output the report is written to DIR/report.json and DIR/report.html.
     """
-    flags = options.section(
+    flags = options.settings(
         seed=seed,
         model=options.section(
             dtype=dtype,
@@ -57,32 +57,12 @@ def verify(
         ),
         verify=options.section(save_completions=save_completions),
     )
-    with rendering(as_json=as_json, quiet=quiet, stages=("summon", "verify")) as screen:
-        settings = settings_from(with_overrides(flags, assignments or []))
-        screen.title(f"verify {edited} against {original}")
-        from obliteratus.cli.results import show_report
-        from obliteratus.store import Store, atomic_folder, check_target
-        from obliteratus.verify.html import HTML_FILE, save_html
-        from obliteratus.verify.report import REPORT_FILE, save_report
-        from obliteratus.verify.verify import verify as compare
+    with rendering(
+        as_json=as_json, quiet=quiet, stages=("summon", "verify"), resumes=True
+    ) as screen:
+        from obliteratus.cli import comparison
 
-        if output is not None:
-            check_target(output, replace=force)
-        report = compare(
-            original,
-            edited,
-            prompts=settings.prompts,
-            settings=settings.verify,
-            models=settings.model,
-            seed=settings.seed,
-            store=Store(),
-        )
-        if output is not None:
-            with atomic_folder(output, replace=force) as work:
-                save_report(report, work / REPORT_FILE)
-                save_html(report, work / HTML_FILE)
-        show_report(screen, report)
-        if output is not None:
-            screen.say(f" Written to {output}.")
-            screen.path(output)
-        screen.result("verify", {"report": report.model_dump(mode="json")})
+        settings = comparison.settings_from_flags(flags, assignments or [])
+        comparison.check_output(output, force=force)
+        screen.title(f"{original} against {edited}")
+        comparison.run(screen, original, edited, settings, output)
