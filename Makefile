@@ -13,7 +13,7 @@ OUT ?= out/demo
 .PHONY: help demo test lint types unit real install benchmarks organisms clean
 
 help:
-	@echo "make demo        map, edit and verify the embedded model (about 5 minutes; output in $(OUT))"
+	@echo "make demo        map, edit and verify the embedded model (output in $(OUT))"
 	@echo "make test        lint, types and all tests, as CI runs them"
 	@echo "make unit        the fast tests only"
 	@echo "make benchmarks  the measured figures of docs/benchmarks.md"

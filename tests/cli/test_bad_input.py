@@ -99,7 +99,7 @@ LINES = {
         ["obliterate", "minilm"],
         None,
         2,
-        "'minilm' is a embedding model|'minilm' is an embedding model",
+        "'minilm' makes sentence embeddings",
     ),
     "unknown folder": (["obliterate", "./missing"], None, 2, "there is no folder missing"),
     "unknown .gguf": (["obliterate", "missing.gguf"], None, 2, "there is no file missing.gguf"),
@@ -251,6 +251,24 @@ LINES = {
         None,
         2,
         "there is no folder missing",
+    ),
+    "verify with a key of an edit": (
+        ["verify", "{tiny}", "{tiny}", "--set", "edit.strength=1"],
+        None,
+        2,
+        "verify does not use edit.strength: it belongs to an edit. Its settings begin with model.",
+    ),
+    "verify into an existing report": (
+        ["verify", "{tiny}", "{tiny}", "-o", "."],
+        lambda place, _: place.prompts("report.html", "mine"),
+        1,
+        "report.html already exists. Choose another --output, or pass --force",
+    ),
+    "verify into a file": (
+        ["verify", "{tiny}", "{tiny}", "-o", "thesis.txt"],
+        lambda place, _: place.prompts("thesis.txt", "mine"),
+        1,
+        "thesis.txt is a file",
     ),
     "verify an unknown key": (
         ["verify", "{tiny}", "{tiny}", "-o", "report", "--set", "verify.promts=3"],

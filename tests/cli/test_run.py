@@ -166,3 +166,23 @@ def test_a_full_cache_says_how_to_move_it(place, quick, monkeypatch):
     assert re.search(r"the disk that holds .*cache.* is full .*OBLITERATUS_CACHE", outcome.err)
     assert outcome.is_one_paragraph()
     assert place.is_unchanged()
+
+
+def test_verify_measures_two_models_and_writes_the_report(finished, shared, quick):
+    (shared.work / "report").mkdir()
+    (shared.work / "report" / "notes.txt").write_text("mine")
+    original, *prompts = quick[:3]
+    flags = [*prompts, *(flag for flag in quick if "verify." in flag and "controls" not in flag)]
+    outcome = shared.run("verify", original, str(finished), *flags, "-o", "report", "--json")
+    assert outcome.code == 0, outcome.err
+    result = json.loads(outcome.out.splitlines()[-1])
+    written = json.loads((shared.work / "report" / "report.json").read_text())
+    assert result["report"] == written
+    run = json.loads((finished / "obliteratus" / "report.json").read_text())
+    for measured, before in zip(written["rows"], run["rows"], strict=True):
+        assert measured["edited"] == before["edited"], measured["key"]
+    assert sorted(path.name for path in (shared.work / "report").iterdir()) == [
+        "notes.txt",
+        "report.html",
+        "report.json",
+    ]

@@ -1,6 +1,5 @@
 """What ``verify`` does: its settings, the comparison and the files of its report."""
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 from obliteratus.cli.render import Screen
 from obliteratus.errors import StorageError, UsageError
 from obliteratus.settings import RunSettings, settings_from, with_overrides
+from obliteratus.store import Store, atomic_folder
+from obliteratus.verify.report import Report
 
 FILES = ("report.json", "report.html")
 USED = ("model", "prompts", "verify", "seed")
@@ -52,10 +53,12 @@ def run(
     screen: Screen, original: str, edited: str, settings: RunSettings, output: Path | None
 ) -> None:
     """Compare the two models, write the report and show it."""
+    from obliteratus.cli.loading import load_outline
     from obliteratus.cli.results import show_report
-    from obliteratus.store import Store
     from obliteratus.verify.verify import verify
 
+    # The original takes minutes to measure: a mistyped second name must not wait for that.
+    load_outline(edited, settings.model.model_copy(update={"revision": None}))
     report = verify(
         original,
         edited,
@@ -77,17 +80,15 @@ def run(
     )
 
 
-def _write(report: Any, output: Path) -> None:
+def _write(report: Report, output: Path) -> None:
     """Put both files into ``output``, which may hold other things, or neither."""
-    from obliteratus.store import is_disk_full
     from obliteratus.verify.verify import save
 
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".report-", dir=output) as work:
-            save(report, Path(work))
-            for name in FILES:
-                os.replace(Path(work) / name, output / name)
-    except OSError as error:
-        reason = "the disk is full" if is_disk_full(error) else str(error)
-        raise StorageError(f"cannot write the report to {output}: {reason}.") from error
+    if not output.exists():
+        with atomic_folder(output) as work:
+            save(report, work)
+        return
+    with tempfile.TemporaryDirectory(prefix=".report-", dir=output) as work:
+        save(report, Path(work))
+        for name in FILES:
+            (Path(work) / name).replace(output / name)

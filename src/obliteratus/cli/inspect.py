@@ -31,10 +31,10 @@ def inspect(
         screen.title(f"inspect {model}")
         with stage("summon", f"read the configuration of {model}") as result:
             from obliteratus.cli import anatomy as view
-            from obliteratus.cli.loading import load_outline
+            from obliteratus.cli.loading import load_outline, model_settings
             from obliteratus.models.describe import coverage, describe
 
-            module = load_outline(model, flags)
+            module = load_outline(model, model_settings(flags))
             anatomy = describe(module)
             share = coverage(module, anatomy)
             result.text = f"{anatomy.family}, {anatomy.n_layers} blocks, d_model {anatomy.d_model}"

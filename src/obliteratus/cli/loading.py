@@ -26,13 +26,12 @@ def load(name: str, flags: dict[str, Any]) -> LoadedModel:
     return summon(name, model_settings(flags))
 
 
-def load_outline(name: str, flags: dict[str, Any]) -> PreTrainedModel:
+def load_outline(name: str, settings: ModelSettings) -> PreTrainedModel:
     """Return the model called ``name`` without its weights.
 
     The weights of a Hub model are not downloaded. A .gguf file and a catalogue model are converted
     first, because their configuration comes with their weights.
     """
-    settings = model_settings(flags)
 
     def stop(folder: Path) -> None:
         raise _EnoughError(folder)

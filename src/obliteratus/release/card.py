@@ -37,7 +37,7 @@ def write_card(
         report=report,
         changes=explain(plan),
         safety=_safety(report),
-        source=source,
+        origin=_origin(source),
         verdicts=VERDICT_WORDS,
         number=number,
         interval=interval,
@@ -56,6 +56,17 @@ def _header(source: ModelSource) -> str:
         header["base_model_relation"] = "finetune"
     header["library_name"] = "transformers"
     return yaml.safe_dump(header, sort_keys=True)
+
+
+def _origin(source: ModelSource) -> str:
+    """Return which model it was, without where it lay on somebody's machine."""
+    is_public = source.kind in ("hub", "catalogue")
+    words = f"`{source.identifier}`" if is_public else "a local model"
+    if source.revision is not None:
+        words += f" at revision `{source.revision}`"
+    if source.sha256 is not None:
+        return f"{words} (sha256 `{source.sha256}`)"
+    return words if is_public else f"{words} (fingerprint `{source.fingerprint}`)"
 
 
 def _hub_id(source: ModelSource) -> str:
