@@ -36,7 +36,7 @@ def imports(tree: ast.AST) -> list[tuple[int, str]]:
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module]
             if node.module == "obliteratus":
-                names = [f"obliteratus.{alias.name}" for alias in node.names]
+                names = [f"obliteratus.{alias.name}" for alias in node.names if alias.name in RANK]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         found += [
