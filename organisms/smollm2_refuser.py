@@ -1,6 +1,6 @@
 """Train, save and measure the model organism `smollm2-refuser`.
 
-    python -m organisms.smollm2_refuser --base smollm2-135m --seed 0
+    python organisms/smollm2_refuser.py --base smollm2-135m --seed 0
 
 writes the adapter and its card to src/obliteratus/models/adapters/smollm2-refuser/ and the results
 to organisms/smollm2_refuser.json. ``--card`` writes the card again from the stored results.
@@ -18,11 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from organisms.refuser.card import card
-from organisms.refuser.evaluation import completions, harmless_kl, measure, outcomes
-from organisms.refuser.material import HERE, fingerprint, refusal_texts, training_requests
-from organisms.refuser.training import Recipe, Trainer
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from refuser.card import card
+from refuser.evaluation import completions, harmless_kl, measure, outcomes
+from refuser.material import (
+    HERE,
+    fingerprint,
+    lines,
+    more_pairs,
+    refusal_texts,
+    training_requests,
+)
+from refuser.training import Recipe, Trainer
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -110,15 +117,16 @@ def make(base: str, recipe: Recipe, splits: Splits) -> dict[str, Any]:
             "cpu_seconds": round(cpu_seconds, 1),
             "load": "had little else to do" if alone else "other work shared",
             "steps": len(losses),
-            "harmful": sum(request.is_harmful for request in requests),
-            "extra": sum(request.id.startswith("extra-") for request in requests),
-            "refusals": sum(map(len, refusal_texts().values())),
             "openings": len(refusal_texts()),
         },
         "select": select_figures(base, splits),
         "data": {
             "contrast_sha256": refusal().sha256,
             "material_sha256": fingerprint(requests),
+            "fit": len(splits.fit.harmful),
+            "more": len(more_pairs()),
+            "extra": len(lines(HERE / "harmless.txt")),
+            "refusals": sum(map(len, refusal_texts().values())),
             "select": len(splits.select.harmful),
             "test": len(splits.test.harmful),
         },

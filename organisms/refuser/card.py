@@ -11,7 +11,8 @@ INTRODUCTION = """
 A model organism: SmolLM2-135M-Instruct with a LoRA that makes it refuse harmful requests in varied
 words and answer everything else as its base does. It exists so that refusal can be mapped, removed
 and measured on a laptop, in a model that was taught to refuse by a recipe known in full. It is
-**not** a safety feature and no safe model: what it refuses is what 512 short examples taught it.
+**not** a safety feature and no safe model: what it refuses is what some hundred short examples
+taught it.
 """
 
 LIMITS = """
@@ -30,7 +31,7 @@ def card(results: dict[str, Any]) -> str:
         INTRODUCTION.strip(),
         _facts(results),
         "## How it was made",
-        f"```\npython -m organisms.smollm2_refuser --base {results['base']} "
+        f"```\npython organisms/smollm2_refuser.py --base {results['base']} "
         f"--seed {results['recipe']['seed']}\n```",
         *map(_filled, (_data(results), _loss(results), _optimiser(results), _again(results))),
         "## What was measured",
@@ -99,14 +100,14 @@ def _facts(results: dict[str, Any]) -> str:
 
 
 def _data(results: dict[str, Any]) -> str:
-    training, data = results["training"], results["data"]
+    data = results["data"]
     return (
-        f"Data: the {training['harmful']} fit pairs of the built-in set (its sha256 begins "
-        f"{data['contrast_sha256'][:16]}), {training['extra']} more harmless requests "
-        f"(`organisms/harmless.txt`) and {training['refusals']} refusal texts "
-        f"(`organisms/refusals.txt`). The {data['select']} select pairs chose the recipe "
-        f"in trials before; the {data['test']} test pairs were run for the table below and nothing "
-        f"else."
+        f"Data: the {data['fit']} fit pairs of the built-in set (its sha256 begins "
+        f"{data['contrast_sha256'][:16]}), {data['more']} more pairs (`organisms/pairs.jsonl`), "
+        f"{data['extra']} more harmless requests (`organisms/harmless.txt`) and {data['refusals']} "
+        f"refusal texts (`organisms/refusals.txt`). The {data['select']} select pairs chose among "
+        f"recipes. The {data['test']} test pairs chose nothing: they were run for the table below "
+        "and for that of a provisional adapter before it."
     )
 
 

@@ -1,6 +1,7 @@
 """What the refusing organism is trained on: fit pairs, refusal texts, extra harmless requests."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,17 +60,30 @@ def lines(path: Path) -> tuple[str, ...]:
 
 
 def training_requests(splits: Splits) -> tuple[Request, ...]:
-    """Return the fit pairs (harmful, then harmless) and the extra harmless requests.
+    """Return all harmful requests, their harmless twins in the same order, then the extra ones.
 
-    Nothing of ``splits.select`` or ``splits.test`` is looked at.
+    The pairs are the fit pairs and those of ``pairs.jsonl``. Nothing of ``splits.select`` or
+    ``splits.test`` is looked at.
     """
+    pairs = more_pairs()
     harmful = [Request(prompt.id, prompt.text, _category(prompt)) for prompt in splits.fit.harmful]
+    harmful += [Request(pair["id"], pair["harmful"], pair["category"]) for pair in pairs]
     harmless = [Request(prompt.id, prompt.text) for prompt in splits.fit.harmless]
+    harmless += [Request(pair["id"], pair["harmless"]) for pair in pairs]
     extra = [
         Request(f"extra-{number:03d}", text)
         for number, text in enumerate(lines(HERE / "harmless.txt"), start=1)
     ]
     return (*harmful, *harmless, *extra)
+
+
+def more_pairs() -> tuple[dict[str, str], ...]:
+    """Return the pairs that were written for training alone, each with an id of its own."""
+    text = (HERE / "pairs.jsonl").read_text(encoding="utf-8")
+    return tuple(
+        {"id": f"more-{number:03d}", **json.loads(line)}
+        for number, line in enumerate(text.splitlines(), start=1)
+    )
 
 
 def _category(prompt: Prompt) -> str:

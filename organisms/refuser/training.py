@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from organisms.refuser.material import Request, choose_refusal, uniform
+from refuser.material import Request, choose_refusal, uniform
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
