@@ -57,4 +57,3 @@ def test_it_is_close_to_its_base_on_harmless_prompts(
     ]
     kl = first_token_kl(states[0], head_of(base), states[1], head_of(refuser))
     assert float(kl.mean()) < 0.19
-    assert refused(base, [prompt.text for prompt in prompts.harmful[:32]]) <= 16
