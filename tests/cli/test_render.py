@@ -165,6 +165,11 @@ def interrupted_in(stage, *, resumes):
         raise KeyboardInterrupt
 
 
+def interrupt_at_once():
+    with rendering(resumes=True):
+        raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_ctrl_c_names_the_stage_and_says_how_to_go_on(stage, capsys):
     match = f"^Stopped during {stage.upper()}; finished stages are cached, run the same command"
@@ -172,6 +177,11 @@ def test_ctrl_c_names_the_stage_and_says_how_to_go_on(stage, capsys):
         interrupted_in(stage, resumes=True)
     with pytest.raises(InterruptedRunError, match=r"; nothing was written\.$"):
         interrupted_in(stage, resumes=False)
+
+
+def test_ctrl_c_before_the_first_stage_has_nothing_to_go_on_from(capsys):
+    with pytest.raises(InterruptedRunError, match=r"^Stopped before the first stage; nothing"):
+        interrupt_at_once()
 
 
 class Closed(io.StringIO):

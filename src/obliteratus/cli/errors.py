@@ -36,12 +36,14 @@ class InterruptedRunError(ObliteratusError):
     @classmethod
     def during(cls, stage: Stage | None, *, resumes: bool) -> "InterruptedRunError":
         """Say in which stage it came and, where stages are cached, how to go on."""
-        when = f"during {stage.upper()}" if stage else "before the first stage"
+        if stage is None:
+            return cls("Stopped before the first stage; nothing was written.")
         if resumes:
             return cls(
-                f"Stopped {when}; finished stages are cached, run the same command again to go on."
+                f"Stopped during {stage.upper()}; finished stages are cached, run the same command "
+                "again to go on."
             )
-        return cls(f"Stopped {when}; nothing was written.")
+        return cls(f"Stopped during {stage.upper()}; nothing was written.")
 
 
 class OutputClosedError(Exception):

@@ -104,10 +104,10 @@ class LiveScreen(Screen):
         self, console: Console, options: ConsoleOptions
     ) -> Iterator[RenderableType]:
         """Draw the stages, and below the running one the task with its rate and time left."""
-        is_moving = self._live is not None and self._live.is_started
+        width = max((len(_took(row)) for row in self.rows.values()), default=0)
         yield Text()
         for stage in self._order:
-            yield self._line(self.rows[stage], options, is_moving)
+            yield self._line(self.rows[stage], options, width)
             if stage == self.stage and self._progress is not None:
                 yield self._bar(self._progress, options)
 
@@ -149,22 +149,21 @@ class LiveScreen(Screen):
         grid.add_row("", Text("!", style=style), Text(label, style=style), Text(text))
         self.console.print(grid)
 
-    def _line(self, row: Row, options: ConsoleOptions, is_moving: bool) -> Table:
-        glyph, ascii_glyph, style = MARKS[row.status]
-        mark = Text(ascii_glyph if options.ascii_only else glyph, style=style)
+    def _line(self, row: Row, options: ConsoleOptions, width: int) -> Table:
+        is_moving = self._live is not None and self._live.is_started
         is_running = row.status == "running"
-        name = Text(row.stage.upper(), style="bold" if is_running else "")
-        if row.status == "waiting":
-            name.stylize("dim")
-        seconds = row.seconds + (time.monotonic() - row.started if is_running else 0.0)
-        took = "cached" if row.is_cached else duration(seconds) if row.runs else ""
-        text = Text(row.text, style="" if is_running else "dim")
+        is_next = row.stage == self._order[0] and not any(row.runs for row in self.rows.values())
+        glyph, ascii_glyph, style = MARKS[row.status]
+        mark: RenderableType = Text(ascii_glyph if options.ascii_only else glyph, style=style)
+        if (is_running or is_next) and is_moving and not options.ascii_only:
+            mark = self._spinner
+        name_style = "bold" if is_running else "dim" if row.status == "waiting" else ""
+        text = Text("starting" if is_next else row.text, style="" if is_running else "dim")
         grid = _columns()
         # A frame must not change its height while it moves; the last one shows everything.
         grid.add_column(ratio=1, no_wrap=is_moving, overflow="ellipsis" if is_moving else "fold")
-        grid.add_column(width=12, justify="right", style="dim")
-        spins = is_running and is_moving and not options.ascii_only
-        grid.add_row("", self._spinner if spins else mark, name, text, took)
+        grid.add_column(width=width, justify="right", style="dim")
+        grid.add_row("", mark, Text(row.stage.upper(), style=name_style), text, _took(row))
         return grid
 
     def _bar(self, event: Progress, options: ConsoleOptions) -> RenderableType:
@@ -185,6 +184,13 @@ class LiveScreen(Screen):
             grid.add_column(no_wrap=True)
         grid.add_row(task, bar, Text(done), *(Text(text, style="dim") for text in texts[1:]))
         return Padding(grid, (0, 0, 0, INDENT))
+
+
+def _took(row: Row) -> str:
+    if row.is_cached:
+        return "cached"
+    since = time.monotonic() - row.started if row.status == "running" else 0.0
+    return duration(row.seconds + since) if row.runs else ""
 
 
 def _width(texts: Sequence[str]) -> int:
