@@ -47,7 +47,8 @@ real: install
 	$(BIN)/python -m pytest -m real_model
 
 benchmarks: install
-	$(BIN)/python -m benchmarks
+	$(BIN)/python benchmarks/probe.py qwen2.5-coder-0.5b
+	$(BIN)/python benchmarks/main_job.py qwen2.5-coder-0.5b -o out/benchmark --fresh
 
 organisms: install
 	$(BIN)/python organisms/smollm2_refuser.py

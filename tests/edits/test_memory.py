@@ -10,14 +10,17 @@ from transformers import AutoModelForCausalLM
 
 from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
-from obliteratus.edits.receipt import Receipt
+from obliteratus.edits.post_norm import check_post_norm
+from obliteratus.edits.proof import prove_stream
 from obliteratus.errors import EditError
 from obliteratus.events import Event, Progress, listening
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.settings import EditSettings
+from obliteratus.testing.float64 import ExactFloat64
 from obliteratus.testing.keystone import copied, random_directions, tokens_for
 from obliteratus.testing.tiny import MODEL_TYPES, tiny_model
 
+PROMPTS = ((3, 17, 80, 200, 9), (1, 2, 5))
 TIED = ("qwen2", "smollm3", "gpt2", "gemma2", "gemma3_text")
 
 
@@ -111,12 +114,19 @@ def test_the_receipt_counts_a_bias_with_its_matrix() -> None:
     assert record.bias_norm_after < before
 
 
-def test_a_receipt_survives_json() -> None:
-    model = tiny_model("qwen2")
-    receipt = excise(model, plan(model, random_directions(model), EditSettings(norm="column")))
+def test_a_receipt_is_written_with_what_real_tokens_showed() -> None:
+    model = tiny_model("gemma2")
+    planned = plan(model, random_directions(model))
+    with ExactFloat64():
+        effect = check_post_norm(model, planned, PROMPTS)
+        receipt = excise(model, planned)
+        proof = prove_stream(model, planned, PROMPTS)
+    receipt = dataclasses.replace(receipt, proof=proof, post_norm=effect)
     data = json.loads(json.dumps(receipt.as_json()))
     assert data["worst_residual"] == receipt.worst_residual
-    assert Receipt.from_json(data) == receipt
+    assert set(data["proof"]["layers"]) == {"embedding", "0", "1", "2"}
+    assert data["proof"]["worst"] <= data["proof"]["tolerance"]
+    assert data["post_norm"]["largest_scale"] > 1
 
 
 @pytest.mark.parametrize("norm", ["frobenius", "column"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from obliteratus.edits.planner import plan
-from obliteratus.edits.post_norm import post_norm_effect
+from obliteratus.edits.post_norm import SCALE_GATE, check_post_norm, post_norm_effect
 from obliteratus.errors import EditError
 from obliteratus.settings import EditSettings
 from obliteratus.testing.float64 import ExactFloat64
@@ -61,3 +61,19 @@ def test_a_plan_without_post_norms_has_nothing_to_compare() -> None:
     model = tiny_model("llama")
     with pytest.raises(EditError, match="no edit behind a post-norm"):
         post_norm_effect(model, plan(model, random_directions(model)), PROMPTS)
+
+
+def test_past_the_gate_only_hooks_are_left() -> None:
+    """Strength 9 on half of the stream makes that half of every write eight times as large."""
+    model = tiny_model("gemma2")
+    settings = EditSettings(strength=9.0, post_norm="orthogonal")
+    strong = plan(model, random_directions(model, rank=8), settings)
+    with pytest.raises(EditError, match=f"at most {SCALE_GATE:g}.*use hooks at run time"):
+        check_post_norm(model, strong, PROMPTS)
+
+
+def test_within_the_gate_the_effect_is_returned_and_without_post_norms_there_is_none() -> None:
+    gemma, llama = tiny_model("gemma2"), tiny_model("llama")
+    effect = check_post_norm(gemma, plan(gemma, random_directions(gemma)), PROMPTS)
+    assert effect == post_norm_effect(gemma, plan(gemma, random_directions(gemma)), PROMPTS)
+    assert check_post_norm(llama, plan(llama, random_directions(llama)), PROMPTS) is None

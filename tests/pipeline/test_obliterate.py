@@ -61,6 +61,9 @@ def test_every_record_is_there(result: RunResult) -> None:
     } <= names
     directions = load_directions(records / "directions.safetensors")
     assert set(directions.basis) == {"embedding", 0, 1, 2}
+    proof = json.loads((records / "receipt.json").read_text())["proof"]
+    assert proof["measured"] == "stream"
+    assert proof["worst"] <= proof["tolerance"]
     run = json.loads((records / "run.json").read_text())
     assert set(run["seconds"]) == {"summon", "probe", "distill", "excise", "rebirth", "verify"}
     assert run["source"]["fingerprint"]

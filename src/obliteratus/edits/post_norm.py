@@ -7,7 +7,7 @@ the oblique edit leaves the ideal write times s = rms(z) / rms(z'), which depend
 import contextlib
 import dataclasses
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -40,8 +40,40 @@ class PostNormEffect:
     @property
     def largest_scale(self) -> float:
         """The scale furthest from 1, counted as max(s, 1/s); above ``SCALE_GATE`` is too far."""
-        ends = (end for pair in self.scale.values() for end in pair)
-        return max((max(end, 1 / end) for end in ends), default=1.0)
+        return max((self._change(name) for name in self.scale), default=1.0)
+
+    @property
+    def worst(self) -> str | None:
+        """The writer with the scale furthest from 1."""
+        return max(self.scale, key=self._change, default=None)
+
+    def _change(self, name: str) -> float:
+        low, high = self.scale[name]
+        return max(1 / low, high)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping."""
+        return {**asdict(self), "largest_scale": self.largest_scale}
+
+
+def check_post_norm(
+    model: LoadedModel, plan: EditPlan, prompts: Sequence[Sequence[int]]
+) -> PostNormEffect | None:
+    """Return :func:`post_norm_effect`, or None where ``plan`` edits nothing behind a post-norm.
+
+    Raises:
+        EditError: a write would change its scale by more than ``SCALE_GATE``.
+    """
+    if not any(edit.site.post_norm is not None and edit.strengths.any() for edit in plan):
+        return None
+    effect = post_norm_effect(model, plan, prompts)
+    if effect.largest_scale > SCALE_GATE:
+        raise EditError(
+            f"behind its post-norm {effect.worst} would grow or shrink by a factor of "
+            f"{effect.largest_scale:.1f} on some tokens (at most {SCALE_GATE:g}), which no weights "
+            "can undo. Lower edit.strength or distill.max_rank, or use hooks at run time."
+        )
+    return effect
 
 
 @torch.no_grad()

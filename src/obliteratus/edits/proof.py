@@ -7,7 +7,7 @@ weights and run real tokens.
 import contextlib
 import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -53,6 +53,11 @@ class StreamProof:
     def worst(self) -> float:
         """The largest residual that decides the proof."""
         return max((self.layers or self.writers).values(), default=0.0)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping."""
+        layers = {str(layer): share for layer, share in self.layers.items()}
+        return {**asdict(self), "layers": layers, "worst": self.worst}
 
 
 def prove_tensors(

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from obliteratus.edits.post_norm import PostNormEffect
+from obliteratus.edits.proof import StreamProof
 from obliteratus.events import Deviation
 from obliteratus.operator.grro import MatrixChange
 from obliteratus.settings import Norm
@@ -44,13 +46,16 @@ class Receipt:
 
     ``untied_bytes`` is how much the model grew because its head no longer shares the embedding;
     ``untied`` names the head's parameter, or is None. ``deviations`` holds those of the plan and
-    those met while editing.
+    those met while editing. ``proof`` is what real tokens showed after an edit at full strength,
+    ``post_norm`` what they showed before one behind post-norms; None where it was not looked at.
     """
 
     records: tuple[EditRecord, ...]
     untied: str | None = None
     untied_bytes: int = 0
     deviations: tuple[Deviation, ...] = ()
+    proof: StreamProof | None = None
+    post_norm: PostNormEffect | None = None
 
     @property
     def energy(self) -> float:
@@ -64,28 +69,17 @@ class Receipt:
         return max(done, default=0.0)
 
     def as_json(self) -> dict[str, Any]:
-        """Return a JSON-ready mapping that :meth:`from_json` reads back."""
+        """Return a JSON-ready mapping."""
         return {
             "untied": self.untied,
             "untied_bytes": self.untied_bytes,
             "energy": self.energy,
             "worst_residual": self.worst_residual,
+            "proof": None if self.proof is None else self.proof.as_json(),
+            "post_norm": None if self.post_norm is None else self.post_norm.as_json(),
             "deviations": [asdict(deviation) for deviation in self.deviations],
             "edits": [asdict(record) for record in self.records],
         }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Receipt":
-        """Make a receipt of what :meth:`as_json` returned."""
-        records = tuple(_record_from(edit) for edit in data["edits"])
-        deviations = tuple(Deviation(**deviation) for deviation in data["deviations"])
-        return cls(records, data["untied"], data["untied_bytes"], deviations)
-
-
-def _record_from(data: dict[str, Any]) -> EditRecord:
-    values: dict[str, Any] = dict(data)
-    values["strengths"] = tuple(values["strengths"])
-    return EditRecord(**values)
 
 
 def record_of(

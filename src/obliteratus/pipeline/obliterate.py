@@ -5,8 +5,10 @@ renamed into place. The original is measured by the same code before it is edite
 memory; one model is in memory at a time.
 """
 
+import dataclasses
 import gc
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from obliteratus.directions.permuted import permuted_directions
 from obliteratus.edits.controls import matched_random
 from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
+from obliteratus.edits.post_norm import check_post_norm
 from obliteratus.edits.proof import StreamProof, prove_stream, prove_tensors
 from obliteratus.edits.receipt import Receipt
 from obliteratus.errors import ModelSourceError
@@ -239,9 +242,11 @@ class _Run:
         self, model: LoadedModel, splits: Splits, directions: Directions, planned: EditPlan
     ) -> _Pass:
         self.journal.deviate(*planned.deviations)
+        effect = check_post_norm(model, planned, self._proof_ids(model, splits))
         receipt = excise(model, planned)
         self.journal.deviate(*receipt.deviations)
-        self._prove(model, splits, planned)
+        proof = self._prove(model, splits, planned)
+        receipt = dataclasses.replace(receipt, proof=proof, post_norm=effect)
         return _Pass(directions, planned, receipt)
 
     def _prove(self, model: LoadedModel, splits: Splits, planned: EditPlan) -> StreamProof | None:
@@ -250,9 +255,11 @@ class _Run:
             return None
         allow = self.settings.edit.allow_leak
         prove_tensors(model, planned, allow_leak=allow)
+        return prove_stream(model, planned, self._proof_ids(model, splits), allow_leak=allow)
+
+    def _proof_ids(self, model: LoadedModel, splits: Splits) -> Sequence[Sequence[int]]:
         texts = [prompt.text for prompt in splits.fit.harmful[:PROOF_PROMPTS]]
-        encoded = encode(model, texts, system=self.settings.prompts.system)
-        return prove_stream(model, planned, encoded.ids, allow_leak=allow)
+        return encode(model, texts, system=self.settings.prompts.system).ids
 
     def _next_pass(
         self, model: LoadedModel, splits: Splits, tokens: RefusalTokens, done: list[_Pass]
