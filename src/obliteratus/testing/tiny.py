@@ -39,6 +39,8 @@ _EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2}
 _CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {**_COMMON, "attention_bias": True, "mlp_bias": True},
     "mistral": {**_COMMON, "sliding_window": 8},
+    "ministral": {**_COMMON, "sliding_window": 8},
+    "seed_oss": {**_COMMON, "attention_bias": True, "attention_out_bias": True, "mlp_bias": True},
     "qwen2": {**_COMMON, "tie_word_embeddings": True},
     "qwen3": {**_COMMON, "attention_bias": True},
     "smollm3": {**_COMMON, "attention_bias": True, "mlp_bias": True},
@@ -77,6 +79,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "mlp_only_layers": [1],
         "norm_topk_prob": True,
     },
+    "olmoe": {**_COMMON, **_EXPERTS, "num_experts": 4, "attention_bias": True},
 }
 
 MODEL_TYPES: tuple[str, ...] = tuple(_CONFIGS)
