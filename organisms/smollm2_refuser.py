@@ -190,6 +190,7 @@ def save_adapter(tensors: dict[str, Tensor], recipe: Recipe, folder: Path) -> di
     written = lora_config(recipe).to_dict()
     config = {key: written[key] for key in CONFIG_KEYS}
     config["target_modules"] = sorted(recipe.modules)
+    config["lora_alpha"] = recipe.shipped_alpha
     text = json.dumps(config, indent=2, sort_keys=True)
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
     size = path.stat().st_size

@@ -89,7 +89,8 @@ def _facts(results: dict[str, Any]) -> str:
         f"Base: HuggingFaceTB/SmolLM2-135M-Instruct (Apache-2.0), the catalogue's "
         f"`{results['base']}`: trained and measured on its Q4_1 weights, dequantised. The shapes "
         "fit the original weights too; nothing was measured there.",
-        f"Adapter: rank {recipe['rank']}, alpha {recipe['alpha']}, on "
+        f"Adapter: rank {recipe['rank']}, alpha {recipe['shipped_alpha']} (trained with "
+        f"{recipe['alpha']}; the smaller one was chosen on the select pairs), on "
         f"{', '.join(recipe['modules'])} of blocks {recipe['first_layer']} to "
         f"{recipe['last_layer']} (counted from 0); {adapter['bytes'] / 1e6:.1f} MB of "
         f"{adapter['dtype']}; W' = W + (alpha / r) B A.",

@@ -27,14 +27,17 @@ class Recipe:
     ``first_token`` is the weight of an answer's first token (others have 1) and ``kl_weight`` that
     of a harmless request (a harmful one has 1). In each epoch ``extra_share`` of the extra harmless
     requests is seen; ``whole_harmless`` and ``whole_harmful`` of the requests are trained on their
-    whole answer, the others on its first ``short_tokens``.
+    whole answer, the others on its first ``short_tokens``. The adapter is trained with ``alpha`` and
+    ships with the smaller ``shipped_alpha``, chosen on the select pairs: a weaker adapter refuses
+    fewer harmless requests, and stays closer to the base.
     """
 
     seed: int = 0
     rank: int = 8
     alpha: int = 16
+    shipped_alpha: int = 12
     dropout: float = 0.0
-    first_layer: int = 6
+    first_layer: int = 12
     last_layer: int = 29
     modules: tuple[str, ...] = (
         "q_proj",
@@ -45,18 +48,18 @@ class Recipe:
         "up_proj",
         "down_proj",
     )
-    epochs: int = 3
-    pairs_per_step: int = 12
-    learning_rate: float = 5e-4
+    epochs: int = 4
+    pairs_per_step: int = 8
+    learning_rate: float = 1.5e-3
     weight_decay: float = 0.0
     warmup: float = 0.1
-    first_token: float = 4.0
+    first_token: float = 2.0
     kl_weight: float = 1.0
     extra_share: float = 0.5
     whole_harmless: float = 0.6
     whole_harmful: float = 0.25
     short_tokens: int = 3
-    answer_tokens: int = 24
+    answer_tokens: int = 16
     threads: int = 2
 
     def as_json(self) -> dict[str, Any]:
