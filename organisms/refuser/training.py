@@ -27,9 +27,9 @@ class Recipe:
     ``first_token`` is the weight of an answer's first token (others have 1) and ``kl_weight`` that
     of a harmless request (a harmful one has 1). In each epoch ``extra_share`` of the extra harmless
     requests is seen; ``whole_harmless`` and ``whole_harmful`` of the requests are trained on their
-    whole answer, the others on its first ``short_tokens``. The adapter is trained with ``alpha`` and
-    ships with the smaller ``shipped_alpha``, chosen on the select pairs: a weaker adapter refuses
-    fewer harmless requests, and stays closer to the base.
+    whole answer, the others on its first ``short_tokens``. The adapter is trained with
+    ``alpha`` and ships with the smaller ``shipped_alpha``, chosen on the select pairs: a weaker
+    adapter refuses fewer harmless requests, and stays closer to the base.
     """
 
     seed: int = 0

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from obliteratus.directions.selection import Candidate, Score, choose, winning_share
+from obliteratus.directions.selection import (
+    Candidate,
+    Score,
+    choose,
+    least_induce,
+    winning_share,
+)
 from obliteratus.errors import DirectionError
 
 
@@ -60,6 +66,23 @@ def test_a_clear_winner_wins_nearly_always_and_a_tie_does_not() -> None:
     clear = [candidate(0, -9.0, rng), candidate(1, -1.0, rng)]
     noise = rng.normal(-1.0, 1.0, 40)
     tied = [Candidate(i, -1, rng.permutation(noise), np.ones(40), np.zeros(40)) for i in range(4)]
-    options = {"n_layers": 20, "max_kl": 0.1, "max_depth": 0.8, "seed": 1}
+    options = {"n_layers": 20, "max_kl": 0.1, "max_depth": 0.8, "min_induce": 0.0, "seed": 1}
     assert winning_share(clear, **options).value > 0.99
     assert winning_share(tied, **options).value < 0.6
+
+
+def test_the_winner_must_pass_its_own_gate_in_every_resample() -> None:
+    """Half of the resamples of an effect at the threshold fall below it."""
+    rng = np.random.default_rng(0)
+    at_threshold = Candidate(0, -1, np.full(40, -9.0), rng.normal(-1.0, 1.0, 40), np.zeros(40))
+    other = Candidate(1, -1, np.full(40, -1.0), np.full(40, 5.0), np.zeros(40))
+    options = {"n_layers": 20, "max_kl": 0.1, "max_depth": 0.8, "seed": 1}
+    threshold = float(at_threshold.induce.mean()) - 1e-9
+    share = winning_share([at_threshold, other], min_induce=threshold, **options).value
+    assert 0.4 < share < 0.6
+    assert winning_share([at_threshold, other], min_induce=-9.0, **options).value == 1
+
+
+def test_a_model_that_refuses_must_be_made_to_refuse_and_one_that_does_not_half_as_much() -> None:
+    assert least_induce(4.0, -9.0) == 0
+    assert least_induce(-1.0, -3.0) == -2

@@ -13,7 +13,13 @@ from obliteratus.directions.rank import Bases, RankTrial, search_rank
 from obliteratus.directions.reliability import reliability
 from obliteratus.directions.samples import EXTRACTORS, Extractor, Samples, samples_at
 from obliteratus.directions.score import Scorer
-from obliteratus.directions.selection import Candidate, choose, mean_scores, winning_share
+from obliteratus.directions.selection import (
+    Candidate,
+    choose,
+    least_induce,
+    mean_scores,
+    winning_share,
+)
 from obliteratus.errors import DirectionError
 from obliteratus.events import track
 from obliteratus.operator.removal import everywhere
@@ -104,7 +110,11 @@ def _select_one(
         candidates.append(scorer.candidate(layer, position, samples, row))
     winner = candidates[
         choose(
-            mean_scores(candidates), n_layers, max_kl=settings.max_kl, max_depth=settings.max_depth
+            mean_scores(candidates),
+            n_layers,
+            max_kl=settings.max_kl,
+            max_depth=settings.max_depth,
+            min_induce=_least_induce(scorer),
         )
     ]
     rows = extract(
@@ -151,6 +161,12 @@ def _per_layer(
     return _Found(truncated(rank), None, position, best, (), trials)
 
 
+def _least_induce(scorer: Scorer) -> float:
+    return least_induce(
+        float(scorer.original.log_odds.mean()), float(scorer.harmless_log_odds.mean())
+    )
+
+
 def _separation(activations: Activations, position: int, seed: int) -> dict[Layer, Estimate]:
     found: dict[Layer, Estimate] = {}
     for layer in activations.layers:
@@ -177,6 +193,7 @@ def _provenance(
             scorer.model.anatomy.n_layers,
             max_kl=settings.max_kl,
             max_depth=settings.max_depth,
+            min_induce=_least_induce(scorer),
             seed=seed,
         ).as_json()
     return {
@@ -184,7 +201,11 @@ def _provenance(
         "fingerprint": activations.fingerprint,
         "prompts": len(activations.harmful.prompt_ids),
         "refusal_tokens": list(scorer.tokens.texts),
-        "original": {"bypass": float(scorer.original.log_odds.mean())},
+        "original": {
+            "harmful": float(scorer.original.log_odds.mean()),
+            "harmless": float(scorer.harmless_log_odds.mean()),
+        },
+        "min_induce": _least_induce(scorer),
         "selection": [candidate.as_json() for candidate in found.candidates],
         "winning_share": share,
         "ranks": [trial.as_json() for trial in found.trials],

@@ -58,6 +58,7 @@ class Scorer:
         self._harmful = _encode(model, spread(select.harmful, prompts), system)
         self._harmless = _encode(model, spread(select.harmless, prompts), system)
         self._original = self._log_probabilities(self._harmless)
+        self.harmless_log_odds = log_odds(self._original, tokens.ids).numpy()
         self.original = self._effect()
 
     def effect(self, bases: Mapping[Layer, Float[Tensor, "rank d_model"]]) -> Effect:

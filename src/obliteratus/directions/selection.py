@@ -1,17 +1,11 @@
-"""The published choice of one direction among layers and positions (arXiv:2406.11717).
-
-:func:`choose` is the rule alone, on scores; :func:`score` measures the scores of candidates by
-running the model under hooks.
-"""
+"""The published choice of one direction among layers and positions (arXiv:2406.11717)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float64
-from torch import Tensor
+from jaxtyping import Float64
 
 from obliteratus.errors import DirectionError
 from obliteratus.shapes import Layer
@@ -25,8 +19,8 @@ class Candidate:
     """A direction with its published scores.
 
     ``bypass``: refusal log-odds on each harmful select prompt with r removed from every write (low
-    is good). ``induce``: on each harmless one with the unnormalised δ added at its layer (must be
-    above 0 on average). ``kl``: first-token KL(original ‖ ablated) on each harmless one.
+    is good). ``induce``: on each harmless one with the unnormalised δ added at its layer (see
+    :func:`least_induce`). ``kl``: first-token KL(original ‖ ablated) on each harmless one.
     ``layer`` is the block *output* that it was read from.
     """
 
@@ -56,6 +50,17 @@ class Score:
     bypass: float
     induce: float
     kl: float
+
+
+def least_induce(harmful: float, harmless: float) -> float:
+    """Return the mean log-odds that adding δ to harmless prompts must reach.
+
+    ``harmful`` and ``harmless`` are the mean refusal log-odds of the untouched model. The published
+    threshold is 0: more likely a refusal than not. A model that hardly refuses its harmful prompts
+    (mean below 0) cannot be asked for more on the harmless ones; there δ must go at least half of
+    the way from the harmless to the harmful prompts.
+    """
+    return 0.0 if harmful > 0 else (harmful + harmless) / 2
 
 
 def choose(
@@ -123,6 +128,7 @@ def winning_share(
     *,
     max_kl: float,
     max_depth: float,
+    min_induce: float,
     seed: int,
 ) -> Estimate:
     """Estimate how often the selected candidate wins when the select prompts are resampled.
@@ -131,21 +137,20 @@ def winning_share(
     not a finding. A resample in which no candidate passes counts as lost. The interval is that of
     the binomial draw over resamples (it shrinks with them, not with n).
     """
-    winner = choose(mean_scores(candidates), n_layers, max_kl=max_kl, max_depth=max_depth)
+    scores = mean_scores(candidates)
+    winner = choose(scores, n_layers, max_kl=max_kl, max_depth=max_depth, min_induce=min_induce)
     rng = np.random.default_rng(seed)
     n_harmful, n_harmless = len(candidates[0].bypass), len(candidates[0].kl)
     bypass = np.stack([c.bypass for c in candidates])
     induce = np.stack([c.induce for c in candidates])
     kl = np.stack([c.kl for c in candidates])
-    blocks = [score.block_input for score in mean_scores(candidates)]
+    is_shallow = np.array([score.block_input for score in scores]) < int(max_depth * n_layers)
     wins = 0
     for _ in range(CHOICE_RESAMPLES):
         harmful = rng.integers(n_harmful, size=n_harmful)
         harmless = rng.integers(n_harmless, size=n_harmless)
         means = (bypass[:, harmful].mean(1), induce[:, harmless].mean(1), kl[:, harmless].mean(1))
-        allowed = (
-            (np.array(blocks) < int(max_depth * n_layers)) & (means[2] <= max_kl) & (means[1] >= 0)
-        )
+        allowed = is_shallow & (means[2] <= max_kl) & (means[1] >= min_induce)
         if allowed.any():
             wins += int(np.where(allowed, means[0], np.inf).argmin() == winner)
     share = wins / CHOICE_RESAMPLES
@@ -157,9 +162,3 @@ def winning_share(
         null=1 / len(candidates),
         seed=seed,
     )
-
-
-def as_direction(delta: Float[Tensor, " d_model"]) -> Float64[Tensor, "1 d_model"]:
-    """Return δ̂ as a basis of rank 1 in float64."""
-    exact = delta.to(torch.float64)
-    return (exact / exact.norm())[None]

@@ -171,6 +171,13 @@ class _Run:
                 else "every layer"
             )
             note.text = f"rank {directions.rank} from {where}; split-half cosine {cosine:.2f}"
+            if directions.provenance["min_induce"] != 0:
+                emit(
+                    Note(
+                        "the model hardly refuses, so a direction had to induce half of the "
+                        "refusal that harmful prompts show, not the published log-odds of 0."
+                    )
+                )
         return tokens, directions
 
     def _measure_original(
