@@ -117,6 +117,7 @@ def make(base: str, recipe: Recipe, splits: Splits) -> dict[str, Any]:
             "cpu_seconds": round(cpu_seconds, 1),
             "load": "had little else to do" if alone else "other work shared",
             "steps": len(losses),
+            "declined": sum(row.apology is not None for row in trainer.rows),
             "openings": len(refusal_texts()),
         },
         "select": select_figures(base, splits),
