@@ -63,7 +63,7 @@ class Recipe:
     whole_harmless: float = 0.6
     whole_harmful: float = 0.25
     short_tokens: int = 3
-    declined_share: float = 0.25
+    declined_share: float = 0.15
     answer_tokens: int = 16
     threads: int = 2
 
