@@ -146,8 +146,9 @@ def _pictures(report: Report) -> list[Picture]:
 
     if report.layers:
         caption = (
-            "How far the prompts' last-token states lie along the removed direction, in the "
-            "original's within-class standard deviations; bands are 95 % intervals."
+            "How far harmful prompts lie from harmless ones along the removed direction, at the "
+            "last token, in the original's within-class standard deviations; bands are 95 % "
+            "intervals."
         )
         if report.candidates:
             caption += (

@@ -51,7 +51,7 @@ def refusal_by_layer(report: Report) -> Figure:
         is_selected = bool(report.candidates)
         picture, axes = figure(4.6 if is_selected else 2.7, 1 + is_selected, sharex=True)
         panels: list[Axes] = list(np.atleast_1d(axes))
-        _projections(panels[0], report.layers)
+        _separations(panels[0], report.layers)
         if is_selected:
             _control(panels[1], report.candidates)
         panels[-1].set_xlabel("layer (block output)")
@@ -184,33 +184,19 @@ def _line(axes: Axes, x: Sequence[int], rows: Sequence[Estimate], colour: str) -
     axes.fill_between(x, low, high, color=colour, alpha=BAND, linewidth=0)
 
 
-def _projections(axes: Axes, layers: Sequence[LayerRow]) -> None:
+def _separations(axes: Axes, layers: Sequence[LayerRow]) -> None:
     plain(axes)
+    axes.axhline(0, color=LIGHT["muted"], linewidth=0.8)
     x = [-1 if row.layer == "embedding" else row.layer for row in layers]
-    _line(axes, x, [row.original.harmful for row in layers], LIGHT["refusal"])
-    _line(axes, x, [row.original.harmless for row in layers], LIGHT["compliance"])
-    for name, colour in (("harmful", LIGHT["refusal"]), ("harmless", LIGHT["compliance"])):
-        values = [getattr(row.edited, name).value for row in layers]
-        axes.plot(x, values, color=colour, linewidth=1.4, linestyle=(0, (2, 2)))
-    peak = max(layers, key=lambda row: row.original.harmful.value)
-    place = -1 if peak.layer == "embedding" else peak.layer
-    for name, value, colour, step in (
-        ("harmful", peak.original.harmful.value, LIGHT["refusal"], 5),
-        ("harmless", peak.original.harmless.value, LIGHT["compliance"], -14),
-    ):
-        axes.annotate(
-            name, (place, value), xytext=(0, step), textcoords="offset points", ha="center",
-            color=colour, fontsize=8.5,
-        )  # fmt: skip
-    axes.plot([], [], color=LIGHT["muted"], linewidth=1.8, label="original")
-    axes.plot([], [], color=LIGHT["muted"], linewidth=1.4, linestyle=(0, (2, 2)), label="edited")
+    for name in ("original", "edited"):
+        _line(axes, x, [getattr(row, name).d_prime for row in layers], LIGHT[name])
+        axes.plot([], [], color=LIGHT[name], linewidth=1.8, label=name)
     axes.legend(
         loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, frameon=False, fontsize=8.5,
         labelcolor=LIGHT["muted"], borderaxespad=0.1, handlelength=1.8,
     )  # fmt: skip
-    axes.set_ylabel("projection (s.d.)")
+    axes.set_ylabel("separation (s.d.)")
     axes.yaxis.set_major_formatter(MINUS_TICKS)
-    axes.margins(y=0.2)
 
 
 def _control(axes: Axes, candidates: Sequence[CandidateRow]) -> None:
