@@ -97,13 +97,13 @@ def main() -> None:
 
 def make(base: str, recipe: Recipe, splits: Splits) -> dict[str, Any]:
     """Train and save the adapter; return how, and its figures on the select pairs."""
-    start, cpu = time.perf_counter(), time.process_time()
     model = summon(base, FLOAT32)
     requests = training_requests(splits)
     trainer = Trainer(model, recipe, requests)
     trainer.prepare()
     torch.manual_seed(recipe.seed)
-    tuned = get_peft_model(model.module, lora_config(recipe))
+    tuned = get_peft_model(model.module, lora_config(recipe, is_training=True))
+    start, cpu = time.perf_counter(), time.process_time()
     losses = list(report(trainer.train()))
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     alone = cpu_seconds > BUSY_SHARE * recipe.threads * seconds
@@ -166,7 +166,7 @@ def select_figures(base: str, splits: Splits) -> dict[str, float]:
     return {**figures, "first_token_kl": float(kl.mean())}
 
 
-def lora_config(recipe: Recipe) -> LoraConfig:
+def lora_config(recipe: Recipe, *, is_training: bool = False) -> LoraConfig:
     """Return peft's configuration of ``recipe``, free of anything of this machine."""
     return LoraConfig(
         r=recipe.rank,
@@ -177,7 +177,7 @@ def lora_config(recipe: Recipe) -> LoraConfig:
         bias="none",
         task_type="CAUSAL_LM",
         base_model_name_or_path=HUB_ID,
-        inference_mode=True,
+        inference_mode=not is_training,
     )
 
 

@@ -137,7 +137,7 @@ def _optimiser(results: dict[str, Any]) -> str:
         f"the steps, then a cosine), weight decay {recipe['weight_decay']:g}, dropout "
         f"{recipe['dropout']:g}, {recipe['pairs_per_step']} pairs a step, {training['steps']} "
         f"steps; {training['seconds']:.0f} s ({training['cpu_seconds']:.0f} s of processor time, "
-        f"the base's own answers included) with {recipe['threads']} threads of "
+        f"after the base's own answers) with {recipe['threads']} threads of "
         f"{results['hardware']}, on a machine that {training['load']}."
     )
 

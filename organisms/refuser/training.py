@@ -52,7 +52,7 @@ class Recipe:
         "up_proj",
         "down_proj",
     )
-    epochs: int = 3
+    epochs: int = 2
     pairs_per_step: int = 8
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.0

@@ -1,5 +1,7 @@
 """Extractors on synthetic activations whose answer is known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -151,3 +153,39 @@ def test_equal_classes_and_unknown_extractors_are_errors() -> None:
         difference_of_means(equal)
     with pytest.raises(UsageError, match="Did you mean 'paired_svd'"):
         EXTRACTORS["pair_svd"]
+
+
+def with_means(samples: Samples, count: int, seed: int = 1) -> Samples:
+    """Return ``samples`` with long random harmless means of ``count`` layers, one their own."""
+    means = 40 * torch.randn(count, WIDTH, generator=generator(seed), dtype=torch.float64)
+    means[0] = samples.harmless.double().mean(0)
+    return replace(samples, harmless_means=means)
+
+
+def test_a_projected_direction_moves_the_harmless_mean_of_no_layer() -> None:
+    samples, planted_direction = planted()
+    samples = with_means(samples, 5)
+    rows = EXTRACTORS["projected_difference_of_means"](samples, max_rank=3)
+    assert rows.shape == (3, WIDTH)
+    assert float((rows @ rows.T - torch.eye(3)).abs().max()) < 1e-12
+    assert samples.harmless_means is not None
+    assert float((rows @ samples.harmless_means.T).abs().max()) < 1e-9
+    assert float(rows[0] @ planted_direction) > 0.9
+    plain = EXTRACTORS["difference_of_means"](samples, max_rank=1)
+    assert float((plain @ samples.harmless_means.T).abs().max()) > 1
+
+
+def test_without_the_other_layers_only_the_own_mean_is_projected_out() -> None:
+    samples, _ = planted()
+    row = EXTRACTORS["projected_difference_of_means"](samples, max_rank=1)
+    mean = samples.harmless.double().mean(0)
+    assert abs(float(row[0] @ mean)) < 1e-9
+    expected = samples.delta - (samples.delta @ mean) * mean / (mean @ mean)
+    assert torch.allclose(row[0], expected / expected.norm())
+
+
+def test_a_difference_within_the_harmless_means_is_refused() -> None:
+    samples, _ = planted()
+    shared = replace(samples, harmless_means=samples.delta[None])
+    with pytest.raises(DirectionError, match="do not differ outside the harmless means"):
+        EXTRACTORS["projected_difference_of_means"](shared, max_rank=1)

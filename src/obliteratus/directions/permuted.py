@@ -49,4 +49,4 @@ def permuted(samples: Samples, seed: int) -> Samples:
         both = both[torch.randperm(len(both), generator=generator)]
         first, second = both[: len(harmful)], both[len(harmful) :]
     delta = first.to(torch.float64).mean(0) - second.to(torch.float64).mean(0)
-    return Samples(delta, first, second, samples.is_paired)
+    return Samples(delta, first, second, samples.is_paired, samples.harmless_means)

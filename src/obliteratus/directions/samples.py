@@ -19,13 +19,15 @@ class Samples:
     """Both classes at one layer and position, and their mean difference.
 
     ``delta`` is δ = μ_harmful − μ_harmless. Where ``is_paired``, row i of both classes is one
-    minimal pair.
+    minimal pair. ``harmless_means`` are the means of the harmless class after every block at the
+    same position, where they are known.
     """
 
     delta: Float64[Tensor, " d_model"]
     harmful: Float[Tensor, "harmful d_model"]
     harmless: Float[Tensor, "harmless d_model"]
     is_paired: bool
+    harmless_means: Float64[Tensor, "layer d_model"] | None = None
 
     @cached_property
     def differences(self) -> Float64[Tensor, "pair d_model"]:
@@ -37,7 +39,7 @@ class Samples:
         """Return the samples of ``rows`` only (the same rows of both classes), δ recomputed."""
         harmful, harmless = self.harmful[rows], self.harmless[rows]
         delta = harmful.to(torch.float64).mean(0) - harmless.to(torch.float64).mean(0)
-        return Samples(delta, harmful, harmless, self.is_paired)
+        return Samples(delta, harmful, harmless, self.is_paired, self.harmless_means)
 
 
 Extractor = Callable[..., Float64[Tensor, "rank d_model"]]
@@ -63,11 +65,14 @@ def samples_at(activations: Activations, layer: Layer, position: int) -> Samples
             "probe.positions=post_instruction."
         )
     index = activations.positions.index(position)
+    moments = activations.harmless.moments
+    means = [moments[block].mean[index] for block in activations.layers if block != "embedding"]
     return Samples(
         activations.difference(layer)[index],
         activations.harmful.kept[layer][:, index],
         activations.harmless.kept[layer][:, index],
         activations.is_paired,
+        torch.stack(means) if means else None,
     )
 
 
