@@ -184,6 +184,13 @@ def _line(axes: Axes, x: Sequence[int], rows: Sequence[Estimate], colour: str) -
     axes.fill_between(x, low, high, color=colour, alpha=BAND, linewidth=0)
 
 
+def _legend(axes: Axes) -> None:
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, frameon=False, fontsize=8.5,
+        labelcolor=LIGHT["muted"], borderaxespad=0.1, handlelength=1.8,
+    )  # fmt: skip
+
+
 def _separations(axes: Axes, layers: Sequence[LayerRow]) -> None:
     plain(axes)
     axes.axhline(0, color=LIGHT["muted"], linewidth=0.8)
@@ -191,10 +198,7 @@ def _separations(axes: Axes, layers: Sequence[LayerRow]) -> None:
     for name in ("original", "edited"):
         _line(axes, x, [getattr(row, name).d_prime for row in layers], LIGHT[name])
         axes.plot([], [], color=LIGHT[name], linewidth=1.8, label=name)
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, frameon=False, fontsize=8.5,
-        labelcolor=LIGHT["muted"], borderaxespad=0.1, handlelength=1.8,
-    )  # fmt: skip
+    _legend(axes)
     axes.set_ylabel("separation (s.d.)")
     axes.yaxis.set_major_formatter(MINUS_TICKS)
 
@@ -222,10 +226,7 @@ def _control(axes: Axes, candidates: Sequence[CandidateRow]) -> None:
         )  # fmt: skip
     axes.plot([], [], color=LIGHT["edited"], linewidth=1.8, label="harmful, direction removed")
     axes.plot([], [], color=LIGHT["refusal"], linewidth=1.8, label="harmless, direction added")
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, frameon=False, fontsize=8.5,
-        labelcolor=LIGHT["muted"], borderaxespad=0.1, handlelength=1.8,
-    )  # fmt: skip
+    _legend(axes)
     axes.set_ylabel("refusal log-odds")
     axes.yaxis.set_major_formatter(MINUS_TICKS)
 
