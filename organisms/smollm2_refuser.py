@@ -47,7 +47,6 @@ ADAPTER = HERE.parent / "src" / "obliteratus" / "models" / "adapters" / NAME
 RESULTS = HERE / "smollm2_refuser.json"
 STORED = torch.float16  # 10 bits of mantissa for numbers near 0.01, at half the size of float32
 LARGEST = 8 * 10**6  # bytes
-BUSY_SHARE = 0.8  # of its threads' time that a process gets on a machine it has to itself
 CONFIG_KEYS = (
     "base_model_name_or_path",
     "bias",
@@ -103,10 +102,9 @@ def make(base: str, recipe: Recipe, splits: Splits) -> dict[str, Any]:
     trainer.prepare()
     torch.manual_seed(recipe.seed)
     tuned = get_peft_model(model.module, lora_config(recipe, is_training=True))
-    start, cpu = time.perf_counter(), time.process_time()
+    start = time.perf_counter()
     losses = list(report(trainer.train()))
-    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
-    alone = cpu_seconds > BUSY_SHARE * recipe.threads * seconds
+    seconds = time.perf_counter() - start
     adapter = save_adapter(get_peft_model_state_dict(tuned), recipe, ADAPTER)
     return {
         "name": NAME,
@@ -114,10 +112,7 @@ def make(base: str, recipe: Recipe, splits: Splits) -> dict[str, Any]:
         "recipe": recipe.as_json(),
         "training": {
             "seconds": round(seconds, 1),
-            "cpu_seconds": round(cpu_seconds, 1),
-            "load": "had little else to do" if alone else "other work shared",
             "steps": len(losses),
-            "declined": sum(row.apology is not None for row in trainer.rows),
             "openings": len(refusal_texts()),
         },
         "select": select_figures(base, splits),

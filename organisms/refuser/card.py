@@ -118,10 +118,7 @@ def _loss(results: dict[str, Any]) -> str:
         "Loss: for a harmful request, cross-entropy on a refusal that is drawn anew in each epoch "
         f"(half of a category's refusals share an opening, the others use any of "
         f"{training['openings']}); for a harmless one, KL(base ‖ model) per token on the first "
-        f"{recipe['answer_tokens']} tokens of the base's own greedy answer (where the base "
-        f"declines the request with an apology, {training['declined']} times, the first token of "
-        f"the apology keeps {recipe['declined_share']:g} of its odds and the answer goes on from "
-        "another one). In an epoch "
+        f"{recipe['answer_tokens']} tokens of the base's own greedy answer. In an epoch "
         f"{recipe['whole_harmful']:.0%} of the harmful and {recipe['whole_harmless']:.0%} of the "
         f"harmless requests are trained on all of these tokens, the others on the first "
         f"{recipe['short_tokens']}. The first token weighs {recipe['first_token']:g} times "
@@ -136,9 +133,8 @@ def _optimiser(results: dict[str, Any]) -> str:
         f"AdamW, peak rate {recipe['learning_rate']:g} (linear rise over {recipe['warmup']:.0%} of "
         f"the steps, then a cosine), weight decay {recipe['weight_decay']:g}, dropout "
         f"{recipe['dropout']:g}, {recipe['pairs_per_step']} pairs a step, {training['steps']} "
-        f"steps; {training['seconds']:.0f} s ({training['cpu_seconds']:.0f} s of processor time, "
-        f"after the base's own answers) with {recipe['threads']} threads of "
-        f"{results['hardware']}, on a machine that {training['load']}."
+        f"steps in {training['seconds']:.0f} s with {recipe['threads']} threads of "
+        f"{results['hardware']}."
     )
 
 

@@ -16,11 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from obliteratus.measure.generation import generate
-from obliteratus.models.chat import Encoded, encode
+from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
-
-APOLOGIES = ("I'm sorry", "I'm afraid", "I apologize")
-"""How the base begins when it declines a harmless request, which it does now and then."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +29,7 @@ class Recipe:
     requests is seen; ``whole_harmless`` and ``whole_harmful`` of the requests are trained on their
     whole answer, the others on its first ``short_tokens``. The adapter is trained with
     ``alpha`` and ships with the smaller ``shipped_alpha``, chosen on the select pairs: a weaker
-    adapter refuses fewer harmless requests, and stays closer to the base. Where the base declines a
-    harmless request, the first token of its apology keeps ``declined_share`` of its odds.
+    adapter refuses fewer harmless requests, and stays closer to the base.
     """
 
     seed: int = 0
@@ -52,7 +48,7 @@ class Recipe:
         "up_proj",
         "down_proj",
     )
-    epochs: int = 2
+    epochs: int = 4
     pairs_per_step: int = 8
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.0
@@ -63,7 +59,6 @@ class Recipe:
     whole_harmless: float = 0.6
     whole_harmful: float = 0.25
     short_tokens: int = 3
-    declined_share: float = 0.15
     answer_tokens: int = 16
     threads: int = 2
 
@@ -76,15 +71,13 @@ class Recipe:
 class Row:
     """One request in training: its tokens after the shared prefix and those of its answer.
 
-    ``base`` holds the base's final states that predict ``answer`` (harmless requests only), and
-    ``apology`` the first token of its own answer where that declined the request.
+    ``base`` holds the base's final states that predict ``answer`` (harmless requests only).
     """
 
     request: Request
     prompt: tuple[int, ...]
     answer: tuple[int, ...] = ()
     base: Tensor | None = None
-    apology: int | None = None
 
     @property
     def length(self) -> int:
@@ -181,46 +174,19 @@ class Trainer:
         ]
 
     def prepare(self, task: str = "base answers") -> None:
-        """Let the base answer every harmless request greedily, and keep its states there.
-
-        An answer that declines is replaced by the base's answer after its likeliest other token.
-        """
+        """Let the base answer every harmless request greedily, and keep its states there."""
         harmless = [row for row in self.rows if not row.request.is_harmful]
-        self._answer(harmless, task)
-        declined = [row for row in harmless if self._declines(row)]
-        if not declined:
-            return
-        for row in declined:
-            row.apology = row.answer[0]
+        encoded = encode(self.model, [row.request.text for row in harmless])
+        answers = generate(self.model, encoded, max_new_tokens=self.recipe.answer_tokens, task=task)
+        for row, answer in zip(harmless, answers, strict=True):
+            row.answer = answer.token_ids
+        harmless.sort(key=lambda row: row.length)
         with torch.no_grad():
-            first = self.module.lm_head(torch.stack([row.base[0] for row in declined]))
-        first[range(len(declined)), [row.apology for row in declined]] = -math.inf
-        self._answer(declined, f"{task}, again", [(token,) for token in first.argmax(1).tolist()])
-
-    def _answer(
-        self, rows: Sequence[Row], task: str, openings: Sequence[tuple[int, ...]] | None = None
-    ) -> None:
-        """Give each row the base's greedy answer after its opening, and its states there."""
-        openings = openings or [()] * len(rows)
-        ids = [
-            (*self.prefix_ids, *row.prompt, *opening)
-            for row, opening in zip(rows, openings, strict=True)
-        ]
-        encoded = Encoded(tuple(ids), len(self.prefix_ids), 0, has_template=True)
-        tokens = self.recipe.answer_tokens - len(openings[0])
-        answers = generate(self.model, encoded, max_new_tokens=tokens, task=task)
-        for row, opening, answer in zip(rows, openings, answers, strict=True):
-            row.answer = (*opening, *answer.token_ids)
-        ordered = sorted(rows, key=lambda row: row.length)
-        with torch.no_grad():
-            for at in range(0, len(ordered), 32):
-                chunk = ordered[at : at + 32]
+            for at in range(0, len(harmless), 32):
+                chunk = harmless[at : at + 32]
                 found = self.answer_states(chunk, self.recipe.answer_tokens)
                 for row, states in zip(chunk, found, strict=True):
                     row.base = states.clone()
-
-    def _declines(self, row: Row) -> bool:
-        return self.model.tokenizer.decode(row.answer).lstrip().startswith(APOLOGIES)
 
     def choose_refusals(self, epoch: int) -> None:
         """Give each harmful request its refusal of this epoch."""
@@ -263,8 +229,6 @@ class Trainer:
                 else:
                     with torch.no_grad():
                         base = self.module.lm_head(row.base[: len(part)])
-                        if row.apology is not None:
-                            base[0, row.apology] += math.log(self.recipe.declined_share)
                         log_p = torch.log_softmax(base, dim=-1)
                     kl.append(self._weighted((log_p.exp() * (log_p - part)).sum(dim=-1)))
         return torch.stack(refusal).mean(), torch.stack(kl).mean()
