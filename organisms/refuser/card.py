@@ -143,9 +143,10 @@ def _again(results: dict[str, Any]) -> str:
     return (
         "Every draw comes from the seed, only deterministic kernels are used and the number of "
         "threads is fixed, so the same file is to be expected on one machine with the same "
-        f"versions ({versions}). That has not been tried: this file was trained by the same trainer and recipe in a run that also looked at "
-        "the select pairs after each epoch; the time is that run's, less those looks. The tensors "
-        f"here have sha256 {results['adapter']['sha256']}."
+        f"versions ({versions}). That has not been tried: this file was trained by the same "
+        "trainer and recipe in a run that also looked at the select pairs after each epoch; the "
+        "time is that run's, less those looks. The tensors here have sha256 "
+        f"{results['adapter']['sha256']}."
     )
 
 
