@@ -72,8 +72,13 @@ def test_completions_equal_those_of_transformers_one_by_one(family: str) -> None
     assert [completion.token_ids for completion in found] == expected
 
 
+@pytest.mark.parametrize("fewest", [1, 64])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_that_stop_at_different_steps_leave_the_others_unchanged(family: str) -> None:
+def test_rows_that_stop_at_different_steps_leave_the_others_unchanged(
+    family: str, fewest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether finished rows leave their batch or stay in it to fill it up."""
+    monkeypatch.setattr(generation, "FEWEST_CPU_ROWS", fewest)
     model = talkative(family)
     encoded = encode(model, PROMPTS)
     stopping_early(model, encoded)
@@ -99,6 +104,14 @@ def test_batch_size_does_not_change_completions(rows: int) -> None:
     encoded = encode(model, PROMPTS)
     whole = generate(model, encoded, max_new_tokens=NEW_TOKENS, task="t")
     assert generate(model, encoded, max_new_tokens=NEW_TOKENS, task="t", batch_rows=rows) == whole
+
+
+def test_prompts_run_in_several_pieces_share_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "automatic_batch_tokens", lambda _: 60)
+    model = talkative("gemma2")
+    encoded = encode(model, PROMPTS)
+    found = generate(model, encoded, max_new_tokens=NEW_TOKENS, task="t")
+    assert [completion.token_ids for completion in found] == one_by_one(model, encoded)
 
 
 def test_a_row_much_shorter_than_the_longest_reaches_back_past_the_whole_prefix() -> None:
@@ -221,7 +234,7 @@ def test_a_model_whose_state_cannot_be_moved_is_run_without_padding(
     def no_move(*_: object) -> None:
         raise AssertionError("keys and values were moved")
 
-    monkeypatch.setattr(generation, "_moved", no_move)
+    monkeypatch.setattr(generation, "answer_cache", no_move)
     found = generate(model, encoded, max_new_tokens=NEW_TOKENS, task="t")
     assert [completion.token_ids for completion in found] == expected
 

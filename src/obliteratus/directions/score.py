@@ -1,7 +1,7 @@
 """Measure what a direction controls: bypass, induce and divergence, by running the model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,16 +55,20 @@ class Scorer:
         self.post_norm: PostNormEdit = post_norm
         self.prompts = prompts
         self._head = head_of(model)
-        self._harmful = _encode(model, spread(select.harmful, prompts), system)
-        self._harmless = _encode(model, spread(select.harmless, prompts), system)
-        self._original = self._log_probabilities(self._harmless)
+        sides = [spread(side, prompts) for side in (select.harmful, select.harmless)]
+        texts = [prompt.text for side in sides for prompt in side]
+        both = encode(model, texts, system=system)
+        self._both = both
+        self._harmless = replace(both, ids=both.ids[len(sides[0]) :])
+        odds, self._original = self._measured()
         self.harmless_log_odds = log_odds(self._original, tokens.ids).numpy()
-        self.original = self._effect()
+        self.original = Effect(odds, np.zeros(len(sides[1])))
 
     def effect(self, bases: Mapping[Layer, Float[Tensor, "rank d_model"]]) -> Effect:
         """Return the effect of removing ``bases`` from the writers of their layers."""
         with edited(self.model, removal(self.model, bases, post_norm=self.post_norm)):
-            return self._effect()
+            odds, harmless = self._measured()
+        return Effect(odds, kl_divergence(self._original, harmless).numpy())
 
     def candidate(
         self, layer: Layer, position: int, samples: Samples, row: Float64[Tensor, "1 d_model"]
@@ -76,10 +80,11 @@ class Scorer:
             induce = log_odds(self._log_probabilities(self._harmless), self.tokens.ids)
         return Candidate(layer, position, removed.log_odds, induce.numpy(), removed.kl)
 
-    def _effect(self) -> Effect:
-        odds = log_odds(self._log_probabilities(self._harmful), self.tokens.ids)
-        kl = kl_divergence(self._original, self._log_probabilities(self._harmless))
-        return Effect(odds.numpy(), kl.numpy())
+    def _measured(self) -> tuple[Float64[np.ndarray, " harmful"], Float[Tensor, "harmless vocab"]]:
+        """Return the harmful prompts' refusal log-odds and the harmless ones' log-probabilities."""
+        found = self._log_probabilities(self._both)
+        harmful = len(found) - len(self._harmless.ids)
+        return log_odds(found[:harmful], self.tokens.ids).numpy(), found[harmful:]
 
     def _log_probabilities(self, encoded: Encoded) -> Float[Tensor, "prompt vocab"]:
         with without_progress():
@@ -95,7 +100,3 @@ def spread(prompts: tuple[Prompt, ...], count: int) -> tuple[Prompt, ...]:
     if count >= len(prompts):
         return prompts
     return tuple(prompts[int(index * len(prompts) / count)] for index in range(count))
-
-
-def _encode(model: LoadedModel, prompts: tuple[Prompt, ...], system: str | None) -> Encoded:
-    return encode(model, [prompt.text for prompt in prompts], system=system)

@@ -18,16 +18,20 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from obliteratus.errors import MeasurementError
 from obliteratus.events import Deviation, Note, Progress, emit
+from obliteratus.measure.answer_cache import answer_cache
 from obliteratus.measure.head import Head, head_of
 from obliteratus.models.chat import Encoded
 from obliteratus.models.loaded import LoadedModel
-from obliteratus.probe.forward import is_out_of_memory
+from obliteratus.probe.forward import automatic_batch_tokens, is_out_of_memory, prefix_length
 from obliteratus.probe.prefix import SharedPrefix, can_share_prefix, shared_prefix
 
-CPU_ROWS = 32  # a decoding step reads every weight once for the batch; then arithmetic is the limit
+CPU_ROWS = 128
+FEWEST_CPU_ROWS = 64
+"""Measured on two cores: a float32 product with 32 rows takes as long as one with 64, at a third of
+the rate of one with 128. So batches are large, and finished rows stay where they fill one up."""
 ACCELERATOR_ROWS = 256
+WORTH_DROPPING = 0.75  # rows are dropped when this share of a batch is enough: it copies the cache
 MEMORY_SHARE = 0.25  # of the free memory
-CACHE_COPIES = 2  # a layer's keys and values are copied when a token is added or a row dropped
 NEUTRAL = {
     "repetition_penalty": (None, 1.0),
     "no_repeat_ngram_size": (None, 0),
@@ -126,19 +130,25 @@ def stop_tokens(model: LoadedModel) -> frozenset[int]:
 
 @dataclass
 class _Rows:
-    """The rows of a batch that are still being written, aligned at their last token."""
+    """The rows of a batch, aligned at their last token; ``is_live`` marks those being written."""
 
     index: list[int]
+    is_live: Bool[Tensor, " row"]
     last: Int[Tensor, " row"]
     position: Int[Tensor, " row"]
     mask: Int[Tensor, "row column"]
     cache: Cache
 
-    def keep(self, chosen: Bool[Tensor, " row"]) -> None:
-        """Drop the other rows, their keys and values included."""
-        rows = torch.nonzero(chosen)[:, 0]
+    def drop_finished(self, fewest: int) -> None:
+        """Drop finished rows, keys and values included, where that makes steps faster."""
+        live = int(self.is_live.sum())
+        count = max(live, min(fewest, len(self.index)))
+        if count > WORTH_DROPPING * len(self.index):
+            return
+        rows = torch.argsort(~self.is_live, stable=True)[:count]
         self.index = [self.index[row] for row in rows.tolist()]
         self.last, self.position, self.mask = self.last[rows], self.position[rows], self.mask[rows]
+        self.is_live = self.is_live[rows]
         self.cache.reorder_cache(rows)  # pyright: ignore[reportArgumentType]
 
     def append(self, token_ids: Int[Tensor, " row"]) -> None:
@@ -157,69 +167,82 @@ def _decode(
 ) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Yield (row, its new tokens) as rows finish."""
     stops = torch.tensor(sorted(stop_tokens(model)), device=model.device, dtype=torch.long)
-    hidden, rows = _prefill(model, prompts, prefix)
+    fewest = FEWEST_CPU_ROWS if model.device.type == "cpu" else 1
+    hidden, rows = _prefill(model, prompts, prefix, room=max_new_tokens)
     written: list[list[int]] = [[] for _ in prompts]
     for step in range(max_new_tokens):
         chosen = _most_probable(head, hidden)
         is_done = torch.isin(chosen, stops) | (step == max_new_tokens - 1)
-        for index, token, done in zip(rows.index, chosen.tolist(), is_done.tolist(), strict=True):
-            written[index].append(token)
-            if done:
-                yield index, tuple(written[index])
-        if bool(is_done.all()):
+        live = rows.is_live.tolist()
+        for row, (token, done) in enumerate(zip(chosen.tolist(), is_done.tolist(), strict=True)):
+            if live[row]:
+                index = rows.index[row]
+                written[index].append(token)
+                if done:
+                    yield index, tuple(written[index])
+        rows.is_live &= ~is_done
+        if not bool(rows.is_live.any()):
             return
         rows.append(chosen)
-        if bool(is_done.any()):
-            rows.keep(~is_done)
+        rows.drop_finished(fewest)
         hidden = _step(model, rows)
 
 
 def _prefill(
-    model: LoadedModel, prompts: Sequence[tuple[int, ...]], prefix: SharedPrefix | None
+    model: LoadedModel,
+    prompts: Sequence[tuple[int, ...]],
+    prefix: SharedPrefix | None,
+    *,
+    room: int,
 ) -> tuple[Float[Tensor, "row d_model"], _Rows]:
-    """Run the prompts and return the states at their last tokens, and the rows aligned there."""
-    cached = 0 if prefix is None else len(prefix)
-    if prefix is not None:
-        cache = prefix.growing_cache(len(prompts))
-    elif can_share_prefix(model):
-        cache = DynamicCache()  # whole, even where a window would do: it is moved below
-    else:
-        cache = DynamicCache(config=model.module.config)
-    suffixes = [torch.tensor(ids[cached:]) for ids in prompts]
+    """Run the prompts; return the states at their last tokens and the rows aligned there.
+
+    Their cache has room for ``room`` more tokens, unless the model keeps other state than keys and
+    values: then all prompts have one length, and nothing is moved.
+    """
     lengths = torch.tensor([len(ids) for ids in prompts])
-    output = _backbone(model)(
-        input_ids=nn.utils.rnn.pad_sequence(suffixes, batch_first=True).to(model.device),
-        past_key_values=cache,
-        use_cache=True,
-    )
-    last = (lengths - cached - 1).to(model.device)
-    hidden = output.last_hidden_state[torch.arange(len(prompts), device=model.device), last]
+    if can_share_prefix(model):
+        width = len(prompts[0]) - prefix_length(prefix)
+        rows = max(1, automatic_batch_tokens(model) // width)
+        parts = [
+            _run(model, prompts[start : start + rows], prefix)
+            for start in range(0, len(prompts), rows)
+        ]
+        hidden = torch.cat([states for states, _ in parts])
+        cache: Cache = answer_cache([part for _, part in parts], lengths, room=room)
+    else:
+        hidden, cache = _run(model, prompts, None)
     columns, shift = torch.arange(int(lengths.max())), lengths.max() - lengths[:, None]
-    if bool(shift.any()):
-        cache = _moved(cache, (columns - shift).clamp(min=0))
     return hidden, _Rows(
         index=list(range(len(prompts))),
-        last=last,
+        is_live=torch.ones(len(prompts), dtype=torch.bool, device=model.device),
+        last=torch.zeros(len(prompts), dtype=torch.long, device=model.device),
         position=lengths.to(model.device) - 1,
         mask=(columns >= shift).long().to(model.device),
         cache=cache,
     )
 
 
-def _moved(cache: DynamicCache, source: Int[Tensor, "row column"]) -> DynamicCache:
-    """Return a cache whose column j holds, per row, what was in column ``source[row, j]``."""
-    moved = DynamicCache()
-    for layer, states in enumerate(cache):
-        keys, values = (_taken(state, source) for state in states[:2] if state is not None)
-        moved.update(keys, values, layer)
-    return moved
-
-
-def _taken(
-    states: Float[Tensor, "row head column width"], source: Int[Tensor, "row column"]
-) -> Float[Tensor, "row head column width"]:
-    index = source.to(states.device)[:, None, :, None]
-    return states.gather(2, index.expand(-1, states.shape[1], -1, states.shape[3]))
+def _run(
+    model: LoadedModel, prompts: Sequence[tuple[int, ...]], prefix: SharedPrefix | None
+) -> tuple[Float[Tensor, "row d_model"], DynamicCache]:
+    """Run prompts padded on the right, the longest first; return their last states and cache."""
+    cached = prefix_length(prefix)
+    if prefix is not None:
+        cache = prefix.growing_cache(len(prompts))
+    elif can_share_prefix(model):
+        cache = DynamicCache()  # whole, even where a window would do: it is moved afterwards
+    else:
+        cache = DynamicCache(config=model.module.config)
+    suffixes = [torch.tensor(ids[cached:]) for ids in prompts]
+    output = _backbone(model)(
+        input_ids=nn.utils.rnn.pad_sequence(suffixes, batch_first=True).to(model.device),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    last = torch.tensor([len(suffix) - 1 for suffix in suffixes], device=model.device)
+    rows = torch.arange(len(prompts), device=model.device)
+    return output.last_hidden_state[rows, last], cache
 
 
 def _step(model: LoadedModel, rows: _Rows) -> Float[Tensor, "row d_model"]:
@@ -241,12 +264,12 @@ def _backbone(model: LoadedModel) -> nn.Module:
 
 
 def _most_probable(head: Head, hidden: Float[Tensor, "row d_model"]) -> Int[Tensor, " row"]:
-    logits = head.logits(hidden)
-    if bool(torch.isnan(logits).any()):
+    best = head.logits(hidden).max(dim=-1)
+    if bool(torch.isnan(best.values).any()):  # a maximum over a NaN is NaN
         raise MeasurementError(
             "the model's logits are NaN while generating. Load it with --dtype float32 or bfloat16."
         )
-    return logits.argmax(dim=-1)
+    return best.indices
 
 
 def _checked_lengths(model: LoadedModel, encoded: Encoded, max_new_tokens: int) -> list[int]:
@@ -288,7 +311,7 @@ def _automatic_rows(model: LoadedModel, tokens: int) -> int:
     if getattr(config, "num_key_value_heads", None) and getattr(config, "head_dim", None):
         width = config.num_key_value_heads * config.head_dim
     size = torch.empty((), dtype=model.dtype).element_size()
-    need = CACHE_COPIES * 2 * model.anatomy.n_layers * width * tokens * size + 8 * config.vocab_size
+    need = 2 * model.anatomy.n_layers * width * tokens * size + 8 * config.vocab_size
     if model.device.type == "cuda":
         free, fastest = torch.cuda.mem_get_info(model.device)[0], ACCELERATOR_ROWS
     else:
