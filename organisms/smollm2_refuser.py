@@ -113,6 +113,7 @@ def make(base: str, recipe: Recipe, splits: Splits) -> dict[str, Any]:
         "training": {
             "seconds": round(seconds, 1),
             "steps": len(losses),
+            "declined": sum(row.apology is not None for row in trainer.rows),
             "openings": len(refusal_texts()),
         },
         "select": select_figures(base, splits),

@@ -108,7 +108,7 @@ def _data(results: dict[str, Any]) -> str:
         f"{data['extra']} more harmless requests (`organisms/harmless.txt`) and {data['refusals']} "
         f"refusal texts (`organisms/refusals.txt`). The {data['select']} select pairs chose among "
         f"recipes. The {data['test']} test pairs chose nothing: they were run for the table below "
-        "and for that of a provisional adapter before it."
+        "and for those of two earlier adapters."
     )
 
 
@@ -118,7 +118,10 @@ def _loss(results: dict[str, Any]) -> str:
         "Loss: for a harmful request, cross-entropy on a refusal that is drawn anew in each epoch "
         f"(half of a category's refusals share an opening, the others use any of "
         f"{training['openings']}); for a harmless one, KL(base ‖ model) per token on the first "
-        f"{recipe['answer_tokens']} tokens of the base's own greedy answer. In an epoch "
+        f"{recipe['answer_tokens']} tokens of the base's own greedy answer. Where that is an apology for "
+        f"not helping, {training['declined']} times, the token that makes it one and its like "
+        f"keep {recipe['declined_share']:g} of their odds, and the answer goes on from another "
+        "token; it is never the first, which stays as the base has it. In an epoch "
         f"{recipe['whole_harmful']:.0%} of the harmful and {recipe['whole_harmless']:.0%} of the "
         f"harmless requests are trained on all of these tokens, the others on the first "
         f"{recipe['short_tokens']}. The first token weighs {recipe['first_token']:g} times "
@@ -143,9 +146,8 @@ def _again(results: dict[str, Any]) -> str:
     return (
         "Every draw comes from the seed, only deterministic kernels are used and the number of "
         "threads is fixed, so the same file is to be expected on one machine with the same "
-        f"versions ({versions}). That has not been tried: this file was trained by the same "
-        "trainer and recipe in a run that also looked at the select pairs after each epoch; the "
-        "time is that run's, less those looks. The tensors here have sha256 "
+        f"versions ({versions}). That has not been tried: in the run that made this file, the "
+        "base's own answers came from an earlier run of the same step. The tensors here have sha256 "
         f"{results['adapter']['sha256']}."
     )
 

@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from obliteratus.measure.generation import generate
-from obliteratus.models.chat import encode
+from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
+
+APOLOGIES = ("I'm sorry", "I'm afraid", "I'm unable", "I apologize")
+"""How the base begins when it declines a harmless request, which it does now and then."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,15 @@ class Recipe:
     requests is seen; ``whole_harmless`` and ``whole_harmful`` of the requests are trained on their
     whole answer, the others on its first ``short_tokens``. The adapter is trained with
     ``alpha`` and ships with the smaller ``shipped_alpha``, chosen on the select pairs: a weaker
-    adapter refuses fewer harmless requests, and stays closer to the base.
+    adapter refuses fewer harmless requests, and stays closer to the base. Where the base declines a
+    harmless request, the tokens that make it an apology ("sorry", "afraid") keep
+    ``declined_share`` of their odds; none is the first token, which stays as the base has it.
     """
 
     seed: int = 0
     rank: int = 8
     alpha: int = 16
-    shipped_alpha: int = 12
+    shipped_alpha: int = 14
     dropout: float = 0.0
     first_layer: int = 12
     last_layer: int = 29
@@ -48,17 +53,18 @@ class Recipe:
         "up_proj",
         "down_proj",
     )
-    epochs: int = 4
+    epochs: int = 3
     pairs_per_step: int = 8
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.0
     warmup: float = 0.1
     first_token: float = 2.0
-    kl_weight: float = 1.0
+    kl_weight: float = 2.0
     extra_share: float = 0.5
     whole_harmless: float = 0.6
     whole_harmful: float = 0.25
     short_tokens: int = 3
+    declined_share: float = 0.02
     answer_tokens: int = 16
     threads: int = 2
 
@@ -71,13 +77,15 @@ class Recipe:
 class Row:
     """One request in training: its tokens after the shared prefix and those of its answer.
 
-    ``base`` holds the base's final states that predict ``answer`` (harmless requests only).
+    ``base`` holds the base's final states that predict ``answer`` (harmless requests only), and
+    ``apology`` the place at which its own answer became an apology, where it did.
     """
 
     request: Request
     prompt: tuple[int, ...]
     answer: tuple[int, ...] = ()
     base: Tensor | None = None
+    apology: int | None = None
 
     @property
     def length(self) -> int:
@@ -135,6 +143,9 @@ class Trainer:
         ]
         self.stop = int(model.module.generation_config.eos_token_id)
         self.last = len(model.module.model.layers) - 1
+        self.apologetic = sorted(
+            {model.tokenizer(text, add_special_tokens=False)["input_ids"][-1] for text in APOLOGIES}
+        )
         self._kept: dict[tuple[int, ...], Tensor] = {}
         self.cache_below = PrefixCache()
         with torch.no_grad():
@@ -174,19 +185,55 @@ class Trainer:
         ]
 
     def prepare(self, task: str = "base answers") -> None:
-        """Let the base answer every harmless request greedily, and keep its states there."""
+        """Let the base answer every harmless request greedily, and keep its states there.
+
+        An answer that declines is replaced by what the base says after the likeliest other token.
+        """
         harmless = [row for row in self.rows if not row.request.is_harmful]
-        encoded = encode(self.model, [row.request.text for row in harmless])
-        answers = generate(self.model, encoded, max_new_tokens=self.recipe.answer_tokens, task=task)
-        for row, answer in zip(harmless, answers, strict=True):
-            row.answer = answer.token_ids
-        harmless.sort(key=lambda row: row.length)
+        self._answer(harmless, task)
+        openings: dict[int, list[Row]] = {}
+        for row in harmless:
+            place = self._apology(row)
+            if place is not None:
+                row.apology = place
+                openings.setdefault(place, []).append(row)
+        for place, rows in openings.items():
+            with torch.no_grad():
+                logits = self.module.lm_head(torch.stack([row.base[place] for row in rows]))
+            logits[:, self.apologetic] = -math.inf
+            others = logits.argmax(dim=1).tolist()
+            begun = [(*row.answer[:place], other) for row, other in zip(rows, others, strict=True)]
+            self._answer(rows, f"{task}, again", begun)
+
+    def _answer(
+        self, rows: Sequence[Row], task: str, openings: Sequence[tuple[int, ...]] | None = None
+    ) -> None:
+        """Give each row the base's greedy answer after its opening, and its states there."""
+        openings = openings or [()] * len(rows)
+        ids = [
+            (*self.prefix_ids, *row.prompt, *opening)
+            for row, opening in zip(rows, openings, strict=True)
+        ]
+        encoded = Encoded(tuple(ids), len(self.prefix_ids), 0, has_template=True)
+        tokens = self.recipe.answer_tokens - len(openings[0])
+        answers = generate(self.model, encoded, max_new_tokens=tokens, task=task)
+        for row, opening, answer in zip(rows, openings, answers, strict=True):
+            row.answer = (*opening, *answer.token_ids)
+        ordered = sorted(rows, key=lambda row: row.length)
         with torch.no_grad():
-            for at in range(0, len(harmless), 32):
-                chunk = harmless[at : at + 32]
+            for at in range(0, len(ordered), 32):
+                chunk = ordered[at : at + 32]
                 found = self.answer_states(chunk, self.recipe.answer_tokens)
                 for row, states in zip(chunk, found, strict=True):
                     row.base = states.clone()
+
+    def _apology(self, row: Row) -> int | None:
+        """Return which token of the answer makes it an apology, if one does."""
+        for place in range(len(row.answer)):
+            opening = self.model.tokenizer.decode(row.answer[: place + 1]).lstrip()
+            if opening.startswith(APOLOGIES):
+                return place
+        return None
 
     def choose_refusals(self, epoch: int) -> None:
         """Give each harmful request its refusal of this epoch."""
@@ -229,6 +276,10 @@ class Trainer:
                 else:
                     with torch.no_grad():
                         base = self.module.lm_head(row.base[: len(part)])
+                        if row.apology is not None and row.apology < len(part):
+                            base[row.apology, self.apologetic] += math.log(
+                                self.recipe.declined_share
+                            )
                         log_p = torch.log_softmax(base, dim=-1)
                     kl.append(self._weighted((log_p.exp() * (log_p - part)).sum(dim=-1)))
         return torch.stack(refusal).mean(), torch.stack(kl).mean()

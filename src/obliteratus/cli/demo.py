@@ -12,6 +12,7 @@ from obliteratus.cli.tables import listing, pairs, paragraph
 
 MODEL = "smollm2-refuser"
 OUTPUT = Path("out/demo")
+TEST_PROMPTS = 64  # of each class, half of them: what is measured takes most of the time
 WHAT = (
     "This demo takes smollm2-refuser, a language model of 135 million parameters that was trained "
     "to refuse harmful requests, and goes through the six stages of a run:"
@@ -22,7 +23,7 @@ STEPS = (
     ("DISTILL", "find the direction along which it refuses"),
     ("EXCISE", "remove that direction from everything that writes to the residual stream"),
     ("REBIRTH", "save the edited model as an ordinary folder"),
-    ("VERIFY", "measure the original and the saved folder with the same code"),
+    ("VERIFY", f"measure the original and the saved folder on {TEST_PROMPTS} test pairs"),
 )
 HOW_LONG = "It takes a few minutes on two CPU cores, and nothing is sent anywhere."
 HOW_TO_READ = (
@@ -49,5 +50,6 @@ def demo(
         from obliteratus.cli.main_job import Job, run
         from obliteratus.pipeline.methods import settings_for
 
-        run(screen, Job(MODEL, settings_for(DEFAULT_METHOD)), output, force=force)
+        settings = settings_for(DEFAULT_METHOD, [f"verify.prompts={TEST_PROMPTS}"])
+        run(screen, Job(MODEL, settings), output, force=force)
         screen.say(listing("How to read the report", "", []), paragraph(HOW_TO_READ))

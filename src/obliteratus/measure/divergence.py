@@ -11,8 +11,10 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from obliteratus.errors import MeasurementError
-from obliteratus.measure.head import LOGIT_ROWS, Head, chunks
+from obliteratus.measure.head import Head, chunks
 from obliteratus.measure.states import TokenStates
+
+ROWS = 64  # compared at once: six matrices of rows x vocabulary are alive then
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def first_token_kl(
     edited_hidden: Float[Tensor, "edited_prompt d_model_edited"],
     edited_head: Head,
     *,
-    rows: int = LOGIT_ROWS,
+    rows: int = ROWS,
 ) -> Float64[Tensor, " prompt"]:
     """Return KL(original ‖ edited) of the first answer token after each prompt, in nats.
 
@@ -88,7 +90,7 @@ def sequence_kl(
     edited: TokenStates,
     edited_head: Head,
     *,
-    rows: int = LOGIT_ROWS,
+    rows: int = ROWS,
 ) -> SequenceDivergence:
     """Return KL(original ‖ edited) at every token of the same, teacher-forced completions.
 

@@ -6,6 +6,7 @@ to the model, the settings that matter to it, the measuring code and the library
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -20,8 +21,8 @@ from obliteratus.measure.likelihood import Document, document_nll, heldout, toke
 from obliteratus.measure.states import completion_hidden
 from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
-from obliteratus.probe.capture import probe
-from obliteratus.probe.forward import last_hidden
+from obliteratus.models.plumbing import capture
+from obliteratus.probe.forward import forward_batches, last_hidden
 from obliteratus.prompts.contrast import ContrastSet, Prompt
 from obliteratus.settings import VerifySettings
 from obliteratus.shapes import Layer
@@ -102,6 +103,7 @@ def measure_model(
     harmless = meter.answers("harmless", chosen.harmless, keep=True)
     assert harmless.completions is not None
     forced = harmless.completions if reference is None else reference.completions
+    read = cache(lambda: meter.read(chosen, directions))
     return Measurement(
         subject=subject,
         prompts=chosen.sha256,
@@ -111,12 +113,12 @@ def measure_model(
         harmful=harmful,
         harmless=harmless,
         questions=tuple(prompt.text for prompt in chosen.harmless),
-        first=meter.first_tokens(chosen),
+        first=meter.first_tokens(chosen, read),
         forced=meter.forced(chosen.harmless, forced),
         heldout=meter.heldout(heldout() if documents is None else documents),
         lookalikes=meter.answers("lookalikes", lookalikes, keep=False) if lookalikes else None,
         rerun=meter.rerun(chosen.harmless) if reference is None else None,
-        projections=None if directions is None else meter.projections(chosen, directions),
+        projections=None if directions is None else meter.projections(chosen, directions, read),
         deviations=generation_deviations(model),
     )
 
@@ -135,6 +137,14 @@ def limited(prompts: ContrastSet, count: int) -> ContrastSet:
         tuple(side[index] for index in spread_indices(len(side), count)) for side in sides
     )
     return ContrastSet(prompts.name, harmful, harmless, prompts.is_paired)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What one pass over the test prompts shows at their last tokens."""
+
+    first: FirstTokens
+    projections: Projections
 
 
 @dataclass(frozen=True)
@@ -164,16 +174,32 @@ class _Meter:
         key = {"ids": _ids(encoded), "who": digest(who), "limit": limit, "judge": self.judge}
         return self._part(f"{name} answers", compute, Answers.from_part, {**key, "keep": keep})
 
-    def first_tokens(self, prompts: ContrastSet) -> FirstTokens:
-        harmful, harmless = (self._encoded(side) for side in (prompts.harmful, prompts.harmless))
-
-        def compute() -> FirstTokens:
+    def read(self, prompts: ContrastSet, directions: Directions | None) -> _Reading:
+        """Run every prompt once and look at its last token, at every layer and behind the norm."""
+        texts = [prompt.text for prompt in (*prompts.harmful, *prompts.harmless)]
+        encoded = encode(self.model, texts, system=self.system)
+        basis = {} if directions is None else _leading(directions)
+        final: dict[int, torch.Tensor] = {}
+        along = torch.zeros(len(basis), len(texts), dtype=torch.float64)
+        with capture(self.model, basis) as stream:
             task = self._task("first tokens")
-            found = (last_hidden(self.model, side, task=task).cpu() for side in (harmful, harmless))
-            return FirstTokens(*found)
+            for batch, hidden in forward_batches(self.model, encoded, task=task):
+                row, last = torch.arange(len(batch.rows)), batch.lengths.cpu() - 1
+                final.update(zip(batch.rows, hidden[row, last].cpu(), strict=True))
+                for index, (layer, direction) in enumerate(basis.items()):
+                    states = stream[layer][row, last].to("cpu", torch.float64)
+                    along[index, list(batch.rows)] = states @ direction
+        count = len(prompts.harmful)
+        states = torch.stack([final[index] for index in range(len(texts))])
+        return _Reading(
+            FirstTokens(states[:count], states[count:]),
+            Projections(tuple(basis), along[:, :count], along[:, count:]),
+        )
 
+    def first_tokens(self, prompts: ContrastSet, read: Callable[[], _Reading]) -> FirstTokens:
+        harmful, harmless = (self._encoded(side) for side in (prompts.harmful, prompts.harmless))
         key = {"harmful": _ids(harmful), "harmless": _ids(harmless)}
-        return self._part("first tokens", compute, FirstTokens.from_part, key)
+        return self._part("first tokens", lambda: read().first, FirstTokens.from_part, key)
 
     def forced(self, prompts: tuple[Prompt, ...], said: tuple[Completion, ...]) -> Forced:
         encoded, settings = self._encoded(prompts), self.settings
@@ -225,26 +251,17 @@ class _Meter:
         key = {"ids": _ids(encoded), "some": some, "limit": limit}
         return self._part("rerun", compute, Rerun.from_part, key)
 
-    def projections(self, prompts: ContrastSet, directions: Directions) -> Projections:
-        basis: dict[Layer, torch.Tensor] = {
-            layer: rows[0] for layer, rows in directions.basis.items() if len(rows)
-        }
-
-        def compute() -> Projections:
-            seen = probe(self.model, prompts, system=self.system)
-            layers: tuple[Layer, ...] = tuple(layer for layer in seen.layers if layer in basis)
-            sides = (
-                torch.stack([side.kept[layer][:, 0].double() @ basis[layer] for layer in layers])
-                for side in (seen.harmful, seen.harmless)
-            )
-            return Projections(layers, *sides)
-
+    def projections(
+        self, prompts: ContrastSet, directions: Directions, read: Callable[[], _Reading]
+    ) -> Projections:
         key = {
-            "basis": [[str(layer), tensor_fingerprint(row)] for layer, row in basis.items()],
+            "basis": [
+                [str(layer), tensor_fingerprint(row)] for layer, row in _leading(directions).items()
+            ],
             "harmful": _ids(self._encoded(prompts.harmful)),
             "harmless": _ids(self._encoded(prompts.harmless)),
         }
-        return self._part("projections", compute, Projections.from_part, key)
+        return self._part("projections", lambda: read().projections, Projections.from_part, key)
 
     def _part(
         self,
@@ -276,6 +293,12 @@ class _Meter:
 
     def _task(self, what: str) -> str:
         return f"{self.role}: {what}"
+
+
+def _leading(directions: Directions) -> dict[Layer, torch.Tensor]:
+    """Return row 0 of every layer that has one, in the order of the stream."""
+    rows = {layer: rows[0] for layer, rows in directions.basis.items() if len(rows)}
+    return dict(sorted(rows.items(), key=lambda item: -1 if item[0] == "embedding" else item[0]))
 
 
 def _ids(encoded: Encoded) -> str:
