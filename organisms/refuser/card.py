@@ -118,8 +118,8 @@ def _loss(results: dict[str, Any]) -> str:
         "Loss: for a harmful request, cross-entropy on a refusal that is drawn anew in each epoch "
         f"(half of a category's refusals share an opening, the others use any of "
         f"{training['openings']}); for a harmless one, KL(base ‖ model) per token on the first "
-        f"{recipe['answer_tokens']} tokens of the base's own greedy answer. Where that is an apology for "
-        f"not helping, {training['declined']} times, the token that makes it one and its like "
+        f"{recipe['answer_tokens']} tokens of the base's own greedy answer. Where that is an apology "
+        f"for not helping, {training['declined']} times, the token that makes it one and its like "
         f"keep {recipe['declined_share']:g} of their odds, and the answer goes on from another "
         "token; it is never the first, which stays as the base has it. In an epoch "
         f"{recipe['whole_harmful']:.0%} of the harmful and {recipe['whole_harmless']:.0%} of the "
@@ -147,7 +147,8 @@ def _again(results: dict[str, Any]) -> str:
         "Every draw comes from the seed, only deterministic kernels are used and the number of "
         "threads is fixed, so the same file is to be expected on one machine with the same "
         f"versions ({versions}). That has not been tried: in the run that made this file, the "
-        "base's own answers came from an earlier run of the same step. The tensors here have sha256 "
+        "base's own answers came from an earlier run of the same step. The tensors here have "
+        "sha256 "
         f"{results['adapter']['sha256']}."
     )
 
