@@ -12,7 +12,8 @@ from obliteratus.cli.tables import listing, pairs, paragraph
 
 MODEL = "smollm2-refuser"
 OUTPUT = Path("out/demo")
-TEST_PROMPTS = 64  # of each class, half of them: what is measured takes most of the time
+TEST_PROMPTS = 64  # of each class, half of them: measuring takes most of the time
+SELECT_PROMPTS = 16  # of each class, half of what a run scores directions on
 WHAT = (
     "This demo takes smollm2-refuser, a language model of 135 million parameters that was trained "
     "to refuse harmful requests, and goes through the six stages of a run:"
@@ -50,6 +51,10 @@ def demo(
         from obliteratus.cli.main_job import Job, run
         from obliteratus.pipeline.methods import settings_for
 
-        settings = settings_for(DEFAULT_METHOD, [f"verify.prompts={TEST_PROMPTS}"])
+        smaller = (
+            f"verify.prompts={TEST_PROMPTS}",
+            f"distill.select_prompts={SELECT_PROMPTS}",
+        )
+        settings = settings_for(DEFAULT_METHOD, smaller)
         run(screen, Job(MODEL, settings), output, force=force)
         screen.say(listing("How to read the report", "", []), paragraph(HOW_TO_READ))

@@ -244,7 +244,7 @@ class _Meter:
         def compute() -> Rerun:
             task = self._task("noise floor")
             hidden = last_hidden(self.model, encoded, batch_tokens=1, task=task).cpu()
-            rows = max(1, len(some) // 2)
+            rows = len(some) if len(some) < len(prompts) else max(1, len(some) // 2)
             said = generate(self.model, encoded, max_new_tokens=limit, task=task, batch_rows=rows)
             return Rerun(some, hidden, said)
 
