@@ -47,7 +47,7 @@ def measure(pairs: ContrastSet, brief: VerifySettings, documents: tuple[Document
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The parts that were really computed, by the function that computes each."""
     made: list[str] = []
-    for name in ("generate", "last_hidden", "completion_hidden", "document_nll", "probe"):
+    for name in ("generate", "last_hidden", "completion_hidden", "document_nll", "forward_batches"):
         real = getattr(measure_module, name)
 
         def counted(*args: object, _real: object = real, _name: str = name, **rest: object):
@@ -121,7 +121,7 @@ def test_a_killed_measurement_goes_on_at_the_part_where_it_died(
         with pytest.raises(KeyboardInterrupt):
             measure(model, store=Store(tmp_path))
     done = set(calls)
-    assert done == {"generate", "last_hidden", "completion_hidden"}
+    assert done == {"generate", "forward_batches", "completion_hidden"}
     calls.clear()
     measure(model, store=Store(tmp_path))
     assert calls[0] == "document_nll"
@@ -231,6 +231,14 @@ def test_projections_are_those_of_the_probe(
     seen = probe(model, pairs)
     expected = -(seen.harmless.kept[2][:, 0].double() @ row[0])
     assert torch.allclose(found.harmless[2], expected)
+
+
+def test_last_tokens_and_projections_take_one_pass(
+    model: LoadedModel, measure: Measure, calls: list[str]
+):
+    row = torch.nn.functional.normalize(torch.arange(16, dtype=torch.float64), dim=0)[None]
+    measure(model, directions=Directions({1: row}, {}, "test"))
+    assert calls.count("forward_batches") == 1
 
 
 def test_a_model_with_another_vocabulary_is_refused(model: LoadedModel, measure: Measure):

@@ -337,10 +337,13 @@ class _Run:
                 system=settings.prompts.system,
                 store=self.store,
             )
+            head = head_of(edited)  # all of the model that the comparison needs
+            del edited
+            gc.collect()
             report = compare(
                 original,
                 measured,
-                edited_head=head_of(edited),
+                edited_head=head,
                 tokens=tokens,
                 embed=embed if settings.verify.coherence else None,
                 directions=passes[0].directions,
