@@ -55,7 +55,7 @@ def answer_cache(
     """
     layers: list[AnswerLayer] = []
     for index in range(len(parts[0].layers)):
-        each = [part.layers[index] for part in parts]
+        each = [layer for part in parts if isinstance(layer := part.layers[index], DynamicLayer)]
         keys = _aligned([layer.keys for layer in each if layer.keys is not None], lengths, room)
         values = _aligned(
             [layer.values for layer in each if layer.values is not None], lengths, room
@@ -63,7 +63,7 @@ def answer_cache(
         layers.append(AnswerLayer(keys, values, int(lengths.max())))
         for layer in each:
             layer.keys = layer.values = None
-    return Cache(layers=layers)
+    return Cache(layers=[*layers])
 
 
 def _aligned(

@@ -297,8 +297,8 @@ class _Meter:
 
 def _leading(directions: Directions) -> dict[Layer, torch.Tensor]:
     """Return row 0 of every layer that has one, in the order of the stream."""
-    rows = {layer: rows[0] for layer, rows in directions.basis.items() if len(rows)}
-    return dict(sorted(rows.items(), key=lambda item: -1 if item[0] == "embedding" else item[0]))
+    layers = sorted(directions.basis, key=lambda layer: -1 if layer == "embedding" else layer)
+    return {layer: directions.basis[layer][0] for layer in layers if len(directions.basis[layer])}
 
 
 def _ids(encoded: Encoded) -> str:
