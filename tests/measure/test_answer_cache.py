@@ -1,8 +1,10 @@
 """Keys and values that are moved once and then written in place."""
 
+import pytest
 import torch
 from transformers.cache_utils import DynamicCache
 
+from obliteratus.errors import MeasurementError
 from obliteratus.measure.answer_cache import answer_cache
 
 LENGTHS = torch.tensor([5, 4, 2])
@@ -62,3 +64,10 @@ def test_the_prompts_are_emptied() -> None:
     parts, _ = prompts()
     answer_cache(parts, LENGTHS, room=1)
     assert all(layer.keys is None and layer.values is None for layer in parts[0].layers)
+
+
+def test_a_layer_without_keys_and_values_is_an_error() -> None:
+    parts, _ = prompts()
+    parts[1].layers[1].reset()
+    with pytest.raises(MeasurementError, match="layer 1 keeps a DynamicLayer without keys"):
+        answer_cache(parts, LENGTHS, room=1)

@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from obliteratus.errors import MeasurementError
+
 
 class AnswerLayer(DynamicLayer):
     """The keys and values of one layer, of which the first ``columns`` are written."""
@@ -52,18 +54,29 @@ def answer_cache(
     ``parts`` hold the rows in order, padded on the right; ``lengths`` are those without padding.
     What is in columns before a row's first token is arbitrary and must be masked. The parts are
     emptied on the way, so that no layer is in memory twice for longer than its copy takes.
+
+    Raises:
+        MeasurementError: a layer of ``parts`` keeps something else than keys and values.
     """
     layers: list[AnswerLayer] = []
     for index in range(len(parts[0].layers)):
-        each = [layer for part in parts if isinstance(layer := part.layers[index], DynamicLayer)]
-        keys = _aligned([layer.keys for layer in each if layer.keys is not None], lengths, room)
-        values = _aligned(
-            [layer.values for layer in each if layer.values is not None], lengths, room
-        )
+        each = [_written(part, index) for part in parts]
+        keys = _aligned([keys for keys, _ in each], lengths, room)
+        values = _aligned([values for _, values in each], lengths, room)
         layers.append(AnswerLayer(keys, values, int(lengths.max())))
-        for layer in each:
-            layer.keys = layer.values = None
+        for part in parts:
+            part.layers[index].reset()
     return Cache(layers=[*layers])
+
+
+def _written(cache: DynamicCache, index: int) -> tuple[Tensor, Tensor]:
+    layer = cache.layers[index]
+    if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
+        raise MeasurementError(
+            f"layer {index} keeps a {type(layer).__name__} without keys and values after a prompt, "
+            "so prompts of different lengths cannot share a batch."
+        )
+    return layer.keys, layer.values
 
 
 def _aligned(
