@@ -107,7 +107,7 @@ def test_batch_size_does_not_change_completions(rows: int) -> None:
 
 
 def test_prompts_run_in_several_pieces_share_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "automatic_batch_tokens", lambda _: 60)
+    monkeypatch.setattr(generation, "automatic_batch_tokens", lambda _: 1)
     model = talkative("gemma2")
     encoded = encode(model, PROMPTS)
     found = generate(model, encoded, max_new_tokens=NEW_TOKENS, task="t")
