@@ -72,12 +72,12 @@ def test_completions_equal_those_of_transformers_one_by_one(family: str) -> None
     assert [completion.token_ids for completion in found] == expected
 
 
-@pytest.mark.parametrize("fewest", [1, 64])
+@pytest.mark.parametrize("fewest", [1, 3, 64])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_that_stop_at_different_steps_leave_the_others_unchanged(
     family: str, fewest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether finished rows leave their batch or stay in it to fill it up."""
+    """Whether all, some or none of the finished rows leave their batch."""
     monkeypatch.setattr(generation, "FEWEST_CPU_ROWS", fewest)
     model = talkative(family)
     encoded = encode(model, PROMPTS)
