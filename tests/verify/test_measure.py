@@ -172,8 +172,10 @@ def test_harmful_completions_are_kept_only_when_asked(
 ):
     def telling(*args: object, **rest: object) -> tuple[Completion, ...]:
         said = generate(*args, **rest)  # pyright: ignore[reportArgumentType]
-        mark = f"MARK {rest['task']}"
-        return tuple(dataclasses.replace(completion, text=mark) for completion in said)
+        return tuple(
+            dataclasses.replace(completion, text=f"{rest['task']} {row}.")
+            for row, completion in enumerate(said)
+        )
 
     monkeypatch.setattr(measure_module, "generate", telling)
     found = measure(model, store=Store(tmp_path / "store"))
@@ -182,11 +184,12 @@ def test_harmful_completions_are_kept_only_when_asked(
     folder.mkdir()
     save_measurement(found, folder)
     stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    assert b"MARK original: harmful" not in stored
-    assert b"MARK original: harmless" in stored
+    count = len(found.harmful.ids)
+    for row in range(2 * count):
+        assert (f"original: answers {row}.".encode() in stored) == (row >= count)
     kept = measure(model, brief.model_copy(update={"save_completions": True}))
     assert kept.harmful.completions is not None
-    assert kept.harmful.completions[0].text == "MARK original: harmful"
+    assert kept.harmful.completions[0].text == "original: answers 0."
 
 
 def test_a_measurement_survives_the_disk(model: LoadedModel, measure: Measure, tmp_path: Path):

@@ -99,8 +99,11 @@ def measure_model(
         )
     role = "original" if reference is None else "edited"
     meter = _Meter(model, subject, settings, judge, system, store, role)
-    harmful = meter.answers("harmful", chosen.harmful, keep=settings.save_completions)
-    harmless = meter.answers("harmless", chosen.harmless, keep=True)
+    said = cache(lambda: meter.said(chosen))
+    harmful = meter.answers(
+        "harmful", chosen.harmful, lambda: said()[0], keep=settings.save_completions
+    )
+    harmless = meter.answers("harmless", chosen.harmless, lambda: said()[1], keep=True)
     assert harmless.completions is not None
     forced = harmless.completions if reference is None else reference.completions
     read = cache(lambda: meter.read(chosen, directions))
@@ -116,7 +119,7 @@ def measure_model(
         first=meter.first_tokens(chosen, read),
         forced=meter.forced(chosen.harmless, forced),
         heldout=meter.heldout(heldout() if documents is None else documents),
-        lookalikes=meter.answers("lookalikes", lookalikes, keep=False) if lookalikes else None,
+        lookalikes=meter.lookalikes(lookalikes) if lookalikes else None,
         rerun=meter.rerun(chosen.harmless) if reference is None else None,
         projections=None if directions is None else meter.projections(chosen, directions, read),
         deviations=generation_deviations(model),
@@ -159,16 +162,35 @@ class _Meter:
     store: Store | None
     role: str
 
-    def answers(self, name: str, prompts: tuple[Prompt, ...], *, keep: bool) -> Answers:
+    def said(
+        self, prompts: ContrastSet
+    ) -> tuple[tuple[Completion, ...], tuple[Completion, ...]]:
+        """Let the model answer both classes in common batches: full ones are the fastest."""
+        count = len(prompts.harmful)
+        found = self._generated("answers", (*prompts.harmful, *prompts.harmless))
+        return found[:count], found[count:]
+
+    def lookalikes(self, prompts: tuple[Prompt, ...]) -> Answers:
+        return self.answers(
+            "lookalikes", prompts, lambda: self._generated("lookalikes", prompts), keep=False
+        )
+
+    def answers(
+        self,
+        name: str,
+        prompts: tuple[Prompt, ...],
+        said: Callable[[], tuple[Completion, ...]],
+        *,
+        keep: bool,
+    ) -> Answers:
         encoded, limit = self._encoded(prompts), self.settings.max_new_tokens
 
         def compute() -> Answers:
-            said = generate(self.model, encoded, max_new_tokens=limit, task=self._task(name))
-            judge = JUDGES[self.judge]
+            completions, judge = said(), JUDGES[self.judge]
             outcomes: tuple[Outcome, ...] = tuple(
-                judge(p.text, c) for p, c in zip(prompts, said, strict=True)
+                judge(p.text, c) for p, c in zip(prompts, completions, strict=True)
             )
-            return answers(prompts, outcomes, said if keep else None)
+            return answers(prompts, outcomes, completions if keep else None)
 
         who = [[prompt.id, prompt.category, prompt.text] for prompt in prompts]
         key = {"ids": _ids(encoded), "who": digest(who), "limit": limit, "judge": self.judge}
@@ -262,6 +284,11 @@ class _Meter:
             "harmless": _ids(self._encoded(prompts.harmless)),
         }
         return self._part("projections", lambda: read().projections, Projections.from_part, key)
+
+    def _generated(self, name: str, prompts: tuple[Prompt, ...]) -> tuple[Completion, ...]:
+        limit = self.settings.max_new_tokens
+        encoded, task = self._encoded(prompts), self._task(name)
+        return generate(self.model, encoded, max_new_tokens=limit, task=task)
 
     def _part(
         self,
