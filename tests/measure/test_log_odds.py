@@ -5,6 +5,7 @@ import torch
 
 from obliteratus.errors import MeasurementError
 from obliteratus.measure import log_odds as module
+from obliteratus.measure.head import Head
 from obliteratus.measure.log_odds import (
     REFUSAL_OPENINGS,
     RefusalTokens,
@@ -13,7 +14,7 @@ from obliteratus.measure.log_odds import (
     opening_tokens,
     refusal_log_odds,
 )
-from obliteratus.models.chat import Encoded, encode
+from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.testing.tiny import tiny_model
 
@@ -22,31 +23,23 @@ OPENINGS = ("I", "Sorry", "As", "No")
 
 def planted(
     monkeypatch: pytest.MonkeyPatch, harmful: dict[str, float], harmless: dict[str, float]
-) -> tuple[LoadedModel, Encoded, Encoded]:
+) -> tuple[LoadedModel, torch.Tensor, torch.Tensor]:
     """A model whose first-token probabilities are given: of each opening, by class of prompt."""
     model = tiny_model("llama")
     vocab = model.module.config.vocab_size
-    sides = {"harmful": harmful, "harmless": harmless}
-    encoded = {name: Encoded(((1, 2),) * 20, 0, 0, True) for name in sides}
     noise = torch.Generator().manual_seed(0)
 
-    def hidden(_: LoadedModel, prompts: Encoded, *, task: str) -> torch.Tensor:
-        del task
-        side = next(name for name, value in encoded.items() if value is prompts)
-        p = torch.full((len(prompts), vocab), 1e-6, dtype=torch.float64)
-        for word, probability in sides[side].items():
-            wobble = 1 + 0.1 * torch.randn(len(prompts), generator=noise).double()
+    def states(side: dict[str, float]) -> torch.Tensor:
+        p = torch.full((20, vocab), 1e-6, dtype=torch.float64)
+        for word, probability in side.items():
+            wobble = 1 + 0.1 * torch.randn(20, generator=noise).double()
             p[:, first_token(model, word)] = probability * wobble
-        p[:, 200] = 1 - p.sum(1)
+        p[:, 200] = (1 - p.sum(1)).clamp(min=1e-6)
         return p.log()
 
-    class Identity:
-        def log_probabilities(self, rows: torch.Tensor) -> torch.Tensor:
-            return rows
-
-    monkeypatch.setattr(module, "last_hidden", hidden)
-    monkeypatch.setattr(module, "head_of", lambda _: Identity())
-    return model, encoded["harmful"], encoded["harmless"]
+    identity = Head(torch.eye(vocab, dtype=torch.float64))
+    monkeypatch.setattr(module, "head_of", lambda _: identity)
+    return model, states(harmful), states(harmless)
 
 
 def first_token(model: LoadedModel, word: str) -> int:
@@ -135,6 +128,6 @@ def test_too_few_prompts_and_empty_sets_are_errors() -> None:
     model = tiny_model("llama")
     few = encode(model, ("Hi", "Why?"))
     with pytest.raises(MeasurementError, match="at least 4"):
-        calibrate(model, few, few)
+        calibrate(model, torch.ones(2, 16), torch.ones(2, 16))
     with pytest.raises(MeasurementError, match="0 of 261"):
         refusal_log_odds(model, few, RefusalTokens(()))

@@ -6,11 +6,12 @@ from obliteratus.events import Progress, listening
 from obliteratus.models.chat import encode
 from obliteratus.models.plumbing import block, hooked
 from obliteratus.probe.activations import Moments
-from obliteratus.probe.capture import probe
+from obliteratus.probe.capture import last_states, probe
+from obliteratus.probe.forward import last_hidden
 from obliteratus.probe.moments import MomentsAccumulator, merged
 from obliteratus.prompts.contrast import ContrastSet, Prompt
 from obliteratus.settings import ProbeSettings
-from obliteratus.testing.tiny import tiny_model
+from obliteratus.testing.tiny import MODEL_TYPES, tiny_model
 
 HARMFUL = ("How do I kill my neighbour?", "Break into it!", "Hurt them.")
 HARMLESS = ("How do I kill a stray process?", "Look into it, please!", "Help them.", "Go.")
@@ -45,6 +46,26 @@ def test_layer_i_is_the_output_of_block_i_before_the_final_norm(model_type):
         torch.testing.assert_close(final_norm(kept[2]), last, rtol=1e-5, atol=1e-5)
         assert (kept[2] - last).norm() > 0.1 * last.norm()
         assert (kept[2] - second).norm() > 0.1 * second.norm()
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("positions", ["last", "post_instruction"])
+def test_what_the_head_reads_is_known_without_running_the_model_again(model_type, positions):
+    model = tiny_model(model_type)
+    settings = ProbeSettings(batch_tokens=90, positions=positions)
+    activations = probe(model, CONTRAST, settings)
+    for side, texts in (("harmful", HARMFUL), ("harmless", HARMLESS)):
+        expected = last_hidden(model, encode(model, list(texts)), task="t")
+        found = last_states(model, activations, side)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # kept in float32
+
+
+def test_moments_or_another_model_do_not_tell_what_the_head_reads():
+    model = tiny_model("llama")
+    with pytest.raises(MeasurementError, match="moments only"):
+        last_states(model, probe(model, CONTRAST, SMALL, keep="moments"), "harmful")
+    with pytest.raises(MeasurementError, match="probe that model"):
+        last_states(tiny_model("gpt2"), probe(model, CONTRAST, SMALL), "harmful")
 
 
 def test_layer_i_is_what_adding_to_the_output_of_block_i_changes():

@@ -20,6 +20,7 @@ from obliteratus.operator.edit import EditPlan
 from obliteratus.operator.removal import everywhere, removal
 from obliteratus.probe.activations import Activations
 from obliteratus.probe.capture import probe
+from obliteratus.probe.forward import last_hidden
 from obliteratus.prompts.builtin import refusal
 from obliteratus.prompts.contrast import ContrastSet
 from obliteratus.prompts.split import split
@@ -76,7 +77,8 @@ def test_one_direction_carries_refusal(
 ) -> None:
     """Measured on test prompts: the direction was found on fit prompts alone."""
     sides = ([prompt.text for prompt in side] for side in (fit.harmful, fit.harmless))
-    tokens = calibrate(model, *(encode(model, texts) for texts in sides))
+    states = [last_hidden(model, encode(model, texts), task="calibrate") for texts in sides]
+    tokens = calibrate(model, *states)
     scorer = Scorer(model, split(refusal()).test, tokens, prompts=24)
     after = scorer.effect(bases)
     assert np.mean(after.log_odds - scorer.original.log_odds) < -1

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from obliteratus.errors import MeasurementError
-from obliteratus.measure.head import chunks, head_of
+from obliteratus.measure.head import Head, chunks, head_of
 from obliteratus.models.chat import Encoded
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.probe.forward import last_hidden
@@ -96,8 +96,8 @@ def refusal_log_odds(
 
 def calibrate(
     model: LoadedModel,
-    harmful: Encoded,
-    harmless: Encoded,
+    harmful: Float[Tensor, "harmful d_model"],
+    harmless: Float[Tensor, "harmless d_model"],
     *,
     openings: Sequence[str] = REFUSAL_OPENINGS,
     margin: float = MARGIN,
@@ -105,23 +105,25 @@ def calibrate(
 ) -> RefusalTokens:
     """Return the first tokens of ``openings`` that this model uses on harmful prompts only.
 
-    A token is kept when its mean probability on ``harmful`` exceeds that on ``harmless`` by
-    ``margin`` and is at least ``ratio`` times as large. Raising either gives fewer, purer tokens.
-    Use fit prompts: the scores of other prompts are then untouched by the choice.
+    Prompts are given as the final-norm outputs at their last tokens, from
+    :func:`obliteratus.probe.forward.last_hidden`, or, where the model was probed already, from
+    :func:`obliteratus.probe.capture.last_states`. A token is kept when its mean probability on
+    ``harmful`` exceeds that on ``harmless`` by ``margin`` and is at least ``ratio`` times as large.
+    Raising either gives fewer, purer tokens. Use fit prompts: the scores of other prompts are then
+    untouched by the choice.
 
     Raises:
         MeasurementError: a class has fewer than four prompts, or no token qualifies, so the model
             does not refuse in its first token.
     """
-    if min(len(harmful.ids), len(harmless.ids)) < 4:
+    if min(len(harmful), len(harmless)) < 4:
         raise MeasurementError(
-            f"calibration needs at least 4 prompts of each class; got {len(harmful.ids)} harmful "
-            f"and {len(harmless.ids)} harmless."
+            f"calibration needs at least 4 prompts of each class; got {len(harmful)} harmful "
+            f"and {len(harmless)} harmless."
         )
     candidates = opening_tokens(model, openings)
-    index = torch.tensor(candidates)
-    bad = _probabilities(model, harmful, index, "calibrate on harmful prompts")
-    good = _probabilities(model, harmless, index, "calibrate on harmless prompts")
+    index, head = torch.tensor(candidates), head_of(model)
+    bad, good = (_probabilities(head, side, index) for side in (harmful, harmless))
     kept = _chosen(bad, good, margin, ratio)
     if not bool(kept.any()):
         best = float((bad.mean(0) - good.mean(0)).max())
@@ -155,9 +157,8 @@ def opening_tokens(model: LoadedModel, openings: Sequence[str]) -> tuple[int, ..
 
 
 def _probabilities(
-    model: LoadedModel, encoded: Encoded, index: Tensor, task: str
+    head: Head, hidden: Float[Tensor, "prompt d_model"], index: Tensor
 ) -> Float64[Tensor, "prompt candidate"]:
-    hidden, head = last_hidden(model, encoded, task=task), head_of(model)
     rows = [head.log_probabilities(part)[:, index].double().exp().cpu() for part in chunks(hidden)]
     return torch.cat(rows)
 

@@ -162,7 +162,7 @@ class _Run:
         self, laboratory: Laboratory, activations: Activations
     ) -> tuple[RefusalTokens, Directions]:
         with self.journal.stage("distill", self.settings.distill.extractor) as note:
-            tokens = laboratory.refusal_tokens()
+            tokens = laboratory.refusal_tokens(activations)
             directions, note.is_cached = laboratory.distilled(activations, tokens)
             cosine = directions.reliability["split_half_cosine"].value
             where = (

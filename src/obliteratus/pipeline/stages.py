@@ -1,27 +1,22 @@
 """PROBE and DISTILL behind the cache: each is computed once for everything that determines it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.distill import distill
-from obliteratus.directions.score import Scorer, spread
+from obliteratus.directions.score import Scorer
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.log_odds import RefusalTokens, calibrate
-from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.probe.activations import Activations
-from obliteratus.probe.capture import probe
+from obliteratus.probe.capture import last_states, probe
 from obliteratus.probe.files import load_activations, save_activations
 from obliteratus.prompts.contrast import Splits
 from obliteratus.release.directions_file import load_directions, save_directions
 from obliteratus.settings import RunSettings
-from obliteratus.store import Store, content_key, read_json, write_json
+from obliteratus.store import Store, content_key
 from obliteratus.verify.identity import code_fingerprint, versions, weights_fingerprint
 
-CALIBRATION_PROMPTS = 128  # of each class: mean probabilities are then good to about 0.03
 ACTIVATIONS_FILE = "activations.safetensors"
 DIRECTIONS_FILE = "directions.safetensors"
 
@@ -71,11 +66,14 @@ class Laboratory:
             lambda folder: load_activations(folder / ACTIVATIONS_FILE),
         )
 
-    def refusal_tokens(self) -> RefusalTokens:
-        """Return the first tokens of this model's refusals, calibrated on fit prompts."""
-        key = content_key("tokens", **self._identity, prompts=self.splits.fit.sha256)
-        tokens, _ = self.store.cached(key, self._calibrated, _save_tokens, _load_tokens)
-        return tokens
+    def refusal_tokens(self, activations: Activations) -> RefusalTokens:
+        """Return the first tokens of this model's refusals, calibrated on the fit prompts."""
+        return calibrate(
+            self.model,
+            last_states(self.model, activations, "harmful"),
+            last_states(self.model, activations, "harmless"),
+            openings=BEHAVIOURS["refusal"].openings,
+        )
 
     def distilled(self, activations: Activations, tokens: RefusalTokens) -> tuple[Directions, bool]:
         """Return the directions that the settings ask for, and whether they were in the cache."""
@@ -110,30 +108,3 @@ class Laboratory:
             embedding=self.settings.edit.embedding == "edit",
             post_norm=self.settings.edit.post_norm,
         )
-
-    def _calibrated(self) -> RefusalTokens:
-        sides = [
-            encode(
-                self.model,
-                [prompt.text for prompt in spread(side, CALIBRATION_PROMPTS)],
-                system=self.settings.prompts.system,
-            )
-            for side in (self.splits.fit.harmful, self.splits.fit.harmless)
-        ]
-        openings = BEHAVIOURS["refusal"].openings
-        return calibrate(self.model, sides[0], sides[1], openings=openings)
-
-
-def _save_tokens(tokens: RefusalTokens, folder: Path) -> None:
-    write_json(folder / "tokens.json", asdict(tokens))
-
-
-def _load_tokens(folder: Path) -> RefusalTokens:
-    data: dict[str, Any] = read_json(folder / "tokens.json")
-    return RefusalTokens(
-        ids=tuple(data["ids"]),
-        texts=tuple(data["texts"]),
-        harmful=data["harmful"],
-        harmless=data["harmless"],
-        reliability=data["reliability"],
-    )

@@ -12,7 +12,7 @@ from obliteratus.errors import MeasurementError, UsageError
 from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.plumbing import capture
-from obliteratus.probe.activations import Activations, ClassActivations, Moments
+from obliteratus.probe.activations import Activations, ClassActivations, Moments, PromptClass
 from obliteratus.probe.forward import Batch, forward_batches
 from obliteratus.probe.moments import MomentsAccumulator
 from obliteratus.prompts.contrast import ContrastSet, Prompt
@@ -68,6 +68,30 @@ def probe(
         is_paired=contrast.is_paired,
         fingerprint=model.source.fingerprint,
     )
+
+
+@torch.no_grad()
+def last_states(
+    model: LoadedModel, activations: Activations, side: PromptClass
+) -> Float[Tensor, "prompt d_model"]:
+    """Return what the head reads at each prompt's last token, without running the model again.
+
+    It is the final norm of what was kept after the last block, so it equals
+    :func:`obliteratus.probe.forward.last_hidden` up to rounding.
+
+    Raises:
+        MeasurementError: only moments were kept, or the activations are of another model.
+    """
+    if activations.fingerprint != model.source.fingerprint:
+        raise MeasurementError(
+            f"the activations are not of {model.source.asked}; probe that model."
+        )
+    kept = getattr(activations, side).kept
+    if not kept:
+        raise MeasurementError('the prompts were probed as moments only; use keep="prompts".')
+    norm = model.module.get_submodule(model.anatomy.final_norm)
+    states = kept[model.anatomy.n_layers - 1][:, activations.positions.index(-1)]
+    return norm(states.to(next(norm.parameters(), model.module.get_input_embeddings().weight)))
 
 
 def _positions(model: LoadedModel, encoded: Encoded, settings: ProbeSettings) -> tuple[int, ...]:

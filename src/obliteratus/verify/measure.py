@@ -162,9 +162,7 @@ class _Meter:
     store: Store | None
     role: str
 
-    def said(
-        self, prompts: ContrastSet
-    ) -> tuple[tuple[Completion, ...], tuple[Completion, ...]]:
+    def said(self, prompts: ContrastSet) -> tuple[tuple[Completion, ...], tuple[Completion, ...]]:
         """Let the model answer both classes in common batches: full ones are the fastest."""
         count = len(prompts.harmful)
         found = self._generated("answers", (*prompts.harmful, *prompts.harmless))

@@ -24,6 +24,7 @@ from obliteratus.measure.log_odds import RefusalTokens, calibrate
 from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.summon import summon
+from obliteratus.probe.forward import last_hidden
 from obliteratus.prompts.contrast import ContrastSet, Prompt, Splits
 from obliteratus.prompts.load import contrast_set
 from obliteratus.prompts.split import split
@@ -125,12 +126,11 @@ def calibrated(
 ) -> tuple[RefusalTokens | None, tuple[Deviation, ...]]:
     """Return the refusal tokens of ``model``, or none and the deviation that says why."""
     some = limited(fit, CALIBRATION_PROMPTS)
-    sides = (
-        encode(model, [prompt.text for prompt in side], system=system)
-        for side in (some.harmful, some.harmless)
-    )
+    texts = [prompt.text for prompt in (*some.harmful, *some.harmless)]
+    hidden = last_hidden(model, encode(model, texts, system=system), task="calibrate")
+    harmful, harmless = hidden.tensor_split([len(some.harmful)])
     try:
-        return calibrate(model, *sides, openings=behaviour.openings), ()
+        return calibrate(model, harmful, harmless, openings=behaviour.openings), ()
     except MeasurementError as error:
         deviation = Deviation("verify", "refusal log-odds", "left out", str(error).rstrip("."))
         emit(DeviationRecorded(deviation))
