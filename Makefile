@@ -30,8 +30,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/obliteratus demo --output $(OUT) --force
 
-test: lint types
-	$(BIN)/python -m pytest
+test: lint types unit real
 
 lint: install
 	$(BIN)/ruff check .
@@ -41,7 +40,7 @@ types: install
 	$(BIN)/basedpyright
 
 unit: install
-	$(BIN)/python -m pytest -m "not real_model"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real_model" -n auto --dist worksteal
 
 real: install
 	$(BIN)/python -m pytest -m real_model

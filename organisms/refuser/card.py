@@ -107,8 +107,8 @@ def _data(results: dict[str, Any]) -> str:
         f"{data['contrast_sha256'][:16]}), {data['more']} more pairs (`organisms/pairs.jsonl`), "
         f"{data['extra']} more harmless requests (`organisms/harmless.txt`) and {data['refusals']} "
         f"refusal texts (`organisms/refusals.txt`). The {data['select']} select pairs chose among "
-        f"recipes. The {data['test']} test pairs chose nothing: they were run for the table below "
-        "and for those of two earlier adapters."
+        f"recipes and strengths. The {data['test']} test pairs were run for the table below and "
+        "for those of three earlier adapters, which were the reason to write more pairs."
     )
 
 
@@ -147,9 +147,7 @@ def _again(results: dict[str, Any]) -> str:
     return (
         "Every draw comes from the seed, only deterministic kernels are used and the number of "
         "threads is fixed, so the same file is to be expected on one machine with the same "
-        f"versions ({versions}). That has not been tried: in the run that made this file, the "
-        "base's own answers came from an earlier run of the same step. The tensors here have "
-        "sha256 "
+        f"versions ({versions}). A second run has not been tried. The tensors here have sha256 "
         f"{results['adapter']['sha256']}."
     )
 
