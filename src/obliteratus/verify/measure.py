@@ -99,11 +99,7 @@ def measure_model(
         )
     role = "original" if reference is None else "edited"
     meter = _Meter(model, subject, settings, judge, system, store, role)
-    said = cache(lambda: meter.said(chosen))
-    harmful = meter.answers(
-        "harmful", chosen.harmful, lambda: said()[0], keep=settings.save_completions
-    )
-    harmless = meter.answers("harmless", chosen.harmless, lambda: said()[1], keep=True)
+    harmful, harmless = meter.both_answers(chosen)
     assert harmless.completions is not None
     forced = harmless.completions if reference is None else reference.completions
     read = cache(lambda: meter.read(chosen, directions))
@@ -162,11 +158,14 @@ class _Meter:
     store: Store | None
     role: str
 
-    def said(self, prompts: ContrastSet) -> tuple[tuple[Completion, ...], tuple[Completion, ...]]:
+    def both_answers(self, prompts: ContrastSet) -> tuple[Answers, Answers]:
         """Let the model answer both classes in common batches: full ones are the fastest."""
-        count = len(prompts.harmful)
-        found = self._generated("answers", (*prompts.harmful, *prompts.harmless))
-        return found[:count], found[count:]
+        bad, good, keep = prompts.harmful, prompts.harmless, self.settings.save_completions
+        said = cache(lambda: self._generated("answers", (*bad, *good)))
+        return (
+            self.answers("harmful", bad, lambda: said()[: len(bad)], keep=keep),
+            self.answers("harmless", good, lambda: said()[len(bad) :], keep=True),
+        )
 
     def lookalikes(self, prompts: tuple[Prompt, ...]) -> Answers:
         return self.answers(
