@@ -60,11 +60,14 @@ class DistillSettings(Section):
 
     ``max_kl`` is the gate on the first-token KL of the ablated model on harmless select prompts,
     ``max_depth`` the share of the layers from which a direction may come, ``select_prompts`` the
-    number of harmful and of harmless select prompts that score one candidate.
+    number of harmful and of harmless select prompts that score one candidate. Ranks up to
+    ``max_rank`` and strengths from 1 up to ``max_strength`` are tried and kept while they lower
+    refusal beyond noise within ``max_kl``.
     """
 
     extractor: str = "difference_of_means"
     max_rank: int = Field(default=1, ge=1, le=64)
+    max_strength: float = Field(default=1, ge=1, le=2)
     selection: Literal["published", "per_layer"] = "published"
     select_prompts: int = Field(default=32, ge=2)
     max_kl: float = Field(default=0.1, gt=0)
@@ -74,11 +77,11 @@ class DistillSettings(Section):
 class EditSettings(Section):
     """EXCISE: the strength of the edit and what it touches.
 
-    Strength 0 keeps, 1 removes, 2 reflects, a negative value amplifies. ``passes`` re-probe the
-    edited model and distill again.
+    Strength 0 keeps, 1 removes, 2 reflects, a negative value amplifies; null takes the one that
+    DISTILL found. ``passes`` re-probe the edited model and distill again.
     """
 
-    strength: float = 1.0
+    strength: float | None = None
     layers: Literal["all", "strong"] = "all"
     norm: Norm = "none"
     post_norm: Literal["oblique", "orthogonal"] = "oblique"

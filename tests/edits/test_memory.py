@@ -89,7 +89,7 @@ def test_a_second_pass_over_an_untied_model_works() -> None:
     assert not again.unties_head
     receipt = excise(model, again)
     assert receipt.untied is None
-    assert receipt.worst_residual < 1e-12
+    assert receipt.worst_error < 1e-12
 
 
 @pytest.mark.parametrize("strength", [-1.0, 0.3, 1.0, 2.0])
@@ -99,6 +99,7 @@ def test_the_receipt_states_what_is_left(strength: float) -> None:
     assert len(receipt.records) == 7
     for record in receipt.records:
         assert record.residual == pytest.approx(abs(1 - strength), abs=1e-12)
+        assert record.error < 1e-12
         share = (record.read_before * strength / record.norm_before) ** 2
         assert record.energy_removed == pytest.approx(share)
         assert not record.is_skipped
@@ -123,7 +124,7 @@ def test_a_receipt_is_written_with_what_real_tokens_showed() -> None:
         proof = prove_stream(model, planned, PROMPTS)
     receipt = dataclasses.replace(receipt, proof=proof, post_norm=effect)
     data = json.loads(json.dumps(receipt.as_json()))
-    assert data["worst_residual"] == receipt.worst_residual
+    assert data["worst_error"] == receipt.worst_error
     assert set(data["proof"]["layers"]) == {"embedding", "0", "1", "2"}
     assert data["proof"]["worst"] <= data["proof"]["tolerance"]
     assert data["post_norm"]["largest_scale"] > 1

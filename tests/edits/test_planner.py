@@ -98,6 +98,13 @@ def test_strengths_can_be_given_per_direction(qwen: LoadedModel) -> None:
         plan(qwen, directions, strengths=(1.0,))
 
 
+def test_the_strength_is_that_of_the_directions_unless_it_is_set(qwen: LoadedModel) -> None:
+    directions = dataclasses.replace(random_directions(qwen), strength=1.2)
+    assert {float(edit.strengths[0]) for edit in plan(qwen, directions)} == {1.2}
+    weak = plan(qwen, directions, EditSettings(strength=0.5))
+    assert {float(edit.strengths[0]) for edit in weak} == {0.5}
+
+
 def test_bases_are_made_exactly_orthonormal(qwen: LoadedModel) -> None:
     rows = random_directions(qwen, rank=3).basis[0].to(torch.bfloat16).double()
     edit = plan(qwen, Directions({0: rows}, {}, "x")).edits[0]

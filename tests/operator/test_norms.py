@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from obliteratus.operator import matrices
 from obliteratus.operator.bases import orthonormalise
 from obliteratus.operator.grro import MatrixChange, Operator, edit_matrix
 
@@ -48,6 +49,24 @@ def test_column_keeps_the_norm_of_every_input_column(weight: Tensor, basis: Tens
     torch.testing.assert_close(edited.norm(dim=0), weight.norm(dim=0))
     plain, _ = edit(weight, basis, "none")
     assert (plain.norm(dim=0) - weight.norm(dim=0)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("strength", [-1.0, 0.3, 1.0, 1.3])
+@pytest.mark.parametrize("norm", ["none", "frobenius", "column", "row"])
+def test_the_error_is_rounding_at_every_strength_and_in_every_chunk(
+    weight: Tensor, basis: Tensor, norm: str, strength: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, expected = edit(weight, basis, norm, strength)
+    monkeypatch.setattr(matrices, "CHUNK_NUMBERS", 7 * D_MODEL)
+    in_chunks, change = edit(weight, basis, norm, strength)
+    assert change.error < 1e-13 * change.norm_after
+    assert expected.error < 1e-13 * expected.norm_after
+    torch.testing.assert_close(in_chunks, whole)
+
+
+def test_the_error_counts_rounding_to_a_coarse_type(weight: Tensor, basis: Tensor) -> None:
+    _, change = edit(weight.to(torch.bfloat16), basis, "column", strength=1.3)
+    assert 1e-5 < change.error / change.norm_after < 1e-2
 
 
 def test_column_is_approximate_at_partial_strength(weight: Tensor, basis: Tensor) -> None:

@@ -61,13 +61,29 @@ def test_every_record_is_there(result: RunResult) -> None:
     } <= names
     directions = load_directions(records / "directions.safetensors")
     assert set(directions.basis) == {"embedding", 0, 1, 2}
-    proof = json.loads((records / "receipt.json").read_text())["proof"]
-    assert proof["measured"] == "stream"
-    assert proof["worst"] <= proof["tolerance"]
+    receipt = json.loads((records / "receipt.json").read_text())
+    assert 0 < receipt["worst_error"] < 1e-6
+    assert receipt["proof"]["measured"] == "stream"
+    assert receipt["proof"]["worst"] <= receipt["proof"]["tolerance"]
     run = json.loads((records / "run.json").read_text())
     assert set(run["seconds"]) == {"summon", "probe", "distill", "excise", "rebirth", "verify"}
     assert run["source"]["fingerprint"]
     assert run["prompts"]["harmful"] == 48
+
+
+def test_a_strength_above_one_is_found_and_used(
+    refuser: Path, store: Store, tmp_path: Path
+) -> None:
+    settings = tiny_settings(refuser, "advanced", "distill.max_strength=1.2", "verify.prompts=4")
+    obliterate(str(refuser), tmp_path / "edited", settings, store=store)
+    records = tmp_path / "edited" / "obliteratus"
+    directions = load_directions(records / "directions.safetensors")
+    assert directions.strength > 1
+    receipt = json.loads((records / "receipt.json").read_text())
+    used = {strength for edit in receipt["edits"] for strength in edit["strengths"]}
+    assert used == {directions.strength}
+    assert receipt["proof"] is None
+    assert 0 < receipt["worst_error"] < 1e-6
 
 
 def test_nothing_of_the_harmful_answers_is_stored(result: RunResult, store: Store) -> None:

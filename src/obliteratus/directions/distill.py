@@ -1,6 +1,6 @@
 """DISTILL: from activations to the directions that an edit will use."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.layers import held_out_separation, strong_layers
-from obliteratus.directions.rank import Bases, RankTrial, search_rank
 from obliteratus.directions.reliability import reliability
 from obliteratus.directions.samples import EXTRACTORS, Extractor, Samples, samples_at
-from obliteratus.directions.score import Scorer
+from obliteratus.directions.score import Effect, Scorer
+from obliteratus.directions.search import Bases, Trial, search
 from obliteratus.directions.selection import (
     Candidate,
     choose,
@@ -28,6 +28,9 @@ from obliteratus.settings import DistillSettings
 from obliteratus.shapes import Layer
 from obliteratus.statistics.estimate import Estimate
 
+STRENGTH_STEP = 0.1
+"""How far apart the strengths above 1 are that are tried."""
+
 
 @dataclass(frozen=True)
 class _Found:
@@ -38,7 +41,8 @@ class _Found:
     position: int
     representative: Layer
     candidates: tuple[Candidate, ...]
-    trials: tuple[RankTrial, ...]
+    effect: Effect
+    ranks: tuple[Trial, ...]
 
 
 def distill(
@@ -69,6 +73,7 @@ def distill(
         )
     find = _select_one if settings.selection == "published" else _per_layer
     found = find(activations, scorer, settings, extract, seed)
+    strength, strengths = _search_strength(scorer, found, settings, seed)
     separation = _separation(activations, found.position, seed)
     source = samples_at(activations, found.representative, found.position)
     return Directions(
@@ -80,10 +85,12 @@ def distill(
         method=settings.extractor,
         source_layer=found.layer,
         position=found.position,
+        strength=strength.value,
         strong_layers=strong_layers(separation),
         reliability=reliability(source, seed=seed),
         provenance={
             **_provenance(activations, scorer, settings, found, seed),
+            "strengths": [trial.as_json() for trial in strengths],
             "separation": {str(layer): value.as_json() for layer, value in separation.items()},
         },
     )
@@ -120,20 +127,19 @@ def _select_one(
     rows = extract(
         samples_at(activations, winner.layer, winner.position), max_rank=settings.max_rank
     )
-    rank, trials = search_rank(
-        scorer,
-        lambda rank: everywhere(scorer.model, rows[:rank], embedding=scorer.embedding),
-        range(1, len(rows) + 1),
-        max_kl=settings.max_kl,
-        seed=seed,
-    )
+
+    def truncated(rank: int) -> Bases:
+        return everywhere(scorer.model, rows[:rank], embedding=scorer.embedding)
+
+    best, ranks = _search_rank(scorer, truncated, range(1, len(rows) + 1), settings, seed)
     return _Found(
-        everywhere(scorer.model, rows[:rank], embedding=scorer.embedding),
+        truncated(int(best.value)),
         winner.layer,
         winner.position,
         winner.layer,
         tuple(candidates),
-        trials,
+        best.effect,
+        ranks,
     )
 
 
@@ -155,10 +161,44 @@ def _per_layer(
     def truncated(rank: int) -> Bases:
         return {layer: basis[:rank] for layer, basis in rows.items()}
 
-    rank, trials = search_rank(scorer, truncated, ranks, max_kl=settings.max_kl, seed=seed)
+    best, trials = _search_rank(scorer, truncated, ranks, settings, seed)
     separation = _separation(activations, position, seed)
-    best = max(layers, key=lambda layer: separation[layer].value)
-    return _Found(truncated(rank), None, position, best, (), trials)
+    clearest = max(layers, key=lambda layer: separation[layer].value)
+    return _Found(truncated(int(best.value)), None, position, clearest, (), best.effect, trials)
+
+
+def _search_rank(
+    scorer: Scorer,
+    truncated: Callable[[int], Bases],
+    ranks: Sequence[int],
+    settings: DistillSettings,
+    seed: int,
+) -> tuple[Trial, tuple[Trial, ...]]:
+    return search(
+        [float(rank) for rank in ranks],
+        lambda rank: scorer.effect(truncated(int(rank))),
+        task="rank",
+        max_kl=settings.max_kl,
+        seed=seed,
+        stops=False,
+    )
+
+
+def _search_strength(
+    scorer: Scorer, found: _Found, settings: DistillSettings, seed: int
+) -> tuple[Trial, tuple[Trial, ...]]:
+    """Search from full removal upwards; its effect is known already."""
+    steps = int((settings.max_strength - 1) / STRENGTH_STEP + 1e-9)
+    return search(
+        [round(1 + step * STRENGTH_STEP, 2) for step in range(steps + 1)],
+        lambda strength: (
+            found.effect if strength == 1 else scorer.effect(found.basis, strength=strength)
+        ),
+        task="strength",
+        max_kl=settings.max_kl,
+        seed=seed,
+        stops=True,
+    )
 
 
 def _least_induce(scorer: Scorer) -> float:
@@ -208,5 +248,5 @@ def _provenance(
         "min_induce": _least_induce(scorer),
         "selection": [candidate.as_json() for candidate in found.candidates],
         "winning_share": share,
-        "ranks": [trial.as_json() for trial in found.trials],
+        "ranks": [trial.as_json() for trial in found.ranks],
     }

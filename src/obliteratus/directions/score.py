@@ -64,9 +64,12 @@ class Scorer:
         self.harmless_log_odds = log_odds(self._original, tokens.ids).numpy()
         self.original = Effect(odds, np.zeros(len(sides[1])))
 
-    def effect(self, bases: Mapping[Layer, Float[Tensor, "rank d_model"]]) -> Effect:
+    def effect(
+        self, bases: Mapping[Layer, Float[Tensor, "rank d_model"]], *, strength: float = 1.0
+    ) -> Effect:
         """Return the effect of removing ``bases`` from the writers of their layers."""
-        with edited(self.model, removal(self.model, bases, post_norm=self.post_norm)):
+        edits = removal(self.model, bases, strength=strength, post_norm=self.post_norm)
+        with edited(self.model, edits):
             odds, harmless = self._measured()
         return Effect(odds, kl_divergence(self._original, harmless).numpy())
 

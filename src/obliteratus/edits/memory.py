@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from obliteratus.edits.receipt import EditRecord, Receipt, record_of
+from obliteratus.edits.receipt import EditRecord, Receipt, record_of, sha256_of
 from obliteratus.errors import EditError
 from obliteratus.events import Deviation, DeviationRecorded, emit, track
 from obliteratus.models.describe import is_tied
@@ -144,6 +144,7 @@ def _edit_site(module: PreTrainedModel, edit: WeightEdit) -> tuple[EditRecord, l
     record = record_of(
         site.name,
         change,
+        d_model=edit.read_basis.shape[1],
         layer=site.layer,
         component=site.component,
         strengths=tuple(edit.strengths.tolist()),
@@ -151,6 +152,7 @@ def _edit_site(module: PreTrainedModel, edit: WeightEdit) -> tuple[EditRecord, l
     )
     record = dataclasses.replace(
         record,
+        sha256=sha256_of([weight] if bias is None else [weight, bias]),
         bias=site.bias,
         bias_norm_before=bias_before,
         bias_norm_after=None if bias is None else _norm(bias),

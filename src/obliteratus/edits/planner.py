@@ -36,8 +36,9 @@ def plan(
     ``directions.basis["embedding"]``; where there is no basis there is no edit. With
     ``layers="strong"`` only the strong blocks are edited and the embedding is left, because it is
     not a block. ``strengths`` gives each direction its own (row j of a basis takes the j-th; bases
-    may have fewer rows); without it every direction takes ``settings.strength``. Behind a post-norm
-    ``settings.post_norm`` chooses U = R ⊘ g, V = g ⊙ R or U = V = orth(g ⊙ R).
+    may have fewer rows); without it every direction takes ``settings.strength``, or that of
+    ``directions`` where the settings leave it open. Behind a post-norm ``settings.post_norm``
+    chooses U = R ⊘ g, V = g ⊙ R or U = V = orth(g ⊙ R).
 
     Raises:
         UnsupportedArchitectureError: parameters are not accounted for, or removal in the weights of
@@ -49,12 +50,13 @@ def plan(
     _check_architecture(model.anatomy)
     chosen = _chosen_layers(model.anatomy, directions, settings)
     bases = {layer: orthonormalise(directions.basis[layer]) for layer in chosen}
+    strength = directions.strength if settings.strength is None else settings.strength
     edits: list[WeightEdit] = []
     for site in model.anatomy.writers:
         layer = _layer_of(site)
         if layer in bases:
             rows = bases[layer]
-            alphas = _strengths(len(rows), settings.strength, strengths)
+            alphas = _strengths(len(rows), strength, strengths)
             edits.append(_edit(model, site, rows, alphas, settings))
     if not edits:
         raise EditError(

@@ -83,7 +83,7 @@ def prove_tensors(
         change = edit_matrix(model.module.get_parameter(edit.site.name).detach(), look)[1]
         expected = change.norm_after * math.sqrt(len(rows) / rows.shape[1])
         found[edit.site.name] = change.read_after / expected if expected else 0.0
-    tolerance = _tolerance(model)
+    tolerance = tolerance_of(model)
     worst = max(found, key=found.__getitem__, default=None)
     if worst is not None and not found[worst] <= tolerance and not allow_leak:
         raise LeakError(
@@ -121,13 +121,18 @@ def prove_stream(
         for ids in prompts:
             backbone(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
     writers = {path: watch.writes[path] for path in bases if path in watch.writes}
-    proof = StreamProof(measured, watch.layers, writers, _tolerance(model))
+    proof = StreamProof(measured, watch.layers, writers, tolerance_of(model))
     if not proof.worst <= proof.tolerance and not allow_leak:
         raise LeakError(_leak(proof, model))
     return proof
 
 
-def _tolerance(model: LoadedModel) -> float:
+def tolerance_of(model: LoadedModel) -> float:
+    """Return the largest residual that rounding explains in ``model``'s type.
+
+    Raises:
+        EditError: none is known for the type.
+    """
     if model.dtype not in TOLERANCE:
         raise EditError(f"no tolerance is known for {model.dtype}; load the model in bfloat16.")
     return TOLERANCE[model.dtype]

@@ -1,7 +1,13 @@
 """What an executor did: for every edit the norms, the energy moved and what is left."""
 
+import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from obliteratus.edits.post_norm import PostNormEffect
 from obliteratus.edits.proof import StreamProof
@@ -14,8 +20,10 @@ from obliteratus.settings import Norm
 class EditRecord:
     """What happened to one matrix and its bias, measured on the numbers as stored.
 
-    ``residual`` is ‖V W'‖ / ‖V W‖ (|1 − strength| for one strength without norm preservation) and
-    ``energy_removed`` ‖W' − W‖² / ‖W‖². The bias columns are None where there is no bias.
+    ``residual`` is ‖V W'‖ / ‖V W‖ (|1 − strength| for one strength without norm preservation),
+    ``energy_removed`` ‖W' − W‖² / ‖W‖², and ``error`` what V W' is off from what the strengths ask,
+    as a share of ‖V W'‖ for random directions. ``sha256`` is that of the edited matrix and bias as
+    they lie in memory. The bias columns are None where there is no bias.
     """
 
     name: str
@@ -28,7 +36,9 @@ class EditRecord:
     norm_after: float
     energy_removed: float
     residual: float
+    error: float
     read_before: float
+    sha256: str = ""
     bias: str | None = None
     bias_norm_before: float | None = None
     bias_norm_after: float | None = None
@@ -63,10 +73,9 @@ class Receipt:
         return sum(record.change**2 for record in self.records)
 
     @property
-    def worst_residual(self) -> float:
-        """The largest ‖V W'‖ / ‖V W‖ of any edited matrix; 0 when nothing was edited."""
-        done = (record.residual for record in self.records if not record.is_skipped)
-        return max(done, default=0.0)
+    def worst_error(self) -> float:
+        """The largest error of any edited matrix; 0 when nothing was edited."""
+        return max((each.error for each in self.records if not each.is_skipped), default=0.0)
 
     def as_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
@@ -74,7 +83,7 @@ class Receipt:
             "untied": self.untied,
             "untied_bytes": self.untied_bytes,
             "energy": self.energy,
-            "worst_residual": self.worst_residual,
+            "worst_error": self.worst_error,
             "proof": None if self.proof is None else self.proof.as_json(),
             "post_norm": None if self.post_norm is None else self.post_norm.as_json(),
             "deviations": [asdict(deviation) for deviation in self.deviations],
@@ -82,16 +91,26 @@ class Receipt:
         }
 
 
+def sha256_of(tensors: Sequence[Tensor]) -> str:
+    """Return one hash of the bytes of ``tensors``."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def record_of(
     name: str,
     change: MatrixChange,
     *,
+    d_model: int,
     layer: int | None,
     component: str,
     strengths: tuple[float, ...],
     norm: Norm,
 ) -> EditRecord:
-    """Return the record of one matrix, its bias still to be filled in."""
+    """Return the record of one matrix, its hash and bias still to be filled in."""
+    at_random = change.norm_after * math.sqrt(len(strengths) / d_model)
     return EditRecord(
         name=name,
         layer=layer,
@@ -103,5 +122,6 @@ def record_of(
         norm_after=change.norm_after,
         energy_removed=change.energy_removed,
         residual=change.residual,
+        error=change.error / at_random if at_random else 0.0,
         read_before=change.read_before,
     )

@@ -25,9 +25,11 @@ class MatrixChange:
     """What an edit did to one matrix, measured on the numbers as stored.
 
     Frobenius norms: ``norm_before`` ‖W‖, ``norm_after`` ‖W'‖, ``change`` ‖W' − W‖, ``read_before``
-    ‖V W‖ and ``read_after`` ‖V W'‖ with the rows of V at unit length. ``columns_lost`` counts input
-    columns that lay in the basis and could not keep their norm; ``row_error`` is the largest
-    relative error of a kept row norm (both 0 where the norm was not asked for).
+    ‖V W‖ and ``read_after`` ‖V W'‖ with the rows of V at unit length, and ``error``
+    ‖V W' − (I − A) V W D‖, where D holds the factors of the columns (1 unless a norm was kept), so
+    rounding after an exact edit of any strength. ``columns_lost`` counts input columns that lay in
+    the basis and could not keep their norm; ``row_error`` is the largest relative error of a kept
+    row norm (both 0 where the norm was not asked for).
     """
 
     norm_before: float
@@ -35,6 +37,7 @@ class MatrixChange:
     change: float
     read_before: float
     read_after: float
+    error: float
     columns_lost: int = 0
     row_error: float = 0.0
 
@@ -166,39 +169,44 @@ def _project(columns: Tensor, operator: Operator) -> Tensor:
 def _edit_one(old: Tensor, new: Tensor, operator: Operator) -> MatrixChange:
     """Edit the view ``old`` [d_model, d_in] into ``new``, which may be the same memory."""
     dtype = operator.read.dtype
-    scale, by_rows, row_error = 1.0, None, 0.0
+    whole, by_rows, row_error = 1.0, None, 0.0
     if operator.norm == "frobenius":
-        scale = frobenius_scale(old, partial(_project, operator=operator), dtype)
+        whole = frobenius_scale(old, partial(_project, operator=operator), dtype)
     elif operator.norm == "row":
         exact = old.to(dtype)
         projected = _project(exact, operator)
         by_rows, row_error = keep_rows(exact, projected, operator.write, operator.read)
     unit = operator.read / torch.linalg.vector_norm(operator.read, dim=1, keepdim=True)
-    sums = torch.zeros(5, dtype=dtype, device=old.device)
+    kept = 1 - operator.strengths[:, None]
+    sums = torch.zeros(6, dtype=dtype, device=old.device)
     columns_lost = 0
     for chunk in chunks(old):
         before = old[:, chunk].to(dtype, copy=True)  # `new` may be the same memory
+        scale: Tensor | float = whole
         if operator.is_identity:
             after = before
         elif by_rows is not None:
             after = by_rows[:, chunk]
         else:
-            after = _project(before, operator) * scale
+            after = _project(before, operator) * whole
         if operator.norm == "column" and not operator.is_identity:
-            after, lost = keep_columns(before, after)
+            scale, lost = keep_columns(before, after)
+            after = after * scale
             columns_lost += lost
         if not operator.is_identity:
             new[:, chunk] = after.to(new.dtype)
         stored = new[:, chunk].to(dtype)
-        parts = (before, stored, stored - before, unit @ before, unit @ stored)
+        old_read, new_read = unit @ before, unit @ stored
+        error = new_read - kept * old_read * scale
+        parts = (before, stored, stored - before, old_read, new_read, error)
         sums += torch.stack([torch.linalg.vector_norm(part) for part in parts]).square()
     if not bool(torch.isfinite(sums).all()):
         raise EditError(
             "the matrix holds numbers that are not finite, before or after the edit; load the "
             "model in bfloat16 or float32 and check the checkpoint."
         )
-    before, after, change, read_before, read_after = (math.sqrt(total) for total in sums.tolist())
-    return MatrixChange(before, after, change, read_before, read_after, columns_lost, row_error)
+    before, after, change, read, left, error = (math.sqrt(total) for total in sums.tolist())
+    return MatrixChange(before, after, change, read, left, error, columns_lost, row_error)
 
 
 def _total(changes: list[MatrixChange]) -> MatrixChange:
@@ -211,6 +219,7 @@ def _total(changes: list[MatrixChange]) -> MatrixChange:
         change=root("change"),
         read_before=root("read_before"),
         read_after=root("read_after"),
+        error=root("error"),
         columns_lost=sum(change.columns_lost for change in changes),
         row_error=max(change.row_error for change in changes),
     )

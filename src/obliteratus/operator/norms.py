@@ -37,16 +37,16 @@ def frobenius_scale(
 
 def keep_columns(
     before: Float[Tensor, "d_model d_in"], after: Float[Tensor, "d_model d_in"]
-) -> tuple[Float[Tensor, "d_model d_in"], int]:
-    """Rescale each column of ``after`` to its norm in ``before``: V W' = 0 stays exact.
+) -> tuple[Float[Tensor, " d_in"], int]:
+    """Return the factors that bring the columns of ``after`` to their norms in ``before``.
 
-    A column that lay in the basis (less than ``KEPT_COLUMN`` of it is left) keeps its remainder;
-    the number of those is returned too.
+    A column that lay in the basis (less than ``KEPT_COLUMN`` of it is left) keeps its remainder,
+    factor 1; the number of those is returned too.
     """
     old, new = (torch.linalg.vector_norm(part, dim=0) for part in (before, after))
     is_kept = new > KEPT_COLUMN * old
     scale = torch.where(is_kept, old / new.clamp_min(torch.finfo(new.dtype).tiny), 1.0)
-    return after * scale, int((~is_kept & (old > 0)).sum())
+    return scale, int((~is_kept & (old > 0)).sum())
 
 
 def keep_rows(

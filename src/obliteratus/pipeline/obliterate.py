@@ -16,6 +16,7 @@ from obliteratus.directions.combine import orthogonal_to
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.permuted import permuted_directions
 from obliteratus.edits.controls import matched_random
+from obliteratus.edits.exactness import prove_receipt, prove_saved
 from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
 from obliteratus.edits.post_norm import check_post_norm
@@ -170,7 +171,10 @@ class _Run:
                 if directions.source_layer is not None
                 else "every layer"
             )
-            note.text = f"rank {directions.rank} from {where}; split-half cosine {cosine:.2f}"
+            note.text = (
+                f"rank {directions.rank} from {where}, strength {directions.strength:g}; "
+                f"split-half cosine {cosine:.2f}"
+            )
             if directions.provenance["min_induce"] != 0:
                 emit(
                     Note(
@@ -238,10 +242,11 @@ class _Run:
                 if following is None:
                     break
                 done.append(self._edit(model, splits, *following))
-            worst = max(each.receipt.worst_residual for each in done)
+            worst = max(each.receipt.worst_error for each in done)
+            strengths = {float(s) for each in done for edit in each.plan for s in edit.strengths}
             note.text = (
-                f"{len(planned)} matrices, {len(done)} pass{'es' if len(done) > 1 else ''}; "
-                f"largest residual along the basis {worst:.1e}"
+                f"{len(planned)} matrices, {len(done)} pass{'es' if len(done) > 1 else ''}, "
+                f"strength {', '.join(f'{s:g}' for s in sorted(strengths))}; exact to {worst:.1e}"
             )
         return done
 
@@ -251,13 +256,14 @@ class _Run:
         self.journal.deviate(*planned.deviations)
         effect = check_post_norm(model, planned, self._proof_ids(model, splits))
         receipt = excise(model, planned)
+        prove_receipt(model, receipt, allow_leak=self.settings.edit.allow_leak)
         self.journal.deviate(*receipt.deviations)
         proof = self._prove(model, splits, planned)
         receipt = dataclasses.replace(receipt, proof=proof, post_norm=effect)
         return _Pass(directions, planned, receipt)
 
     def _prove(self, model: LoadedModel, splits: Splits, planned: EditPlan) -> StreamProof | None:
-        """Prove an edit at full strength; another strength leaves a part by intention."""
+        """Prove that an edit at full strength left nothing; another one leaves a part."""
         if not all(bool((edit.strengths == 1).all()) for edit in planned):
             return None
         allow = self.settings.edit.allow_leak
@@ -326,6 +332,7 @@ class _Run:
                 max_memory=settings.model.max_memory,
             )
             edited = summon(str(work), as_saved, store=self.store)
+            prove_saved(edited, [each.receipt for each in passes])
             for each in passes:
                 self._prove(edited, splits, each.plan)
             measured = measure_model(

@@ -32,6 +32,7 @@ def save_directions(directions: Directions, path: Path) -> None:
         "method": directions.method,
         "source_layer": directions.source_layer,
         "position": directions.position,
+        "strength": directions.strength,
         "strong_layers": list(directions.strong_layers),
         "scale": {layer_name(layer): value for layer, value in directions.scale.items()},
         "reliability": {name: asdict(value) for name, value in directions.reliability.items()},
@@ -67,6 +68,7 @@ def load_directions(path: Path) -> Directions:
         method=facts["method"],
         source_layer=facts["source_layer"],
         position=facts["position"],
+        strength=facts["strength"],
         strong_layers=tuple(facts["strong_layers"]),
         reliability={
             name: Estimate.from_json(value) for name, value in facts["reliability"].items()

@@ -66,7 +66,7 @@ def tiny_settings(folder: Path, method: str = "advanced", *assignments: str) -> 
             "harmful": str(folder / "harmful.jsonl"),
             "harmless": str(folder / "harmless.jsonl"),
         },
-        "distill": {"select_prompts": 8, "max_kl": 5.0, "max_depth": 1.0},
+        "distill": {"select_prompts": 8, "max_kl": 5.0, "max_depth": 1.0, "max_strength": 1.0},
         "verify": {
             "max_new_tokens": 28,
             "sequence_prompts": 4,
