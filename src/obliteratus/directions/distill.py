@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from jaxtyping import Float64
@@ -131,7 +132,10 @@ def _select_one(
     def truncated(rank: int) -> Bases:
         return everywhere(scorer.model, rows[:rank], embedding=scorer.embedding)
 
-    best, ranks = _search_rank(scorer, truncated, range(1, len(rows) + 1), settings, seed)
+    known = {1: Effect(winner.bypass, winner.kl)}
+    best, ranks = _search_rank(
+        scorer, truncated, range(1, len(rows) + 1), settings, seed, known=known
+    )
     return _Found(
         truncated(int(best.value)),
         winner.layer,
@@ -173,14 +177,15 @@ def _search_rank(
     ranks: Sequence[int],
     settings: DistillSettings,
     seed: int,
+    *,
+    known: Mapping[int, Effect] = MappingProxyType({}),
 ) -> tuple[Trial, tuple[Trial, ...]]:
     return search(
         [float(rank) for rank in ranks],
-        lambda rank: scorer.effect(truncated(int(rank))),
+        lambda rank: known.get(int(rank)) or scorer.effect(truncated(int(rank))),
         task="rank",
         max_kl=settings.max_kl,
         seed=seed,
-        stops=False,
     )
 
 
@@ -197,7 +202,6 @@ def _search_strength(
         task="strength",
         max_kl=settings.max_kl,
         seed=seed,
-        stops=True,
     )
 
 

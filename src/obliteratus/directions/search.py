@@ -48,15 +48,13 @@ def search(
     task: str,
     max_kl: float,
     seed: int,
-    stops: bool,
 ) -> tuple[Trial, tuple[Trial, ...]]:
     """Return the trial to use and all that were made, in the order of ``values``, mildest first.
 
     A value replaces the one kept so far only if it lowers the refusal log-odds of the harmful
     select prompts by more than noise (the paired bootstrap interval lies below 0) and its mean
-    first-token KL stays within ``max_kl``. The first is kept whatever it does: whether it may be
-    used at all is for the selection to say. ``stops`` ends the search at the first value that is
-    not kept, for values whose effect is smooth.
+    first-token KL stays within ``max_kl``; the first that does not ends the search. The first of
+    all is kept whatever it does: whether it may be used at all is for the selection to say.
     """
     trials: list[Trial] = []
     best: Trial | None = None
@@ -69,10 +67,9 @@ def search(
         gain = paired_bootstrap(best.effect.log_odds, effect.log_odds, seed=seed)
         is_kept = gain.interval[1] < 0 and float(np.mean(effect.kl)) <= max_kl
         trials.append(Trial(value, effect, gain, is_kept))
-        if is_kept:
-            best = trials[-1]
-        elif stops:
+        if not is_kept:
             break
+        best = trials[-1]
     if best is None:
         raise ValueError("there is nothing to try.")
     return best, tuple(trials)

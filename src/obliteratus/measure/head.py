@@ -6,6 +6,7 @@ numbers per token); the head turns the former into the latter when they are need
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,10 @@ from obliteratus.errors import MeasurementError, UnsupportedArchitectureError
 from obliteratus.models.loaded import LoadedModel
 
 LOGIT_ROWS = 128  # rows of logits alive at once: 128 x 152k x 4 bytes = 78 MB
-DIVIDED = ("granite",)  # model types whose ``logits_scaling`` divides; elsewhere it multiplies
+DIVIDED = (
+    "granite",
+    "minicpm",
+)  # model types whose ``logits_scaling`` divides; elsewhere it multiplies
 CHECK_TOKENS = 2  # tokens that are run to check a head against its model
 CHECK_ULPS = 64  # rounding allowed in that check: the same products, possibly summed differently
 
@@ -93,7 +97,7 @@ def head_of(model: LoadedModel) -> Head:
         )
     config = model.module.config.get_text_config()
     head = Head(weight.detach(), bias, _multiplier(config), _softcap(config))
-    _check(model, module, head)
+    _check(model, head)
     return head
 
 
@@ -116,18 +120,20 @@ def _multiplier(config: PretrainedConfig) -> float:
 
 
 def _softcap(config: PretrainedConfig) -> float | None:
-    cap = getattr(config, "final_logit_softcapping", None)
-    return None if cap is None else float(cap)
+    names = ("final_logit_softcapping", "logits_soft_cap")
+    found = [value for name in names if (value := getattr(config, name, None)) is not None]
+    return float(found[0]) if found else None
 
 
-def _check(model: LoadedModel, module: nn.Module, head: Head) -> None:
+def _check(model: LoadedModel, head: Head) -> None:
     """Compare ``head`` with the logits of a real forward pass."""
     inputs: list[Tensor] = []
 
-    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        inputs.append(args[0])
+    def keep(_module: nn.Module, _args: object, output: Any) -> None:
+        inputs.append(output.last_hidden_state)
 
-    handle = module.register_forward_pre_hook(keep)
+    backbone = model.module.get_submodule(model.anatomy.backbone)
+    handle = backbone.register_forward_hook(keep)
     try:
         token_ids = torch.arange(CHECK_TOKENS, device=model.device)[None]
         expected = model.module(input_ids=token_ids, use_cache=False).logits

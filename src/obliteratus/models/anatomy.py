@@ -62,7 +62,8 @@ class Anatomy:
     ``embedding_output`` the module path whose output is the stream before block 0 (after an
     embedding multiplier and position embeddings: a hook on block 0's input gives it).
     ``unmatched`` are parameters with a ``d_model`` axis that the family file does not account for.
-    ``hooks_only`` gives the reason when exact removal in weights is impossible.
+    ``block_scale`` names a scalar below each block by which it multiplies the whole stream before
+    it leaves. ``hooks_only`` gives the reason when exact removal in weights is impossible.
     """
 
     family: str
@@ -74,6 +75,7 @@ class Anatomy:
     head: str
     sites: tuple[WeightSite, ...]
     unmatched: tuple[str, ...] = ()
+    block_scale: str | None = None
     hooks_only: str | None = None
 
     @property

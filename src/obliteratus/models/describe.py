@@ -60,6 +60,7 @@ def resolve(family: Family, module: PreTrainedModel) -> Anatomy:
         head=head.module,
         sites=found,
         unmatched=resolver.unmatched(blocks, found),
+        block_scale=family.block_scale,
         hooks_only=family.hooks_only,
     )
 

@@ -40,8 +40,9 @@ class Family:
     ``backbone``, ``blocks`` and ``final_norm`` are module paths. ``embeddings`` write to the stream
     before block 0, ``writers`` and ``readers`` exist in every block. ``internals`` are patterns of
     parameter names below a block (``*`` matches anything) that neither read nor write the stream,
-    and ``model_internals`` the same below the model. ``hooks_only`` says why removal in weights is
-    inexact for this family, where it is.
+    and ``model_internals`` the same below the model. ``block_scale`` names a scalar below a block
+    by which it multiplies the whole stream. ``hooks_only`` says why removal in weights is inexact
+    for this family, where it is.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Family:
     head: Site
     internals: tuple[str, ...] = ()
     model_internals: tuple[str, ...] = ()
+    block_scale: str | None = None
     hooks_only: str | None = None
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -27,6 +26,7 @@ from obliteratus.errors import (
     did_you_mean,
 )
 from obliteratus.events import Note, emit
+from obliteratus.models.auto import auto_class
 from obliteratus.models.catalogue import catalogue
 from obliteratus.models.describe import describe
 from obliteratus.models.folders import read_config
@@ -115,8 +115,11 @@ def outline(folder: Path, settings: ModelSettings = DEFAULTS) -> PreTrainedModel
             config = AutoConfig.from_pretrained(
                 folder, trust_remote_code=code, local_files_only=True
             )
-            if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or (code and "auto_map" in stored):
-                return AutoModelForCausalLM.from_config(config, trust_remote_code=code)
+            build = auto_class(config)
+            if build is None and code and "auto_map" in stored:
+                build = AutoModelForCausalLM
+            if build is not None:
+                return build.from_config(config, trust_remote_code=code)
     except (
         ValueError,
         StrictDataclassError,
@@ -213,10 +216,12 @@ def _load_tokenizer(folder: Path, name: str, settings: ModelSettings) -> PreTrai
 def _load_module(
     folder: Path, name: str, settings: ModelSettings, placement: dict[str, Any]
 ) -> PreTrainedModel:
+    code = settings.trust_remote_code
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=code, local_files_only=True)
+        loaded: Any = (auto_class(config) or AutoModelForCausalLM).from_pretrained(
             folder,
-            trust_remote_code=settings.trust_remote_code,
+            trust_remote_code=code,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,

@@ -21,11 +21,11 @@ from obliteratus.edits.planner import plan
 from obliteratus.errors import ObliteratusError
 from obliteratus.models.anatomy import WeightSite
 from obliteratus.models.loaded import LoadedModel
-from obliteratus.models.plumbing import capture, hooked
+from obliteratus.models.plumbing import block_output, capture, hooked
 from obliteratus.operator.bases import orthonormalise
 from obliteratus.operator.edit import EditPlan, WeightEdit
 from obliteratus.operator.hooks import edited
-from obliteratus.operator.removal import post_norm_gain
+from obliteratus.operator.removal import post_norm_gain, removal
 from obliteratus.settings import EditSettings
 from obliteratus.shapes import Layer
 from obliteratus.testing.float64 import ExactFloat64
@@ -126,8 +126,9 @@ def closure(model: LoadedModel, tokens: Int[Tensor, "prompt token"]) -> float:
     by_module = {site.module: site for site in model.anatomy.writers}
 
     def watched(path: str) -> RemovableHandle:
-        def keep(_module: object, _args: object, output: Tensor) -> None:
-            raw[path] = output.view(*tokens.shape, -1) if output.ndim == 2 else output
+        def keep(_module: object, _args: object, output: object) -> None:
+            write = block_output(output)
+            raw[path] = write.view(*tokens.shape, -1) if write.ndim == 2 else write
 
         return model.module.get_submodule(path).register_forward_hook(keep)
 
@@ -139,6 +140,9 @@ def closure(model: LoadedModel, tokens: Int[Tensor, "prompt token"]) -> float:
         for path, site in by_module.items():
             if path in raw and site.layer == (None if layer == "embedding" else layer):
                 total = total + _write(model, site, raw[path])
+        if layer != "embedding" and model.anatomy.block_scale is not None:
+            path = f"{model.anatomy.blocks[layer]}.{model.anatomy.block_scale}"
+            total = total * model.module.get_buffer(path)
         error = (total - actual).norm(dim=-1) / actual.norm(dim=-1)
         worst = max(worst, float(error.max()))
     return worst
@@ -147,7 +151,8 @@ def closure(model: LoadedModel, tokens: Int[Tensor, "prompt token"]) -> float:
 def _write(model: LoadedModel, site: WeightSite, raw: Tensor) -> Tensor:
     if site.post_norm is not None:
         norm = model.module.get_submodule(site.post_norm.name.rpartition(".")[0])
-        mean_square = raw.square().mean(-1, keepdim=True) + float(norm.eps)  # pyright: ignore[reportArgumentType]
+        eps = float(getattr(norm, "eps", None) or getattr(norm, "variance_epsilon"))  # noqa: B009
+        mean_square = raw.square().mean(-1, keepdim=True) + eps
         raw = raw * torch.rsqrt(mean_square) * post_norm_gain(model, site)
     return raw if site.module_multiplies else raw * site.multiplier
 
@@ -164,11 +169,15 @@ def failures(
     Checks, in float64: declared writes sum to the stream; after strength 1 |R x| / |x| < 1e-12 at
     every layer and token; hooks and weights give the same logits to 1e-9 at every strength and
     rank, with either treatment of a post-norm, and for a shift of the embedding; strength 0 changes
-    no bit and unties nothing. What comes later is not computed until it is asked for.
+    no bit and unties nothing. Where weights cannot be edited, only the sum of the writes and the
+    removal by hooks are checked. What comes later is not computed until it is asked for.
     """
     tokens = tokens_for(model, seed=seed)
     try:
         yield from _closure_failures(model, tokens)
+        if model.anatomy.hooks_only is not None:
+            yield from _hook_failures(model, tokens, seed)
+            return
         yield from _removal_failures(model, tokens, ranks, seed)
         yield from _agreement_failures(model, tokens, strengths, ranks, seed)
         yield from _shift_failures(model, tokens, seed)
@@ -216,6 +225,14 @@ def _removal_failures(
             for layer, share in residual(other, directions.basis[0], tokens).items():
                 if not share <= NOTHING_LEFT:
                     yield f"{share:.1e} of the stream is left at layer {layer}, rank {rank}"
+
+
+def _hook_failures(model: LoadedModel, tokens: Tensor, seed: int) -> Iterator[str]:
+    directions = random_directions(model, seed=seed)
+    with edited(model, removal(model, directions.basis)):
+        for layer, share in residual(model, directions.basis[0], tokens).items():
+            if not share <= NOTHING_LEFT:
+                yield f"{share:.1e} of the stream is left at layer {layer} under hooks"
 
 
 def _shift_failures(model: LoadedModel, tokens: Tensor, seed: int) -> Iterator[str]:

@@ -2,20 +2,20 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from obliteratus.errors import UsageError, did_you_mean
+from obliteratus.models.auto import auto_class
 from obliteratus.models.describe import describe
 from obliteratus.models.loaded import LoadedModel, ModelSource
+from obliteratus.testing.tiny_configs import CONFIGS
 
-D_MODEL = 16
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -25,64 +25,7 @@ CHAT_TEMPLATE = (
 SPREAD = 0.5
 """Half the width of the interval in which a gain, bias or multiplier lands around its default."""
 
-_COMMON: dict[str, Any] = {
-    "hidden_size": D_MODEL,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 4,
-    "max_position_embeddings": 512,
-}
-_GEMMA: dict[str, Any] = {"query_pre_attn_scalar": 4, "sliding_window": 8, "attention_bias": True}
-_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2}
-_CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": {**_COMMON, "attention_bias": True, "mlp_bias": True},
-    "mistral": {**_COMMON, "sliding_window": 8},
-    "ministral": {**_COMMON, "sliding_window": 8},
-    "seed_oss": {**_COMMON, "attention_bias": True, "attention_out_bias": True, "mlp_bias": True},
-    "qwen2": {**_COMMON, "tie_word_embeddings": True},
-    "qwen3": {**_COMMON, "attention_bias": True},
-    "smollm3": {**_COMMON, "attention_bias": True, "mlp_bias": True},
-    "granite": {
-        **_COMMON,
-        "attention_bias": True,
-        "mlp_bias": True,
-        "residual_multiplier": 0.7,
-        "embedding_multiplier": 1.9,
-        "attention_multiplier": 0.6,
-        "logits_scaling": 1.3,
-    },
-    "gpt2": {
-        "n_embd": D_MODEL,
-        "n_inner": 24,
-        "n_layer": 3,
-        "n_head": 4,
-        "n_positions": 512,
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
-    },
-    "gemma2": {**_COMMON, **_GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 9.0},
-    "gemma3_text": {
-        **_COMMON,
-        **_GEMMA,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-    },
-    "mixtral": {**_COMMON, **_EXPERTS, "num_local_experts": 4},
-    "qwen3_moe": {
-        **_COMMON,
-        **_EXPERTS,
-        "num_experts": 4,
-        "moe_intermediate_size": 12,
-        "attention_bias": True,
-        "mlp_only_layers": [1],
-        "norm_topk_prob": True,
-    },
-    "olmoe": {**_COMMON, **_EXPERTS, "num_experts": 4, "attention_bias": True},
-}
-
-MODEL_TYPES: tuple[str, ...] = tuple(_CONFIGS)
+MODEL_TYPES: tuple[str, ...] = tuple(CONFIGS)
 """The model types that :func:`tiny_model` can build."""
 
 
@@ -104,9 +47,9 @@ def tiny_model(
     Raises:
         UsageError: there is no tiny configuration for ``model_type``.
     """
-    if model_type not in _CONFIGS:
+    if model_type not in CONFIGS:
         raise UsageError(
-            f"no tiny model of type '{model_type}'.{did_you_mean(model_type, _CONFIGS)}"
+            f"no tiny model of type '{model_type}'.{did_you_mean(model_type, CONFIGS)}"
         )
     tokenizer = tiny_tokenizer()
     module = _module(model_type, tokenizer, dtype, seed)
@@ -183,8 +126,8 @@ def randomise_parameters(module: nn.Module, *, seed: int = 0, buffers: bool = Tr
             is_embedding = "emb" in name or "wte" in name or "wpe" in name
             scale = 1.0 if is_embedding else parameter.shape[-1] ** -0.5
             parameter.data.copy_(scale * normal)
-    for _, buffer in module.named_buffers() if buffers else ():
-        if buffer.ndim == 0 and buffer.is_floating_point():
+    for name, buffer in module.named_buffers() if buffers else ():
+        if buffer.numel() == 1 and buffer.is_floating_point() and "inv_freq" not in name:
             step = torch.rand((), generator=generator, dtype=torch.float64) * 2 - 1
             buffer.data += (SPREAD * step).to(buffer.dtype)
 
@@ -192,17 +135,21 @@ def randomise_parameters(module: nn.Module, *, seed: int = 0, buffers: bool = Tr
 def _module(
     model_type: str, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype, seed: int
 ) -> PreTrainedModel:
-    config = AutoConfig.for_model(
-        model_type,
-        **_CONFIGS[model_type],
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=[tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")],
-    )
+    vocabulary = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")],
+    }
+    asked = CONFIGS[model_type]
+    if "text_config" in asked:
+        asked = {**asked, "text_config": {**asked["text_config"], **vocabulary}}
+    else:
+        asked = {**asked, **vocabulary}
+    config = AutoConfig.for_model(model_type, **asked)
     # The grouped expert kernels have no float64.
     implementation = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = AutoModelForCausalLM.from_config(config, **implementation).to(dtype)
+        module = auto_class(config).from_config(config, **implementation).to(dtype)
     return module.eval().requires_grad_(requires_grad=False)

@@ -1,34 +1,13 @@
-"""Gemma 2 and 3: each write passes a norm (gain stored as g − 1) before it reaches the stream."""
+"""Gemma 2 to 4: each write passes a norm before it reaches the stream."""
 
 from dataclasses import replace
 
-from obliteratus.models.anatomy import Component, PostNorm
 from obliteratus.models.families.llama import LLAMA
-from obliteratus.models.family import Family, Site, register
+from obliteratus.models.families.parts import linears, post_normed, scaled_embedding
+from obliteratus.models.family import Family, register
 
 GAIN_OFFSET = 1.0
-"""Gemma 2 and 3 multiply by 1 + weight."""
-
-
-def post_normed(module: str, component: Component, norm: str) -> Site:
-    """Return the site of a linear writer whose output goes through ``norm``."""
-    return Site(
-        f"{module}.weight",
-        component,
-        bias=f"{module}.bias",
-        post_norm=PostNorm(f"{norm}.weight", GAIN_OFFSET),
-    )
-
-
-def scaled_embedding(path: str) -> Site:
-    """Return the site of a token embedding that multiplies its own output by ``embed_scale``."""
-    return Site(
-        f"{path}.weight",
-        "embedding",
-        layout="in_out",
-        multiplier=f"{path}.embed_scale",
-        module_multiplies=True,
-    )
+"""Gemma 2 and 3 store g − 1 and multiply by 1 + weight; Gemma 4 stores g."""
 
 
 GEMMA = register(
@@ -40,8 +19,8 @@ GEMMA = register(
         final_norm="model.norm",
         embeddings=(scaled_embedding("model.embed_tokens"),),
         writers=(
-            post_normed("self_attn.o_proj", "attention", "post_attention_layernorm"),
-            post_normed("mlp.down_proj", "mlp", "post_feedforward_layernorm"),
+            *post_normed("post_attention_layernorm", LLAMA.writers[0], offset=GAIN_OFFSET),
+            *post_normed("post_feedforward_layernorm", LLAMA.writers[1], offset=GAIN_OFFSET),
         ),
         readers=LLAMA.readers,
         head=LLAMA.head,
@@ -54,22 +33,19 @@ GEMMA = register(
     )
 )
 
-GEMMA3_MULTIMODAL = register(
+GEMMA4 = register(
     replace(
         GEMMA,
-        model_types=("gemma3",),
-        backbone="model.language_model",
-        blocks="model.language_model.layers",
-        final_norm="model.language_model.norm",
-        embeddings=(
-            scaled_embedding("model.language_model.embed_tokens"),
-            Site(
-                "model.multi_modal_projector.mm_input_projection_weight",
-                "embedding",
-                layout="in_out",
-            ),
+        model_types=("gemma4_text",),
+        writers=(
+            *post_normed("post_attention_layernorm", LLAMA.writers[0]),
+            *post_normed("post_feedforward_layernorm", LLAMA.writers[1]),
+            *post_normed("post_per_layer_input_norm", *linears("mlp", "per_layer_projection")),
         ),
-        model_internals=("model.vision_tower.*", "model.multi_modal_projector.mm_soft_emb_norm.*"),
+        readers=(*GEMMA.readers, *linears("mlp", "per_layer_input_gate")),
+        model_internals=("model.per_layer_model_projection.weight",),
+        block_scale="layer_scalar",
     )
 )
-"""Images enter the stream through the projector, in place of token embeddings."""
+"""The embeddings per layer are of their own width; what reads them writes to the stream. They are
+made from the token embedding, so removing a direction from that reaches them too."""

@@ -1,0 +1,126 @@
+"""Models that also see: a text decoder one level down, and projectors that write to its stream.
+
+What a projector returns takes the place of token embeddings, so its last matrix is a writer like
+the embedding. The encoder in front of it has a stream of its own, which is left alone.
+"""
+
+from dataclasses import replace
+
+from obliteratus.models.families.gemma import GEMMA
+from obliteratus.models.families.hybrid import QWEN3_NEXT
+from obliteratus.models.families.llama import LLAMA
+from obliteratus.models.family import Family, Site, register
+
+TEXT = "model.language_model"
+
+
+def projector(module: str) -> Site:
+    """Return the site of the last linear layer of a projector, which may have a bias."""
+    return Site(f"{module}.weight", "embedding", bias=f"{module}.bias", optional=True)
+
+
+def seeing(
+    text: Family, *model_types: str, projectors: tuple[Site, ...], encoder: tuple[str, ...]
+) -> Family:
+    """Return ``text`` one level down, with what writes images into its stream.
+
+    ``encoder`` are the patterns of the parameters in front of the projectors' last matrices.
+    """
+
+    def below(path: str) -> str:
+        return path.replace("model.", f"{TEXT}.", 1)
+
+    return replace(
+        text,
+        name="multimodal",
+        model_types=model_types,
+        backbone=TEXT,
+        blocks=below(text.blocks),
+        final_norm=below(text.final_norm),
+        embeddings=(
+            *(
+                replace(
+                    site,
+                    weight=below(site.weight),
+                    multiplier=below(site.multiplier)
+                    if isinstance(site.multiplier, str)
+                    else site.multiplier,
+                )
+                for site in text.embeddings
+            ),
+            *projectors,
+        ),
+        model_internals=encoder,
+    )
+
+
+LLAVA = register(
+    seeing(
+        LLAMA,
+        "llava",
+        "mistral3",
+        projectors=(projector("model.multi_modal_projector.linear_2"),),
+        encoder=(
+            "model.vision_tower.*",
+            "model.multi_modal_projector.linear_1.*",
+            "model.multi_modal_projector.norm.*",
+            "model.multi_modal_projector.patch_merger.*",
+        ),
+    )
+)
+"""The decoder of LLaVA may be of any llama-like type."""
+
+QWEN_VL = register(
+    seeing(
+        LLAMA,
+        "qwen2_vl",
+        "qwen2_5_vl",
+        projectors=(projector("model.visual.merger.mlp.2"),),
+        encoder=(
+            "model.visual.blocks.*",
+            "model.visual.patch_embed.*",
+            "model.visual.merger.ln_q.*",
+            "model.visual.merger.mlp.0.*",
+        ),
+    )
+)
+
+QWEN3_ENCODER = (
+    *(f"model.visual.{name}.*" for name in ("blocks", "patch_embed", "pos_embed")),
+    "model.visual.merger.norm.*",
+    "model.visual.merger.linear_fc1.*",
+    "model.visual.deepstack_merger_list.*.norm.*",
+    "model.visual.deepstack_merger_list.*.linear_fc1.*",
+)
+QWEN3_PROJECTORS = (
+    projector("model.visual.merger.linear_fc2"),
+    *(projector(f"model.visual.deepstack_merger_list.{index}.linear_fc2") for index in range(8)),
+)
+"""Qwen3-VL also adds features of inner encoder layers to the stream after the first blocks; more
+than eight of them would be unmatched."""
+
+QWEN3_VL = register(seeing(LLAMA, "qwen3_vl", projectors=QWEN3_PROJECTORS, encoder=QWEN3_ENCODER))
+QWEN3_5 = register(
+    seeing(
+        QWEN3_NEXT,
+        "qwen3_5",
+        "qwen3_5_moe",
+        projectors=QWEN3_PROJECTORS[:1],
+        encoder=QWEN3_ENCODER,
+    )
+)
+
+GEMMA3 = register(
+    seeing(
+        GEMMA,
+        "gemma3",
+        projectors=(
+            Site(
+                "model.multi_modal_projector.mm_input_projection_weight",
+                "embedding",
+                layout="in_out",
+            ),
+        ),
+        encoder=("model.vision_tower.*", "model.multi_modal_projector.mm_soft_emb_norm.*"),
+    )
+)

@@ -1,0 +1,68 @@
+"""Sites that many families share; a family file puts them together."""
+
+from dataclasses import replace
+
+from obliteratus.models.anatomy import Component, PostNorm
+from obliteratus.models.family import Site, linear
+
+
+def linears(component: Component, *modules: str) -> tuple[Site, ...]:
+    """Return sites of ``nn.Linear`` modules that some models or blocks of the family may lack."""
+    return tuple(linear(module, component, optional=True) for module in modules)
+
+
+def embedding(path: str, multiplier: float | str = 1.0) -> Site:
+    """Return the site of a token or position embedding, multiplied after its module if at all."""
+    return Site(f"{path}.weight", "embedding", layout="in_out", multiplier=multiplier)
+
+
+def scaled_embedding(path: str) -> Site:
+    """Return the site of an embedding that multiplies its own output by ``embed_scale``."""
+    site = embedding(path, f"{path}.embed_scale")
+    return replace(site, module_multiplies=True)
+
+
+def through(module: str, *sites: Site) -> tuple[Site, ...]:
+    """Return ``sites`` with the output of ``module`` as their common raw write.
+
+    For writers whose outputs are summed, or multiplied by a router or a gate, before they leave
+    ``module``: the same edit of each commutes with that.
+    """
+    return tuple(replace(site, module=module) for site in sites)
+
+
+def post_normed(norm: str, *sites: Site, offset: float = 0.0) -> tuple[Site, ...]:
+    """Return ``sites`` with their write going through the norm ``norm`` before the stream."""
+    return tuple(replace(site, post_norm=PostNorm(f"{norm}.weight", offset)) for site in sites)
+
+
+def multiplied(multiplier: float | str, *sites: Site) -> tuple[Site, ...]:
+    """Return ``sites`` with their write multiplied by ``multiplier`` on its way to the stream."""
+    return tuple(replace(site, multiplier=multiplier) for site in sites)
+
+
+def norms(*modules: str) -> tuple[str, ...]:
+    """Return the patterns of the weights and biases of ``modules``, which only feed readers."""
+    return tuple(f"{module}.{name}" for module in modules for name in ("weight", "bias"))
+
+
+GATED_MLP = linears("mlp", "mlp.gate_proj", "mlp.up_proj", "mlp.gate_up_proj")
+"""Readers of a gated MLP, with its two halves apart or in one matrix."""
+
+ATTENTION = linears(
+    "attention",
+    *(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "qkv_proj")),
+    *(f"self_attn.{name}" for name in ("q_a_proj", "kv_a_proj_with_mqa")),
+    *(f"self_attn.{name}" for name in ("gate_proj", "g_proj")),
+)
+"""Readers of attention: queries, keys and values apart, in one matrix or through a latent
+(multi-head latent attention), and the gate that some families put on its output."""
+
+ATTENTION_INTERNALS = (
+    *norms(
+        "self_attn.q_norm", "self_attn.k_norm", "self_attn.q_layernorm", "self_attn.k_layernorm"
+    ),
+    *norms("self_attn.query_layernorm", "self_attn.key_layernorm"),
+    *norms("self_attn.q_a_layernorm", "self_attn.kv_a_layernorm"),
+)
+"""Norms inside attention. Their width is that of heads or latents, which may equal d_model."""
