@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from obliteratus.models.quiet import quiet
+from obliteratus.models.unsupported import UNSUPPORTED
 from obliteratus.testing.exactness import Exactness, exactness
 from obliteratus.testing.tiny import MODEL_TYPES
 
@@ -33,6 +34,10 @@ real model and refuses one of which a parameter is not accounted for.
 ## By hooks only
 
 {hooks_only}
+
+## Not supported
+
+{unsupported}
 """
 
 
@@ -68,7 +73,10 @@ def _page(found: list[Exactness]) -> str:
     ]
     reasons = [f"- `{row.model_type}`: {row.hooks_only}." for row in found if row.hooks_only]
     return PAGE.format(
-        count=len(found), rows="\n".join(rows), hooks_only="\n".join(reasons) or "None."
+        count=len(found),
+        rows="\n".join(rows),
+        hooks_only="\n".join(reasons) or "None.",
+        unsupported="\n".join(f"- `{name}`: {why}." for name, why in UNSUPPORTED.items()),
     )
 
 

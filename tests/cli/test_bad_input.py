@@ -25,7 +25,7 @@ def prompt_file(text):
 def folder_of_another_family(place, _monkeypatch):
     folder = place.work / "other"
     folder.mkdir()
-    config = {"model_type": "gpt_neox", "hidden_size": 16, "num_hidden_layers": 2}
+    config = {"model_type": "gpt_neox_japanese", "hidden_size": 16, "num_hidden_layers": 2}
     config |= {"num_attention_heads": 4, "intermediate_size": 24, "vocab_size": 32}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(b"")
@@ -192,7 +192,7 @@ LINES = {
         ["obliterate", "./other"],
         folder_of_another_family,
         1,
-        "no family file describes model_type 'gpt_neox'. Write models/families/gpt_neox.py",
+        "no family file describes model_type 'gpt_neox_japanese'. Write models/families/",
     ),
     "an output that exists": (
         ["obliterate", "{tiny}", "-o", "out"],
@@ -244,7 +244,7 @@ LINES = {
         ["inspect", "./other"],
         folder_of_another_family,
         1,
-        "no family file describes model_type 'gpt_neox'",
+        "no family file describes model_type 'gpt_neox_japanese'",
     ),
     "verify an unknown model": (
         ["verify", "{tiny}", "./missing", "-o", "report"],

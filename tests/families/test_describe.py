@@ -5,7 +5,13 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, LlamaConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    LlamaConfig,
+)
 
 from obliteratus.directions.directions import Directions
 from obliteratus.edits.planner import plan
@@ -13,6 +19,7 @@ from obliteratus.errors import UnsupportedArchitectureError
 from obliteratus.models.describe import coverage, describe, is_tied, resolve
 from obliteratus.models.families.llama import LLAMA
 from obliteratus.models.family import FAMILIES, Site
+from obliteratus.models.unsupported import UNSUPPORTED
 from obliteratus.testing.keystone import random_directions
 from obliteratus.testing.tiny import MODEL_TYPES, tiny_model
 from obliteratus.testing.tiny_configs import D_MODEL
@@ -148,3 +155,11 @@ def test_every_family_is_registered_under_its_model_types() -> None:
     assert {"llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "gpt2"} <= set(FAMILIES)
     assert {"gemma2", "gemma3_text", "gemma3", "mixtral", "qwen3_moe"} <= set(FAMILIES)
     assert LlamaConfig().model_type in FAMILIES
+
+
+def test_an_architecture_that_cannot_be_edited_says_why() -> None:
+    config = AutoConfig.for_model("openai-gpt", n_embd=16, n_layer=1, n_head=2, vocab_size=9)
+    module = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UnsupportedArchitectureError, match="a norm acts on the stream itself"):
+        describe(module)
+    assert not set(UNSUPPORTED) & set(FAMILIES)

@@ -191,9 +191,9 @@ def widen_tensor(folder: Path) -> None:
             "comes with Python code of its own.*pass --trust-remote-code",
         ),
         (
-            lambda f: edit_config(f, model_type="phi", architectures=["PhiForCausalLM"]),
+            lambda f: edit_config(f, model_type="gpt_neox_japanese"),
             UnsupportedArchitectureError,
-            "no family file describes model_type 'phi'",
+            "no family file describes model_type 'gpt_neox_japanese'",
         ),
         (
             lambda f: edit_config(f, model_type="t5", num_layers=1, d_model=8),
@@ -220,7 +220,7 @@ def test_a_model_that_cannot_be_loaded_says_why(folder, damage, error, why):
 
 
 def test_an_unsupported_architecture_is_refused_before_its_weights_are_read(folder):
-    edit_config(folder, model_type="phi")
+    edit_config(folder, model_type="gpt_neox_japanese")
     (folder / SINGLE).write_bytes(b"never looked at")
     with pytest.raises(UnsupportedArchitectureError, match="no family file"):
         summon(str(folder))

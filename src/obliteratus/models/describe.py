@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from obliteratus.errors import UnsupportedArchitectureError
 from obliteratus.models.anatomy import Anatomy, PostNorm, Role, WeightSite
 from obliteratus.models.family import FAMILIES, Family, Site
+from obliteratus.models.unsupported import UNSUPPORTED
 
 
 def describe(module: PreTrainedModel) -> Anatomy:
@@ -192,6 +193,11 @@ def _shares_with(name: str, parameters: dict[str, torch.Tensor]) -> str | None:
 
 
 def _unsupported(model_type: str) -> UnsupportedArchitectureError:
+    if model_type in UNSUPPORTED:
+        return UnsupportedArchitectureError(
+            f"a '{model_type}' model cannot be edited: {UNSUPPORTED[model_type]}. Use a model of "
+            "another architecture; docs/architectures.md lists those that are supported."
+        )
     near = difflib.get_close_matches(model_type, list(FAMILIES), n=1, cutoff=0.0)
     return UnsupportedArchitectureError(
         f"no family file describes model_type '{model_type}'. Write models/families/"

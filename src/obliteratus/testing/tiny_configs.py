@@ -311,14 +311,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "linear_num_heads": 4,
         "num_local_experts": 4,
     },
-    "bailing_hybrid": {
-        **LLAMA,
-        **DEEPSEEK_MOE,
-        **LATENT,
-        "layer_types": LINEAR["layer_types"],
-        "linear_head_dim": 4,
-        "linear_num_heads": 4,
-    },
+    "bailing_hybrid": {**LLAMA, **DEEPSEEK_MOE, **LATENT, "layer_types": LINEAR["layer_types"]},
     "recurrent_gemma": {**LLAMA, "lru_width": D_MODEL, "attention_window_size": 8},
     # layer_norm.py
     "gpt_neox": {**LLAMA, "attention_bias": True},

@@ -6,6 +6,7 @@ from obliteratus.models.families.llama import LLAMA
 from obliteratus.models.families.parts import (
     embedding,
     linears,
+    mixer_internals,
     multiplied,
     post_normed,
     scaled_embedding,
@@ -78,7 +79,6 @@ GRANITE_HYBRID = register(
             *SHARED,
         ),
         readers=(*GRANITE_MOE.readers, *linears("state_space", "mamba.in_proj")),
-        internals=(*LLAMA.internals, "mamba.*"),
+        internals=(*LLAMA.internals, *mixer_internals("mamba")),
     )
 )
-"""What is left of a mamba mixer (convolution, states, norm) works between its two projections."""

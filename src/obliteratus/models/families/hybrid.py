@@ -13,6 +13,7 @@ from obliteratus.models.families.parts import (
     ATTENTION_INTERNALS,
     embedding,
     linears,
+    mixer_internals,
     multiplied,
     norms,
     post_normed,
@@ -51,7 +52,10 @@ JAMBA = register(
             fused("feed_forward.experts.gate_up_proj", "feed_forward"),
             *FEED_FORWARD[1:],
         ),
-        internals=(*norms("input_layernorm", "pre_ff_layernorm"), "mamba.*"),
+        internals=(
+            *norms("input_layernorm", "pre_ff_layernorm"),
+            *mixer_internals("mamba"),
+        ),
     )
 )
 
@@ -91,7 +95,7 @@ NEMOTRON_H = register(
             fused("mixer.experts.up_proj", "mixer"),
             *linears("mlp", "mixer.up_proj"),
         ),
-        internals=("norm.weight", *norms("mixer.norm", "mixer.conv1d"), "mixer.A_log", "mixer.D"),
+        internals=("norm.weight", *mixer_internals("mixer")),
     )
 )
 

@@ -1,6 +1,6 @@
 """Mamba: one state-space mixer per block is the only writer."""
 
-from obliteratus.models.families.parts import embedding, norms
+from obliteratus.models.families.parts import embedding, mixer_internals
 from obliteratus.models.family import Family, linear, register
 
 MAMBA = register(
@@ -14,10 +14,6 @@ MAMBA = register(
         writers=(linear("mixer.out_proj", "state_space"),),
         readers=(linear("mixer.in_proj", "state_space"),),
         head=linear("lm_head", "head"),
-        internals=(
-            *norms("norm", "mixer.norm", "mixer.conv1d", "mixer.dt_proj"),
-            *(f"mixer.{name}" for name in ("x_proj.weight", "A_log", "D", "dt_bias")),
-        ),
+        internals=("norm.weight", *mixer_internals("mixer")),
     )
 )
-"""The convolution and the states work in the width of the mixer, between the two projections."""

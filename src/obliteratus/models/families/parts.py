@@ -66,3 +66,12 @@ ATTENTION_INTERNALS = (
     *norms("self_attn.q_a_layernorm", "self_attn.kv_a_layernorm"),
 )
 """Norms inside attention. Their width is that of heads or latents, which may equal d_model."""
+
+
+def mixer_internals(mixer: str) -> tuple[str, ...]:
+    """Return the patterns of what works between the two projections of a state-space ``mixer``."""
+    names = ("norm", "conv1d", "dt_proj", "dt_layernorm", "b_layernorm", "c_layernorm")
+    return (
+        *norms(*(f"{mixer}.{name}" for name in names)),
+        *(f"{mixer}.{name}" for name in ("x_proj.weight", "A_log", "D", "dt_bias")),
+    )
