@@ -56,6 +56,7 @@ class Stream:
 
 
 def press_ctrl_c():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     signal.raise_signal(signal.SIGINT)
 
 

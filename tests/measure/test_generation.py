@@ -15,7 +15,8 @@ from obliteratus.measure.generation import (
 )
 from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
-from obliteratus.testing.tiny import tiny_model
+from obliteratus.testing.float64 import ExactFloat64
+from obliteratus.testing.tiny import MODEL_TYPES, tiny_model
 
 FAMILIES = ("llama", "gpt2", "gemma2", "gemma3_text", "mixtral")
 PROMPTS = ("Hi", "What is the time?", "Hi", "A much longer question, about nothing at all.", "Why?")
@@ -70,6 +71,15 @@ def test_completions_equal_those_of_transformers_one_by_one(family: str) -> None
     assert len(set(expected)) > 2
     found = generate(model, encoded, max_new_tokens=NEW_TOKENS, task="t")
     assert [completion.token_ids for completion in found] == expected
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_architecture_says_what_transformers_makes_it_say(model_type: str) -> None:
+    model = talkative(model_type)
+    encoded = encode(model, PROMPTS)
+    with ExactFloat64():
+        found = generate(model, encoded, max_new_tokens=6, task="t")
+        assert [each.token_ids for each in found] == one_by_one(model, encoded, 6)
 
 
 @pytest.mark.parametrize("fewest", [1, 3, 64])

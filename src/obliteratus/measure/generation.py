@@ -130,13 +130,17 @@ def stop_tokens(model: LoadedModel) -> frozenset[int]:
 
 @dataclass
 class _Rows:
-    """The rows of a batch, aligned at their last token; ``is_live`` marks those being written."""
+    """The rows of a batch, aligned at their last token; ``is_live`` marks those being written.
+
+    ``mask`` is None for a model with a recurrent state: nothing is padded there, and some take a
+    mask of more columns than the one that they run for more tokens.
+    """
 
     index: list[int]
     is_live: Bool[Tensor, " row"]
     last: Int[Tensor, " row"]
     position: Int[Tensor, " row"]
-    mask: Int[Tensor, "row column"]
+    mask: Int[Tensor, "row column"] | None
     cache: Cache
 
     def drop_finished(self, fewest: int) -> None:
@@ -147,14 +151,16 @@ class _Rows:
             return
         rows = torch.argsort(~self.is_live, stable=True)[:count]
         self.index = [self.index[row] for row in rows.tolist()]
-        self.last, self.position, self.mask = self.last[rows], self.position[rows], self.mask[rows]
+        self.last, self.position = self.last[rows], self.position[rows]
+        self.mask = None if self.mask is None else self.mask[rows]
         self.is_live = self.is_live[rows]
         self.cache.reorder_cache(rows)  # pyright: ignore[reportArgumentType]
 
     def append(self, token_ids: Int[Tensor, " row"]) -> None:
         """Make ``token_ids`` the next input."""
         self.last, self.position = token_ids, self.position + 1
-        self.mask = nn.functional.pad(self.mask, (0, 1), value=1)
+        if self.mask is not None:
+            self.mask = nn.functional.pad(self.mask, (0, 1), value=1)
 
 
 @torch.no_grad()
@@ -201,6 +207,7 @@ def _prefill(
     values: then all prompts have one length, and nothing is moved.
     """
     lengths = torch.tensor([len(ids) for ids in prompts])
+    mask = None
     if can_share_prefix(model):
         width = len(prompts[0]) - prefix_length(prefix)
         rows = max(1, automatic_batch_tokens(model) // width)
@@ -210,15 +217,16 @@ def _prefill(
         ]
         hidden = torch.cat([states for states, _ in parts])
         cache: Cache = answer_cache([part for _, part in parts], lengths, room=room)
+        columns, shift = torch.arange(int(lengths.max())), lengths.max() - lengths[:, None]
+        mask = (columns >= shift).long().to(model.device)
     else:
         hidden, cache = _run(model, prompts, None)
-    columns, shift = torch.arange(int(lengths.max())), lengths.max() - lengths[:, None]
     return hidden, _Rows(
         index=list(range(len(prompts))),
         is_live=torch.ones(len(prompts), dtype=torch.bool, device=model.device),
         last=torch.zeros(len(prompts), dtype=torch.long, device=model.device),
         position=lengths.to(model.device) - 1,
-        mask=(columns >= shift).long().to(model.device),
+        mask=mask,
         cache=cache,
     )
 
@@ -237,8 +245,8 @@ def _run(
     suffixes = [torch.tensor(ids[cached:]) for ids in prompts]
     output = _backbone(model)(
         input_ids=nn.utils.rnn.pad_sequence(suffixes, batch_first=True).to(model.device),
-        past_key_values=cache,
         use_cache=True,
+        **_with_cache(model, cache),
     )
     last = torch.tensor([len(suffix) - 1 for suffix in suffixes], device=model.device)
     rows = torch.arange(len(prompts), device=model.device)
@@ -252,11 +260,17 @@ def _step(model: LoadedModel, rows: _Rows) -> Float[Tensor, "row d_model"]:
     output = backbone(
         input_ids=rows.last[:, None],
         attention_mask=rows.mask,
-        past_key_values=rows.cache,
         use_cache=True,
+        **_with_cache(model, rows.cache),
         **({"position_ids": rows.position[:, None]} if takes_positions else {}),
     )
     return output.last_hidden_state[:, -1]
+
+
+def _with_cache(model: LoadedModel, cache: Cache) -> dict[str, Cache]:
+    """Return ``cache`` under the name that the backbone has for it; Mamba has another one."""
+    takes = inspect.signature(_backbone(model).forward).parameters
+    return {"past_key_values" if "past_key_values" in takes else "cache_params": cache}
 
 
 def _backbone(model: LoadedModel) -> nn.Module:
