@@ -36,11 +36,10 @@ def tiny_model(
     dtype: torch.dtype = torch.float64,
     randomise: bool = True,
 ) -> LoadedModel:
-    """Return a random model of ``model_type`` with 3 layers and d_model = 16, in milliseconds.
+    """Return a random model of ``model_type`` with d_model = 16 and 3 or 4 layers, in milliseconds.
 
-    Its square ``o_proj`` (heads × head_dim = d_model) cannot be told from its transpose, biases
-    exist where the configuration allows them, there are fewer key-value heads than heads, and
-    qwen2, gemma2, gemma3_text and gpt2 have tied embeddings. With ``randomise`` every gain, bias
+    Its configuration is that of :mod:`obliteratus.testing.tiny_configs`; qwen2, gemma2, gemma3_text
+    and gpt2, for example, have tied embeddings. With ``randomise`` every gain, bias
     and scalar buffer leaves its default, so that forgetting one shows. The tokenizer works on bytes
     and has a ChatML template. In float64 experts run in the eager implementation.
 
