@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from obliteratus.errors import MeasurementError
+from obliteratus.errors import MeasurementError, UnsupportedArchitectureError
 from obliteratus.events import Event, Progress, listening
 from obliteratus.measure import generation
 from obliteratus.measure.generation import (
@@ -255,3 +255,10 @@ def test_nan_logits_are_an_error() -> None:
     model.module.get_submodule(model.anatomy.head).weight.data[:] = torch.nan
     with pytest.raises(MeasurementError, match="NaN"):
         generate(model, encoded, max_new_tokens=3, task="t")
+
+
+def test_a_backbone_without_a_known_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    monkeypatch.setattr(generation, "CACHE_NAMES", ("some_other_cache",))
+    with pytest.raises(UnsupportedArchitectureError, match="takes none of some_other_cache"):
+        generate(model, encode(model, ["Hello"]), max_new_tokens=2, task="t")

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
-from obliteratus.errors import MeasurementError
+from obliteratus.errors import MeasurementError, UnsupportedArchitectureError
 from obliteratus.events import Deviation, Note, Progress, emit
 from obliteratus.measure.answer_cache import answer_cache
 from obliteratus.measure.head import Head, head_of
@@ -32,6 +32,7 @@ the rate of one with 128. So batches are large, and finished rows stay where the
 ACCELERATOR_ROWS = 256
 WORTH_DROPPING = 0.75  # rows are dropped when this share of a batch is enough: it copies the cache
 MEMORY_SHARE = 0.25  # of the free memory
+CACHE_NAMES = ("past_key_values", "cache_params")
 NEUTRAL = {
     "repetition_penalty": (None, 1.0),
     "no_repeat_ngram_size": (None, 0),
@@ -270,7 +271,14 @@ def _step(model: LoadedModel, rows: _Rows) -> Float[Tensor, "row d_model"]:
 def _with_cache(model: LoadedModel, cache: Cache) -> dict[str, Cache]:
     """Return ``cache`` under the name that the backbone has for it; Mamba has another one."""
     takes = inspect.signature(_backbone(model).forward).parameters
-    return {"past_key_values" if "past_key_values" in takes else "cache_params": cache}
+    name = next((name for name in CACHE_NAMES if name in takes), None)
+    if name is None:
+        raise UnsupportedArchitectureError(
+            f"the backbone of a '{model.anatomy.model_type}' model takes none of "
+            f"{', '.join(CACHE_NAMES)}, so its answers cannot be generated token by token. Add "
+            "the name of its cache to measure/generation.py."
+        )
+    return {name: cache}
 
 
 def _backbone(model: LoadedModel) -> nn.Module:

@@ -17,7 +17,7 @@ from obliteratus.shapes import Layer
 from obliteratus.statistics.estimate import Estimate
 
 KIND = "obliteratus.directions"
-VERSION = 1
+VERSION = 2  # 2: the strength that DISTILL found
 
 
 def save_directions(directions: Directions, path: Path) -> None:
