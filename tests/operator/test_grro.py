@@ -141,7 +141,8 @@ def test_the_change_is_measured_on_the_numbers_as_stored() -> None:
     assert edited.dtype == torch.bfloat16
     assert change.norm_before == pytest.approx(float(stored.double().norm()))
     assert change.change == pytest.approx(float((edited.double() - stored.double()).norm()))
-    assert change.read_after == pytest.approx(float((basis @ edited.double()).norm()))
+    left = float((basis @ edited.double()).norm())
+    assert change.read_after == pytest.approx(left, rel=1e-4)  # 16 bits are worked on in float32
     assert 1e-5 < change.residual < 1e-2
     share = float((basis @ stored.double()).norm() ** 2 / stored.double().norm() ** 2)
     assert change.energy_removed == pytest.approx(share, rel=1e-2)

@@ -7,6 +7,7 @@ import typer
 
 from obliteratus.cli import options
 from obliteratus.cli.render import rendering
+from obliteratus.errors import UsageError
 
 DEFAULT_METHOD = "advanced"
 
@@ -48,6 +49,9 @@ def obliterate(
     harmless: options.Harmless = None,
     categories: options.Categories = None,
     system: options.System = None,
+    stream: options.Stream = False,
+    directions: options.DirectionsFile = None,
+    plan: options.PlanFile = None,
     output: options.Output = None,
     save_activations: options.SaveActivations = False,
     save_completions: options.SaveCompletions = False,
@@ -82,4 +86,11 @@ def obliterate(
         from obliteratus.cli.main_job import run, what_to_do
 
         job = what_to_do(model, method, repeated, assignments or [], flags)
-        run(screen, job, output, force=force)
+        if stream:
+            from obliteratus.cli.stream import run as run_on_disk
+
+            run_on_disk(screen, job, output, directions=directions, plan=plan, force=force)
+        elif directions is not None or plan is not None:
+            raise UsageError("--directions and --plan go with --stream. Add it, or leave them out.")
+        else:
+            run(screen, job, output, force=force)

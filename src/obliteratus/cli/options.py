@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-MODEL_PANEL, PROMPT_PANEL, OUTPUT_PANEL = "Model", "Prompts", "Output"
+MODEL_PANEL, PROMPT_PANEL, STREAM_PANEL, OUTPUT_PANEL = "Model", "Prompts", "On disk", "Output"
 NO_VALUE = ""  # the metavar of a flag; typer would write <bool>
 MODEL_HELP = "A catalogue name, a Hub id, a local folder or a .gguf file."
 
@@ -20,6 +20,10 @@ def _model(*names: str, help: str, metavar: str = NO_VALUE) -> Any:
 
 def _prompt(*names: str, help: str, metavar: str) -> Any:
     return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=PROMPT_PANEL)
+
+
+def _stream(*names: str, help: str, metavar: str = NO_VALUE) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=STREAM_PANEL)
 
 
 def _output(*names: str, help: str, metavar: str = NO_VALUE) -> Any:
@@ -71,6 +75,17 @@ Assignments = Annotated[
         help="Any other setting, such as edit.strength=0.5; repeatable.",
         metavar="KEY=VALUE",
     ),
+]
+Stream = Annotated[
+    bool,
+    _stream("--stream", help="Edit the checkpoint on disk, shard by shard, without loading it."),
+]
+DirectionsFile = Annotated[
+    Path | None,
+    _stream("--directions", help="With --stream: the directions.safetensors.", metavar="FILE"),
+]
+PlanFile = Annotated[
+    Path | None, _stream("--plan", help="With --stream: a plan.json instead.", metavar="FILE")
 ]
 Output = Annotated[
     Path | None, _output("--output", "-o", help="Folder to write to.", metavar="DIR")

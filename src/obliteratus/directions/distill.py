@@ -243,6 +243,7 @@ def _provenance(
     return {
         "settings": settings.model_dump(mode="json"),
         "fingerprint": activations.fingerprint,
+        "sample": scorer.model.source.sample,
         "prompts": len(activations.harmful.prompt_ids),
         "refusal_tokens": list(scorer.tokens.texts),
         "original": {

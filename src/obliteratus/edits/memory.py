@@ -158,14 +158,15 @@ def _edit_site(module: PreTrainedModel, edit: WeightEdit) -> tuple[EditRecord, l
         bias_norm_after=None if bias is None else _norm(bias),
         is_skipped=not _is_active(edit),
     )
-    return record, _met(edit, change)
+    return record, deviations_of(edit, change)
 
 
 def _norm(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
-def _met(edit: WeightEdit, change: MatrixChange) -> list[Deviation]:
+def deviations_of(edit: WeightEdit, change: MatrixChange) -> list[Deviation]:
+    """Return where an edit could not keep the norm that it was asked to keep."""
     asked = f"edit.norm={edit.norm}"
     found: list[Deviation] = []
     if change.columns_lost:

@@ -11,7 +11,7 @@ from obliteratus.errors import EditError, UnsupportedArchitectureError
 from obliteratus.events import Deviation, DeviationRecorded, emit
 from obliteratus.models.anatomy import Anatomy, WeightSite
 from obliteratus.models.describe import is_tied
-from obliteratus.models.loaded import LoadedModel
+from obliteratus.models.loaded import ModelOutline
 from obliteratus.operator.bases import orthonormalise
 from obliteratus.operator.edit import EditPlan, WeightEdit
 from obliteratus.operator.matrices import spent_energy, write_gram
@@ -24,7 +24,7 @@ SIZE_GATE = 2.0
 
 
 def plan(
-    model: LoadedModel,
+    model: ModelOutline,
     directions: Directions,
     settings: EditSettings = EditSettings(),  # noqa: B008  (frozen)
     *,
@@ -47,7 +47,7 @@ def plan(
             oblique edit would change a matrix by more than twice its own norm.
         DirectionError: a basis is degenerate, or a post-norm gain is zero in an oblique edit.
     """
-    _check_architecture(model.anatomy)
+    check_architecture(model.anatomy)
     chosen = _chosen_layers(model.anatomy, directions, settings)
     bases = {layer: orthonormalise(directions.basis[layer]) for layer in chosen}
     strength = directions.strength if settings.strength is None else settings.strength
@@ -67,10 +67,15 @@ def plan(
     deviations = _deviations(settings, directions, is_full=is_full)
     for deviation in deviations:
         emit(DeviationRecorded(deviation))
-    return EditPlan(tuple(edits), unties_head=_unties(model, edits), deviations=deviations)
+    return EditPlan(tuple(edits), _unties(model, edits), deviations, model.source.sample)
 
 
-def _check_architecture(anatomy: Anatomy) -> None:
+def check_architecture(anatomy: Anatomy) -> None:
+    """Check that weights of this anatomy can be edited exactly.
+
+    Raises:
+        UnsupportedArchitectureError: a parameter is not declared, or only hooks are exact.
+    """
     if anatomy.unmatched:
         shown = ", ".join(anatomy.unmatched[:3]) + (", …" if len(anatomy.unmatched) > 3 else "")
         raise UnsupportedArchitectureError(
@@ -118,7 +123,7 @@ def _strengths(
 
 
 def _edit(
-    model: LoadedModel,
+    model: ModelOutline,
     site: WeightSite,
     rows: Float64[Tensor, "rank d_model"],
     strengths: Float64[Tensor, " rank"],
@@ -130,9 +135,11 @@ def _edit(
     return edit
 
 
-def _check_size(model: LoadedModel, edit: WeightEdit) -> None:
+def _check_size(model: ModelOutline, edit: WeightEdit) -> None:
     """Refuse an oblique edit whose ‖ΔW‖ / ‖W‖ exceeds ``SIZE_GATE``."""
     weight = model.module.get_parameter(edit.site.name).detach()
+    if weight.is_meta:
+        return  # the executor that reads the weights looks
     norm = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
     size = change_energy(edit, weight) ** 0.5 / norm if norm else 0.0
     if size > SIZE_GATE:
@@ -149,7 +156,7 @@ def change_energy(edit: WeightEdit, weight: Tensor) -> float:
     return spent_energy(edit.write_basis @ edit.write_basis.T, read_gram, edit.strengths)
 
 
-def _unties(model: LoadedModel, edits: Sequence[WeightEdit]) -> bool:
+def _unties(model: ModelOutline, edits: Sequence[WeightEdit]) -> bool:
     return any(
         is_tied(model.module, edit.site)
         for edit in edits

@@ -17,7 +17,9 @@ class ModelSource:
 
     ``asked`` is what the user typed; ``identifier`` the Hub id, absolute folder or file, or
     catalogue name; ``revision`` the commit of a Hub model; ``sha256`` of a pinned file;
-    ``fingerprint`` a hash that is equal exactly when the weights and tokenizer are.
+    ``fingerprint`` a hash that is equal exactly when the weights and tokenizer are. ``sample`` is a
+    hash of parts of the weights (``checkpoint.sample``): another model has another one, and it is
+    taken without reading all of them; empty where there was no folder.
     """
 
     asked: str
@@ -27,20 +29,30 @@ class ModelSource:
     revision: str | None = None
     sha256: str | None = None
     license: str | None = None
+    sample: str = ""
 
 
 @dataclass(frozen=True)
-class LoadedModel:
+class ModelOutline:
+    """A model whose matrices may be absent (on ``meta``): all that planning an edit looks at.
+
+    One-dimensional parameters, such as the gains of norms, hold their values.
+    """
+
+    module: PreTrainedModel
+    anatomy: Anatomy
+    source: ModelSource
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class LoadedModel(ModelOutline):
     """What ``summon`` returns. ``module`` is in evaluation mode, gradients off.
 
     ``chat_template_sha256`` is None for a base model without a chat template.
     """
 
-    module: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    anatomy: Anatomy
-    source: ModelSource
-    dtype: torch.dtype
     quantization: Literal["4bit", "8bit"] | None = None
     chat_template_sha256: str | None = None
 

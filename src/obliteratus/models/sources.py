@@ -15,6 +15,7 @@ from obliteratus.events import Note, emit
 from obliteratus.models import hub
 from obliteratus.models.adapters import adapter_sha256, merge_adapter
 from obliteratus.models.catalogue import CatalogueEntry, catalogue, catalogue_entry
+from obliteratus.models.checkpoint import read_checkpoint, sample
 from obliteratus.models.folders import (
     combined,
     fingerprint,
@@ -46,8 +47,12 @@ def resolve(
     *,
     store: Store | None = None,
     check: Callable[[Path], object] | None = None,
+    hashes: bool = True,
 ) -> ResolvedModel:
     """Return the folder of the model that ``name`` means, downloading or converting it if needed.
+
+    Without ``hashes`` the bytes of a local folder are not all read: its fingerprint is then made
+    of the sample.
 
     ``check`` is called with a folder that has the configuration and perhaps not yet the weights: it
     may raise to say, before a long download, that the model cannot be used.
@@ -68,12 +73,18 @@ def resolve(
     if kind == "catalogue":
         if path.is_dir():
             emit(Note(f"'{name}' is the catalogue's model; for the folder write ./{name}."))
-        return _catalogue_model(catalogue()[name], store, check)
-    if kind == "gguf":
-        return _gguf_model(name, path, store, check)
-    if kind == "folder":
-        return _folder_model(name, path, settings, check)
-    return _hub_model(name, name, settings, check)
+        found = _catalogue_model(catalogue()[name], store, check)
+    elif kind == "gguf":
+        found = _gguf_model(name, path, store, check)
+    elif kind == "folder":
+        found = _folder_model(name, path, settings, check, hashes=hashes)
+    else:
+        found = _hub_model(name, name, settings, check)
+    seen = sample(read_checkpoint(found.folder))
+    source = replace(found.source, sample=seen)
+    if not source.fingerprint:
+        source = replace(source, fingerprint=combined("sample", seen))
+    return ResolvedModel(found.folder, source)
 
 
 def configuration_folder(
@@ -137,7 +148,12 @@ def _kind(name: str) -> SourceKind:
 
 
 def _folder_model(
-    asked: str, path: Path, settings: ModelSettings, check: Callable[[Path], object]
+    asked: str,
+    path: Path,
+    settings: ModelSettings,
+    check: Callable[[Path], object],
+    *,
+    hashes: bool,
 ) -> ResolvedModel:
     read_config(path)
     check(path)
@@ -148,7 +164,9 @@ def _folder_model(
             asked=asked,
             kind="folder",
             identifier=str(path.resolve()),
-            fingerprint=fingerprint(path, weights, code=settings.trust_remote_code),
+            fingerprint=(
+                fingerprint(path, weights, code=settings.trust_remote_code) if hashes else ""
+            ),
         ),
     )
 

@@ -34,12 +34,14 @@ class EditPlan:
     """The edits of one pass over a model, in the order of its anatomy.
 
     ``unties_head``: the head shares storage with an edited embedding and gets its own copy first.
-    ``deviations``: what the planner could not plan as asked.
+    ``deviations``: what the planner could not plan as asked. ``model``: the sample hash of the
+    model that it was made for (``ModelSource.sample``); empty where that is not known.
     """
 
     edits: tuple[WeightEdit, ...]
     unties_head: bool = False
     deviations: tuple[Deviation, ...] = ()
+    model: str = ""
 
     def __iter__(self) -> Iterator[WeightEdit]:
         return iter(self.edits)

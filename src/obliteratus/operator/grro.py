@@ -5,6 +5,7 @@ where the device has no float64) and cast back once, so memory beyond the result
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -132,7 +133,7 @@ def edit_matrix(
         _edit_one(old, new, prepared)
         for old, new in zip(matrices(weight, layout), matrices(result, layout), strict=True)
     ]
-    return result, _total(changes)
+    return result, total_change(changes)
 
 
 def edit_vector(
@@ -169,37 +170,100 @@ def _project(columns: Tensor, operator: Operator) -> Tensor:
 def _edit_one(old: Tensor, new: Tensor, operator: Operator) -> MatrixChange:
     """Edit the view ``old`` [d_model, d_in] into ``new``, which may be the same memory."""
     dtype = operator.read.dtype
-    whole, by_rows, row_error = 1.0, None, 0.0
     if operator.norm == "frobenius":
         whole = frobenius_scale(old, partial(_project, operator=operator), dtype)
-    elif operator.norm == "row":
+        return _by_rows(old, new, operator, whole)
+    if operator.norm == "none" or operator.is_identity:
+        return _by_rows(old, new, operator)
+    by_rows, row_error = None, 0.0
+    if operator.norm == "row":
         exact = old.to(dtype)
         projected = _project(exact, operator)
         by_rows, row_error = keep_rows(exact, projected, operator.write, operator.read)
-    unit = operator.read / torch.linalg.vector_norm(operator.read, dim=1, keepdim=True)
-    kept = 1 - operator.strengths[:, None]
+    unit, kept = _look(operator)
     sums = torch.zeros(6, dtype=dtype, device=old.device)
     columns_lost = 0
     for chunk in chunks(old):
         before = old[:, chunk].to(dtype, copy=True)  # `new` may be the same memory
-        scale: Tensor | float = whole
-        if operator.is_identity:
-            after = before
-        elif by_rows is not None:
-            after = by_rows[:, chunk]
-        else:
-            after = _project(before, operator) * whole
-        if operator.norm == "column" and not operator.is_identity:
+        scale: Tensor | float = 1.0
+        after = _project(before, operator) if by_rows is None else by_rows[:, chunk]
+        if operator.norm == "column":
             scale, lost = keep_columns(before, after)
             after = after * scale
             columns_lost += lost
-        if not operator.is_identity:
-            new[:, chunk] = after.to(new.dtype)
+        new[:, chunk] = after.to(new.dtype)
         stored = new[:, chunk].to(dtype)
         old_read, new_read = unit @ before, unit @ stored
         error = new_read - kept * old_read * scale
-        parts = (before, stored, stored - before, old_read, new_read, error)
-        sums += torch.stack([torch.linalg.vector_norm(part) for part in parts]).square()
+        sums += _squares(before, stored, stored - before, old_read, new_read, error)
+    return _change(sums, columns_lost, row_error)
+
+
+def _by_rows(old: Tensor, new: Tensor, operator: Operator, scale: float = 1.0) -> MatrixChange:
+    """Edit ``old`` into scale · (W − Uᵀ A V W), reading it twice in the order it is stored in.
+
+    Two buffers serve all blocks: fresh ones would cost more in page faults than the arithmetic.
+    """
+    dtype, device = operator.read.dtype, old.device
+    unit, kept = _look(operator)
+    length = torch.linalg.vector_norm(operator.read, dim=1, keepdim=True)
+    blocks = _blocks(old)
+    size = max((old[block].numel() for block in blocks), default=0)
+    buffers = [torch.empty(size, dtype=dtype, device=device) for _ in range(2)]
+    old_read = torch.zeros((len(unit), old.shape[1]), dtype=dtype, device=device)
+    new_read = torch.zeros_like(old_read)
+    sums = torch.zeros(3, dtype=dtype, device=device)
+    for rows, columns in blocks:
+        before = _buffer(buffers[0], old[rows, columns]).copy_(old[rows, columns])
+        old_read[:, columns] += unit[:, rows] @ before
+        sums[0] += torch.linalg.vector_norm(before).square()
+    spent = operator.strengths[:, None] * length * old_read
+    for rows, columns in blocks:
+        if operator.is_identity:
+            break
+        before, stored = (_buffer(buffer, old[rows, columns]) for buffer in buffers)
+        before.copy_(old[rows, columns])
+        torch.addmm(before, operator.write[:, rows].T, spent[:, columns], alpha=-1, out=stored)
+        new[rows, columns] = stored if scale == 1 else stored.mul_(scale)
+        stored.copy_(new[rows, columns])
+        new_read[:, columns] += unit[:, rows] @ stored
+        sums[1] += torch.linalg.vector_norm(stored).square()
+        sums[2] += torch.linalg.vector_norm(before.sub_(stored)).square()
+    if operator.is_identity:
+        sums[1], new_read = sums[0], old_read
+    return _change(
+        torch.cat([sums, _squares(old_read, new_read, new_read - kept * old_read * scale)])
+    )
+
+
+def _blocks(matrix: Tensor) -> list[tuple[slice, slice]]:
+    """Return blocks of whole rows of what is stored, each about ``CHUNK_NUMBERS`` numbers."""
+    whole = slice(None)
+    if matrix.is_contiguous():
+        return [(rows, whole) for rows in chunks(matrix.T)]
+    return [(whole, columns) for columns in chunks(matrix)]
+
+
+def _buffer(memory: Tensor, like: Tensor) -> Tensor:
+    """Return the beginning of ``memory`` with the shape and the order of ``like``."""
+    if like.is_contiguous():
+        return memory[: like.numel()].view(like.shape)
+    return memory[: like.numel()].view(like.shape[::-1]).T
+
+
+def _look(operator: Operator) -> tuple[Tensor, Tensor]:
+    """Return the rows of V at unit length, and 1 − strength of each."""
+    unit = operator.read / torch.linalg.vector_norm(operator.read, dim=1, keepdim=True)
+    return unit, 1 - operator.strengths[:, None]
+
+
+def _squares(*parts: Tensor) -> Float[Tensor, " part"]:
+    return torch.stack([torch.linalg.vector_norm(part) for part in parts]).square()
+
+
+def _change(
+    sums: Float[Tensor, "6"], columns_lost: int = 0, row_error: float = 0.0
+) -> MatrixChange:
     if not bool(torch.isfinite(sums).all()):
         raise EditError(
             "the matrix holds numbers that are not finite, before or after the edit; load the "
@@ -209,7 +273,9 @@ def _edit_one(old: Tensor, new: Tensor, operator: Operator) -> MatrixChange:
     return MatrixChange(before, after, change, read, left, error, columns_lost, row_error)
 
 
-def _total(changes: list[MatrixChange]) -> MatrixChange:
+def total_change(changes: Sequence[MatrixChange]) -> MatrixChange:
+    """Return what was done to matrices, or to groups of input columns of one, taken together."""
+
     def root(name: str) -> float:
         return math.sqrt(sum(getattr(change, name) ** 2 for change in changes))
 

@@ -8,13 +8,17 @@ from torch import Tensor
 
 from obliteratus.models.anatomy import Layout
 
-CHUNK_NUMBERS = 1 << 19
+CHUNK_NUMBERS = 1 << 18
 """Numbers worked on at once: 4 MB in float64, about what stays in a cache between the passes."""
 
 
 def working_dtype(tensor: Tensor) -> torch.dtype:
-    """Return float64, or float32 where the tensor's device has no float64."""
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
+    """Return float64, or float32 for 16-bit tensors and where the device has no float64.
+
+    Rounding the result to 16 bits costs 10⁴ times what float32 does, at half the speed of memory.
+    """
+    is_short = tensor.dtype in (torch.bfloat16, torch.float16)
+    return torch.float32 if is_short or tensor.device.type == "mps" else torch.float64
 
 
 def matrices(weight: Tensor, layout: Layout) -> list[Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from obliteratus.errors import EditError
 from obliteratus.models.anatomy import WeightSite
-from obliteratus.models.loaded import LoadedModel
+from obliteratus.models.loaded import ModelOutline
 from obliteratus.operator.bases import oblique_bases, orthogonal_bases
 from obliteratus.operator.edit import WeightEdit
 from obliteratus.settings import Norm
@@ -19,7 +19,7 @@ PostNormEdit = Literal["oblique", "orthogonal"]
 
 
 def removal(
-    model: LoadedModel,
+    model: ModelOutline,
     bases: Mapping[Layer, Float[Tensor, "rank d_model"]],
     *,
     strength: float = 1.0,
@@ -44,7 +44,7 @@ def removal(
 
 
 def everywhere(
-    model: LoadedModel, rows: Float[Tensor, "rank d_model"], *, embedding: bool = True
+    model: ModelOutline, rows: Float[Tensor, "rank d_model"], *, embedding: bool = True
 ) -> dict[Layer, Float[Tensor, "rank d_model"]]:
     """Return ``rows`` under every layer of ``model``, and under ``embedding`` if asked."""
     layers: list[Layer] = list(range(model.anatomy.n_layers))
@@ -52,7 +52,7 @@ def everywhere(
 
 
 def site_edit(
-    model: LoadedModel,
+    model: ModelOutline,
     site: WeightSite,
     rows: Float64[Tensor, "rank d_model"],
     strengths: Float64[Tensor, " rank"],
@@ -75,7 +75,7 @@ def site_edit(
     return WeightEdit(site, write, read, strengths, norm=norm)
 
 
-def post_norm_gain(model: LoadedModel, site: WeightSite) -> Float64[Tensor, " d_model"]:
+def post_norm_gain(model: ModelOutline, site: WeightSite) -> Float64[Tensor, " d_model"]:
     """Return the gain g of the norm behind ``site``: the stored weight plus its offset.
 
     Raises:

@@ -17,7 +17,7 @@ from obliteratus.models.anatomy import PostNorm, WeightSite
 from obliteratus.operator.bases import check_dual
 from obliteratus.operator.edit import EditPlan, WeightEdit
 
-VERSION = 1
+VERSION = 2  # 2: the model that a plan was made for
 _TENSORS = ("write_basis", "read_basis", "strengths", "bias_shift")
 
 
@@ -32,6 +32,7 @@ def save_plan(plan: EditPlan, path_json: Path, path_tensors: Path | None = None)
     tensors: dict[str, Tensor] = {}
     record = {
         "version": VERSION,
+        "model": plan.model,
         "unties_head": plan.unties_head,
         "deviations": [asdict(deviation) for deviation in plan.deviations],
         "edits": [
@@ -67,12 +68,12 @@ def load_plan(path_json: Path, path_tensors: Path | None = None) -> EditPlan:
             )
         edits = tuple(_read_edit(edit, tensors) for edit in record["edits"])
         deviations = tuple(Deviation(**deviation) for deviation in record["deviations"])
-        unties_head = bool(record["unties_head"])
+        unties_head, model = bool(record["unties_head"]), str(record["model"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise StorageError(f"the plan at {path_json} cannot be read: {error}") from error
     for edit in edits:
         check_dual(edit.write_basis, edit.read_basis)
-    return EditPlan(edits, unties_head, deviations)
+    return EditPlan(edits, unties_head, deviations, model)
 
 
 def explain(plan: EditPlan) -> str:

@@ -47,6 +47,18 @@ def write_card(
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
+def write_unverified_card(folder: Path, source: ModelSource, plan: EditPlan) -> None:
+    """Write the card of a folder that was edited on disk, where nothing could be measured."""
+    template = resources.files("obliteratus.release").joinpath("unverified_card.md.j2")
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True
+    )
+    text = environment.from_string(template.read_text("utf-8")).render(
+        header=_header(source), home=HOME, changes=explain(plan), origin=_origin(source)
+    )
+    (folder / CARD).write_text(text, encoding="utf-8")
+
+
 def _header(source: ModelSource) -> str:
     header: dict[str, object] = {"tags": ["obliteratus", "refusal", "interpretability"]}
     if source.license is not None:

@@ -9,3 +9,4 @@ from obliteratus.store.files import is_disk_full as is_disk_full
 from obliteratus.store.files import read_json as read_json
 from obliteratus.store.files import sha256_of_file as sha256_of_file
 from obliteratus.store.files import write_json as write_json
+from obliteratus.store.resumable import resumable_folder as resumable_folder

@@ -65,13 +65,13 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Generator[Path]:
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     except OSError as error:
         _remove_empty(new)
-        raise _storage_error(error, target) from error
+        raise storage_error(error, target) from error
     try:
         work.chmod(0o755)
         yield work
-        _replace(work, target)
+        replace_folder(work, target)
     except OSError as error:
-        raise _storage_error(error, target) from error
+        raise storage_error(error, target) from error
     except Exception as error:
         if not is_disk_full(error):
             raise
@@ -113,7 +113,8 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def _replace(work: Path, target: Path) -> None:
+def replace_folder(work: Path, target: Path) -> None:
+    """Rename ``work`` to ``target``; a folder that is there is removed only afterwards."""
     if not target.exists():
         work.rename(target)
         return
@@ -127,17 +128,20 @@ def _replace(work: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _storage_error(error: OSError, target: Path) -> StorageError:
+def storage_error(
+    error: OSError, target: Path, *, kept: str = "Nothing was left behind."
+) -> StorageError:
+    """Return what is wrong in writing ``target``; ``kept`` says what is left of it."""
     if is_disk_full(error):
-        return _disk_full(target)
+        return _disk_full(target, kept)
     return StorageError(f"cannot write {target}: {os.strerror(error.errno or 0)} ({error}).")
 
 
-def _disk_full(target: Path) -> StorageError:
+def _disk_full(target: Path, kept: str = "Nothing was left behind.") -> StorageError:
     free = shutil.disk_usage(_existing_parent(target)).free / 1e9
     return StorageError(
-        f"the disk that holds {target} is full ({free:.1f} GB free). Nothing was left behind: free "
-        "some space, or choose another --output (or, for the cache, OBLITERATUS_CACHE)."
+        f"the disk that holds {target} is full ({free:.1f} GB free). {kept} Free some "
+        "space, or choose another --output (or, for the cache, OBLITERATUS_CACHE)."
     )
 
 

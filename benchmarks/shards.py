@@ -1,0 +1,188 @@
+"""Time the streaming executor against ``cp`` and read its peak memory, on a generated checkpoint.
+
+    python benchmarks/shards.py FOLDER [--gigabytes 10] [--repeats 3] [--norm none]
+
+A mixture of experts in the shape of Qwen3-30B-A3B, bfloat16, in shards of about 2 GB, is written
+to FOLDER (kept for the next call). Then, ``repeats`` times and in turn, with the source out of the
+page cache: ``cp`` of the shards, forced to disk, and the edit of every writer along random
+directions in a process of its own. The disk must hold twice the size.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import Qwen3MoeConfig
+
+from obliteratus.directions.directions import Directions
+from obliteratus.models.checkpoint import read_checkpoint, sample
+from obliteratus.operator.bases import orthonormalise
+from obliteratus.release.directions_file import save_directions
+
+WIDTH, EXPERT, EXPERTS, HEADS, HEAD, VOCABULARY = 2048, 768, 128, 32, 128, 151936
+SHARD_BYTES = 2_000_000_000
+LAYER_BYTES = 2 * (3 * EXPERTS * WIDTH * EXPERT + 2 * WIDTH * HEADS * HEAD + 2 * WIDTH * 512)
+CHILD = """
+import json, resource, sys
+from pathlib import Path
+from obliteratus.pipeline.methods import settings_for
+from obliteratus.pipeline.stream import stream
+from obliteratus.release.directions_file import load_directions
+model, directions, output, norm = sys.argv[1:]
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+settings = settings_for("advanced", [f"edit.norm={norm}", "edit.strength=1"])
+done = stream(model, Path(output), settings, load_directions(Path(directions)))
+print(json.dumps({"seconds": done.seconds, "imports": before, "peak": peak(),
+                  "matrices": len(done.receipt.records), "error": done.receipt.worst_error}))
+"""
+
+
+def main() -> None:
+    """Generate, time and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--gigabytes", type=float, default=10)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--norm", default="none")
+    asked = parser.parse_args()
+    source = asked.folder / f"{asked.gigabytes:g}GB"
+    if not (source / "model.safetensors.index.json").is_file():
+        generate(source, asked.gigabytes)
+    directions = asked.folder / f"{asked.gigabytes:g}GB.safetensors"
+    n_layers = json.loads((source / "config.json").read_text())["num_hidden_layers"]
+    save_directions(random_directions(n_layers, sample(read_checkpoint(source))), directions)
+    files = sorted(source.glob("*.safetensors"))
+    size = sum(path.stat().st_size for path in files) / 1e9
+    print(f"{size:.2f} GB in {len(files)} shards, {n_layers} layers of {EXPERTS} experts")
+    ratios: list[float] = []
+    for _ in range(asked.repeats):
+        forget(files)
+        copied = copy(files, asked.folder / "copy")
+        forget(files)
+        output = asked.folder / "edited"
+        command = [sys.executable, "-c", CHILD, source, directions, output, asked.norm]
+        start = time.perf_counter()
+        run = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
+        whole = time.perf_counter() - start
+        shutil.rmtree(output)
+        done = json.loads(run.stdout.splitlines()[-1])
+        ratios.append(copied / done["seconds"])
+        print(
+            f"cp {size / copied:.2f} GB/s; edit {size / done['seconds']:.2f} GB/s "
+            f"({ratios[-1]:.0%} of cp; {copied / whole:.0%} with the start of Python); "
+            f"{done['matrices']} matrices, worst error {done['error']:.1e}; peak "
+            f"{done['peak']:.0f} MB, {done['imports']:.0f} MB of it imports",
+            flush=True,
+        )
+    print(f"median {statistics.median(ratios):.0%} of cp")
+
+
+def generate(folder: Path, gigabytes: float) -> None:
+    """Write a checkpoint of about ``gigabytes`` with random numbers."""
+    embedding = 2 * VOCABULARY * WIDTH
+    n_layers = max(1, round((gigabytes * 1e9 - 2 * embedding) / LAYER_BYTES))
+    folder.mkdir(parents=True, exist_ok=True)
+    config = Qwen3MoeConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        num_hidden_layers=n_layers,
+        num_attention_heads=HEADS,
+        num_key_value_heads=4,
+        head_dim=HEAD,
+        moe_intermediate_size=EXPERT,
+        num_experts=EXPERTS,
+        decoder_sparse_step=1,
+        tie_word_embeddings=False,
+    )
+    config.save_pretrained(folder)
+    weight_map: dict[str, str] = {}
+    shard: dict[str, torch.Tensor] = {}
+    total = 0
+
+    def flush() -> None:
+        name = f"model-{len(set(weight_map.values())) + 1:05d}.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, name))
+        shard.clear()
+
+    for name, shape in tensors(n_layers):
+        shard[name] = torch.randn(shape).mul_(shape[-1] ** -0.5).to(torch.bfloat16)
+        total += shard[name].nbytes
+        if sum(tensor.nbytes for tensor in shard.values()) > SHARD_BYTES:
+            flush()
+    if shard:
+        flush()
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def tensors(n_layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield names and shapes as checkpoints of this architecture have them."""
+    yield "model.embed_tokens.weight", (VOCABULARY, WIDTH)
+    for layer in range(n_layers):
+        block = f"model.layers.{layer}"
+        for name, rows in (("q", HEADS * HEAD), ("k", 4 * HEAD), ("v", 4 * HEAD)):
+            yield f"{block}.self_attn.{name}_proj.weight", (rows, WIDTH)
+        yield f"{block}.self_attn.o_proj.weight", (WIDTH, HEADS * HEAD)
+        for name, length in (("self_attn.q_norm", HEAD), ("self_attn.k_norm", HEAD)):
+            yield f"{block}.{name}.weight", (length,)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            yield f"{block}.{name}.weight", (WIDTH,)
+        yield f"{block}.mlp.gate.weight", (EXPERTS, WIDTH)
+        for expert in range(EXPERTS):
+            for name, shape in (
+                ("gate", (EXPERT, WIDTH)),
+                ("up", (EXPERT, WIDTH)),
+                ("down", (WIDTH, EXPERT)),
+            ):
+                yield f"{block}.mlp.experts.{expert}.{name}_proj.weight", shape
+    yield "model.norm.weight", (WIDTH,)
+    yield "lm_head.weight", (VOCABULARY, WIDTH)
+
+
+def random_directions(n_layers: int, of: str) -> Directions:
+    """Return one random direction for all layers and the embedding."""
+    generator = torch.Generator().manual_seed(0)
+    row = orthonormalise(torch.randn((1, WIDTH), generator=generator, dtype=torch.float64))
+    layers = ("embedding", *range(n_layers))
+    return Directions(
+        basis=dict.fromkeys(layers, row),
+        scale=dict.fromkeys(layers, 1.0),
+        method="random",
+        provenance={"sample": of},
+    )
+
+
+def copy(files: list[Path], folder: Path) -> float:
+    """Return the seconds that ``cp`` takes, with the copies forced to disk."""
+    folder.mkdir()
+    start = time.perf_counter()
+    subprocess.run(["cp", *map(str, files), str(folder)], check=True)
+    for path in folder.iterdir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    seconds = time.perf_counter() - start
+    shutil.rmtree(folder)
+    return seconds
+
+
+def forget(files: list[Path]) -> None:
+    """Drop the pages of ``files`` from the page cache."""
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Write one safetensors file with some of its tensors edited, and everything else byte for byte.
+
+Types and shapes stay, so every byte keeps its place: the file is cut into pieces that a few threads
+read, edit and write on their own. Memory holds one large piece at a time.
+"""
+
+import json
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from obliteratus.events import track
+from obliteratus.models.checkpoint import StoredTensor, read_header
+from obliteratus.operator.grro import MatrixChange
+
+PIECE = 1 << 26  # 64 MiB: small enough for several threads, large enough for a disk
+THREADS = 4  # more wait for the disk
+PART = ".writing"
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Bytes of one file that are edited on their own: a matrix, or some rows of one.
+
+    ``edit`` changes the tensor of ``shape`` in place and returns what that did (None for a bias).
+    """
+
+    tensor: StoredTensor
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    edit: Callable[[Tensor], MatrixChange | None]
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A tensor to be added at the end of a file: a copy of another one under a new name."""
+
+    name: str
+    of: StoredTensor
+
+
+def rewrite(
+    source: Path, target: Path, slabs: Sequence[Slab], *, extra: Extra | None = None
+) -> Mapping[str, tuple[MatrixChange, ...]]:
+    """Write ``source`` to ``target`` with ``slabs`` edited, and return what each edit did.
+
+    The result is whole when ``target`` exists: it is written under another name, forced to disk
+    and then renamed.
+
+    Returns:
+        The changes of the slabs of each stored tensor, in order.
+
+    Raises:
+        EditError: see ``edit_matrix``.
+        OSError: reading or writing failed.
+    """
+    header, begin = read_header(source)
+    size = source.stat().st_size
+    head = _header_with(header, extra) if extra else None
+    shift = 0 if head is None else len(head) - begin
+    part = target.with_name(target.name + PART)
+    with source.open("rb") as old, part.open("wb") as new:
+        new.truncate(size + shift + (0 if extra is None else extra.of.stop - extra.of.start))
+        files = _Files(old.fileno(), new.fileno(), shift)
+        jobs = list(_jobs(0 if head is None else begin, size, slabs, files))
+        if head is not None and extra is not None:
+            _write(files.new, memoryview(head), 0)
+            jobs.append(files.copying(extra.of.start, extra.of.stop, at=size + shift))
+        changes = _run(jobs, f"write {target.name}")
+        new.flush()
+        os.fsync(new.fileno())
+    part.rename(target)
+    found: dict[str, list[MatrixChange]] = {}
+    for name, change in changes:
+        found.setdefault(name, []).append(change)
+    return {name: tuple(each) for name, each in found.items()}
+
+
+_Done = list[tuple[str, MatrixChange]]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A piece of work on ``size`` bytes."""
+
+    size: int
+    run: Callable[[], _Done]
+
+
+@dataclass(frozen=True)
+class _Files:
+    """File descriptors of both files; what lies at i in the old lies at i + shift in the new."""
+
+    old: int
+    new: int
+    shift: int
+
+    def copying(self, start: int, stop: int, *, at: int | None = None) -> _Job:
+        place = start + self.shift if at is None else at
+
+        def run() -> _Done:
+            for offset in range(start, stop, PIECE):
+                piece = _read(self.old, offset, min(PIECE, stop - offset))
+                _write(self.new, memoryview(piece), place + offset - start)
+            return []
+
+        return _Job(min(PIECE, stop - start), run)
+
+    def editing(self, slab: Slab) -> _Job:
+        def run() -> _Done:
+            data = _read(self.old, slab.start, slab.stop - slab.start)
+            assert slab.tensor.dtype is not None  # the planner of slabs refuses packed tensors
+            tensor = torch.from_numpy(data).view(slab.tensor.dtype).view(slab.shape)
+            change = slab.edit(tensor)
+            _write(self.new, memoryview(data), slab.start + self.shift)
+            return [] if change is None else [(slab.tensor.name, change)]
+
+        return _Job(slab.stop - slab.start, run)
+
+
+def _jobs(start: int, stop: int, slabs: Sequence[Slab], files: _Files) -> Iterator[_Job]:
+    """Yield the work on the bytes from ``start`` to ``stop``, in order."""
+    for slab in sorted(slabs, key=lambda slab: slab.start):
+        yield from _copies(start, slab.start, files)
+        yield files.editing(slab)
+        start = slab.stop
+    yield from _copies(start, stop, files)
+
+
+def _copies(start: int, stop: int, files: _Files) -> Iterator[_Job]:
+    return (
+        files.copying(offset, min(offset + PIECE, stop)) for offset in range(start, stop, PIECE)
+    )
+
+
+def _run(jobs: Sequence[_Job], task: str) -> _Done:
+    """Run the jobs on a few threads, at most one larger than a piece at any time."""
+    large = threading.Lock()
+
+    def guarded(job: _Job) -> _Done:
+        if job.size <= PIECE:
+            return job.run()
+        with large:
+            return job.run()
+
+    threads = min(THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        waiting = [pool.submit(guarded, job) for job in jobs]
+        try:
+            done: _Done = []
+            for each in track(waiting, task=task, total=len(waiting), unit="pieces"):
+                done.extend(each.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return done
+
+
+def _header_with(header: dict[str, object], extra: Extra) -> bytes:
+    """Return a header, with its length, that also names ``extra`` after all other data."""
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    end = max(entry["data_offsets"][1] for entry in tensors.values())  # pyright: ignore
+    entry = {
+        "dtype": extra.of.kind,
+        "shape": list(extra.of.shape),
+        "data_offsets": [end, end + extra.of.stop - extra.of.start],
+    }
+    text = json.dumps({**header, extra.name: entry}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the data to eight bytes
+    return struct.pack("<Q", len(text)) + text
+
+
+def _read(file: int, start: int, size: int) -> np.ndarray:
+    data = np.empty(size, dtype=np.uint8)
+    view = memoryview(data)
+    while view:
+        n_read = os.preadv(file, [view], start)
+        if n_read == 0:
+            raise OSError(f"a file ended at byte {start}, before its tensors did")
+        view, start = view[n_read:], start + n_read
+    return data
+
+
+def _write(file: int, view: memoryview, start: int) -> None:
+    while view:
+        n_written = os.pwrite(file, view, start)
+        view, start = view[n_written:], start + n_written

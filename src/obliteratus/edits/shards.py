@@ -1,0 +1,335 @@
+"""Carry out a plan on a checkpoint on disk, tensor by tensor, without building the model."""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from obliteratus.edits.memory import deviations_of
+from obliteratus.edits.proof import TOLERANCE
+from obliteratus.edits.receipt import EditRecord, Receipt, record_of
+from obliteratus.edits.rewrite import PIECE, Extra, Slab, rewrite
+from obliteratus.errors import EditError, LeakError
+from obliteratus.events import Deviation
+from obliteratus.models.anatomy import Layout
+from obliteratus.models.checkpoint import Checkpoint, Part, StoredTensor, parts_of
+from obliteratus.models.folders import INDEX
+from obliteratus.models.loaded import ModelOutline
+from obliteratus.operator.edit import EditPlan, WeightEdit
+from obliteratus.operator.grro import MatrixChange, Operator, edit_matrix, edit_vector, total_change
+from obliteratus.store import read_json, write_json
+
+FINISHED = "finished.jsonl"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be done with one stored tensor."""
+
+    part: Part
+    edit: WeightEdit
+    is_bias: bool
+
+
+@dataclass(frozen=True)
+class ShardsPlan:
+    """A plan resolved on a checkpoint: which stored tensors change, and what the head becomes."""
+
+    checkpoint: Checkpoint
+    tasks: Mapping[str, _Task]
+    extra: Extra | None
+    untied: str | None
+    deviations: tuple[Deviation, ...]
+
+    @property
+    def changed(self) -> tuple[Path, ...]:
+        """The files in which a byte changes; the others are linked or copied."""
+        names = {self.checkpoint.tensors[name].path for name in self.tasks}
+        return tuple(path for path in self.checkpoint.files if path in names)
+
+    @property
+    def size(self) -> int:
+        """The bytes to be written."""
+        extra = 0 if self.extra is None else self.extra.of.stop - self.extra.of.start
+        return extra + sum(path.stat().st_size for path in self.changed)
+
+
+def plan_shards(checkpoint: Checkpoint, outline: ModelOutline, plan: EditPlan) -> ShardsPlan:
+    """Find every tensor of ``checkpoint`` that ``plan`` edits, and refuse what cannot be edited.
+
+    Nothing is written.
+
+    Raises:
+        EditError: the checkpoint does not hold a matrix of the plan, holds it packed, in another
+            shape or behind a conversion that is not understood, or the plan edits it twice.
+    """
+    by_parameter: dict[str, list[Part]] = {}
+    for part in parts_of(outline.module, checkpoint.tensors.values()):
+        by_parameter.setdefault(part.parameter, []).append(part)
+    tasks: dict[str, _Task] = {}
+    for edit in plan:
+        if not bool(edit.strengths.any()) and edit.bias_shift is None:
+            continue
+        for name, is_bias in ((edit.site.name, False), (edit.site.bias, True)):
+            if name is None:
+                continue
+            for part in _checked(name, by_parameter.get(name, []), edit, is_bias):
+                if part.tensor.name in tasks:
+                    raise EditError(
+                        f"the plan edits {name} twice; merge the two edits into one basis."
+                    )
+                tasks[part.tensor.name] = _Task(part, edit, is_bias)
+    extra, untied = _head(outline, plan, by_parameter)
+    return ShardsPlan(checkpoint, tasks, extra, untied, plan.deviations)
+
+
+def excise_shards(
+    shards: ShardsPlan, work: Path, progress: Path, *, allow_leak: bool = False
+) -> Receipt:
+    """Write the edited checkpoint into ``work``: the same files, names and index.
+
+    Files in which nothing changes are linked (copied where the disk is another one). Every file is
+    whole when it has its name, and ``progress`` notes it: a call after a kill does the rest.
+    Memory stays at one matrix.
+
+    Raises:
+        LeakError: a matrix did not take its strengths to the rounding of its type (unless
+            ``allow_leak``).
+        EditError: a matrix holds numbers that are not finite.
+        OSError: a file cannot be read or written.
+    """
+    finished = _finished(progress / FINISHED)
+    for path in shards.checkpoint.files:
+        target = work / path.name
+        if path.name in finished and target.is_file():
+            continue
+        target.unlink(missing_ok=True)
+        records = _write_file(shards, path, target, allow_leak=allow_leak)
+        with (progress / FINISHED).open("a", encoding="utf-8") as file:
+            lines = {"file": path.name, "edits": records}
+            file.write(json.dumps(lines) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        finished[path.name] = records
+    _write_index(shards, work)
+    deviations = [*shards.deviations]
+    records: list[EditRecord] = []
+    for path in shards.checkpoint.files:
+        for entry in finished[path.name]:
+            deviations += [Deviation(**each) for each in entry["deviations"]]
+            record = {**entry["record"], "strengths": tuple(entry["record"]["strengths"])}
+            records.append(EditRecord(**record))
+    grown = 0 if shards.extra is None else shards.extra.of.stop - shards.extra.of.start
+    return Receipt(tuple(records), shards.untied, grown, tuple(deviations))
+
+
+def _checked(name: str, parts: Sequence[Part], edit: WeightEdit, is_bias: bool) -> Sequence[Part]:
+    if not parts:
+        raise EditError(
+            f"the checkpoint holds no tensor that becomes {name}. Download or copy it again, or "
+            "edit it in memory (without --stream)."
+        )
+    for part in parts:
+        tensor = part.tensor
+        if part.conversion is not None:
+            raise EditError(
+                f"{tensor.name} becomes {name} by a conversion ({part.conversion}) that the "
+                "streaming executor does not know. Edit it in memory (without --stream)."
+            )
+        if tensor.dtype is None:
+            raise EditError(
+                f"{tensor.name} is stored as {tensor.kind}: packed numbers are never edited. Use "
+                "the unquantised checkpoint."
+            )
+        axis = -1 if is_bias or _layout(part, edit) == "in_out" else -2
+        n_axes = 1 if is_bias else 2
+        fits = n_axes <= len(tensor.shape) <= n_axes + 1
+        if not fits or tensor.shape[axis] != edit.read_basis.shape[1]:
+            raise EditError(
+                f"{tensor.name} has shape {tensor.shape}, which does not fit d_model = "
+                f"{edit.read_basis.shape[1]} as '{edit.site.layout}'. The plan is of another model."
+            )
+    return parts
+
+
+def _layout(part: Part, edit: WeightEdit) -> Layout:
+    if not part.is_transposed:
+        return edit.site.layout
+    return "in_out" if edit.site.layout == "out_in" else "out_in"
+
+
+def _head(
+    outline: ModelOutline, plan: EditPlan, by_parameter: Mapping[str, Sequence[Part]]
+) -> tuple[Extra | None, str | None]:
+    """Return the copy of the embedding that becomes the head, where one is tied to it."""
+    if not plan.unties_head:
+        return None, None
+    head = next(site for site in outline.anatomy.sites if site.component == "head")
+    tied = next(edit.site.name for edit in plan if edit.site.tied_to == head.name)
+    (embedding,) = by_parameter[tied]
+    stored = by_parameter.get(head.name, ())
+    if not stored:
+        return Extra(head.name, embedding.tensor), head.name
+    if not _equal(stored[0].tensor, embedding.tensor):
+        raise EditError(
+            f"the configuration ties {head.name} to {tied}, but the checkpoint holds another "
+            "matrix for it. Edit the model in memory (without --stream)."
+        )
+    return None, head.name
+
+
+def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+    if (one.kind, one.shape) != (other.kind, other.shape):
+        return False
+    with one.path.open("rb") as a, other.path.open("rb") as b:
+        a.seek(one.start)
+        b.seek(other.start)
+        left = one.stop - one.start
+        while left > 0:
+            size = min(PIECE, left)
+            if a.read(size) != b.read(size):
+                return False
+            left -= size
+    return True
+
+
+def _write_file(
+    shards: ShardsPlan, path: Path, target: Path, *, allow_leak: bool
+) -> list[dict[str, Any]]:
+    """Write one file; return a record, ready for JSON, of each matrix edited in it."""
+    if path not in shards.changed:
+        _link(path, target)
+        return []
+    tasks = [
+        shards.tasks[tensor.name]
+        for tensor in shards.checkpoint.of_file(path)
+        if tensor.name in shards.tasks
+    ]
+    slabs = [slab for task in tasks for slab in _slabs(task)]
+    extra = shards.extra if shards.extra is not None and shards.extra.of.path == path else None
+    changes = rewrite(path, target, slabs, extra=extra)
+    found: list[dict[str, Any]] = []
+    for task in tasks:
+        if not task.is_bias:
+            change = total_change(changes[task.part.tensor.name])
+            record = _record(task, change)
+            if not allow_leak:
+                _check_error(record, task.part.tensor)
+            deviations = [asdict(each) for each in deviations_of(task.edit, change)]
+            found.append({"record": asdict(record), "deviations": deviations})
+    return found
+
+
+def _link(path: Path, target: Path) -> None:
+    """Give the file its name in the new folder: the same bytes where the disk is the same."""
+    try:
+        os.link(path.resolve(), target)
+    except OSError:  # another disk, or one without links
+        part = target.with_name(target.name + ".copying")
+        shutil.copyfile(path, part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.rename(target)
+
+
+def _slabs(task: _Task) -> Iterator[Slab]:
+    """Yield the pieces of a stored tensor that can be edited one by one."""
+    tensor, edit = task.part.tensor, task.edit
+    if task.is_bias:
+        yield Slab(tensor, tensor.start, tensor.stop, tensor.shape, partial(_edit_bias, task=task))
+        return
+    layout = _layout(task.part, edit)
+    operator = Operator(edit.write_basis, edit.read_basis, edit.strengths, layout, edit.norm)
+    run = partial(_edit_matrix, task=task, operator=operator)
+    *experts, rows, columns = tensor.shape
+    n_experts = experts[0] if experts else 1
+    size = (tensor.stop - tensor.start) // n_experts
+    # Rows of [in, out] are edited alone unless a norm belongs to the whole matrix.
+    is_splittable = layout == "in_out" and edit.norm in {"none", "column"}
+    step = max(1, rows * PIECE // max(size, 1)) if is_splittable else rows
+    for expert in range(n_experts):
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            start = tensor.start + expert * size + size // rows * first
+            stop = start + size // rows * (last - first)
+            yield Slab(tensor, start, stop, (last - first, columns), run)
+
+
+@torch.no_grad()
+def _edit_matrix(weight: Tensor, *, task: _Task, operator: Operator) -> MatrixChange:
+    change = edit_matrix(weight, operator, in_place=True)[1]
+    if task.edit.bias_shift is not None and task.edit.site.component == "embedding":
+        _shift(weight, task.edit.bias_shift)
+    return change
+
+
+@torch.no_grad()
+def _edit_bias(bias: Tensor, *, task: _Task) -> None:
+    edit = task.edit
+    operator = Operator(edit.write_basis, edit.read_basis, edit.strengths)
+    bias.copy_(edit_vector(bias, operator))
+    if edit.bias_shift is not None and edit.site.component != "embedding":
+        _shift(bias, edit.bias_shift)
+
+
+def _shift(tensor: Tensor, shift: Tensor) -> None:
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    tensor.copy_(tensor.to(wide) + shift.to(wide))
+
+
+def _record(task: _Task, change: MatrixChange) -> EditRecord:
+    edit, stored = task.edit, task.part.tensor
+    record = record_of(
+        stored.name,
+        change,
+        d_model=edit.read_basis.shape[1],
+        layer=edit.site.layer,
+        component=edit.site.component,
+        strengths=tuple(edit.strengths.tolist()),
+        norm=edit.norm,
+    )
+    return dataclasses.replace(record, bias=edit.site.bias)
+
+
+def _check_error(record: EditRecord, stored: StoredTensor) -> None:
+    assert stored.dtype is not None  # plan_shards refuses the others
+    tolerance = TOLERANCE[stored.dtype]
+    if not record.error <= tolerance:
+        raise LeakError(
+            f"{record.name} is off by {record.error:.1e} of a random direction's share from what "
+            f"its strengths ask (at most {tolerance:.0e} in {stored.kind}). Check that the disk is "
+            "sound, or set edit.allow_leak=true to go on."
+        )
+
+
+def _write_index(shards: ShardsPlan, work: Path) -> None:
+    """Copy the index, with the head in it where it has got a matrix of its own."""
+    path = shards.checkpoint.folder / INDEX
+    if not path.is_file():
+        return
+    index = read_json(path)
+    if shards.extra is not None:
+        extra = shards.extra
+        index["weight_map"][extra.name] = extra.of.path.name
+        if "total_size" in index.get("metadata", {}):
+            index["metadata"]["total_size"] += extra.of.stop - extra.of.start
+    write_json(work / INDEX, index)
+
+
+def _finished(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the files noted as finished; a line cut off by a kill does not count."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                entry = json.loads(line)
+                found[entry["file"]] = entry["edits"]
+    return found
