@@ -18,6 +18,7 @@ from obliteratus.models.anatomy import Layout
 from obliteratus.operator.bases import check_dual, check_orthonormal
 from obliteratus.operator.matrices import chunks, matrices, working_dtype
 from obliteratus.operator.norms import frobenius_scale, keep_columns, keep_rows
+from obliteratus.operator.rounding import Rounding, store_rounded
 from obliteratus.settings import Norm
 
 
@@ -127,8 +128,8 @@ def edit_matrix(
             matrix in memory, or contains numbers that are not finite.
     """
     _check(weight, operator)
-    result = weight if in_place or operator.is_identity else torch.empty_like(weight)
-    prepared, layout = operator.on(weight), operator.layout
+    prepared, layout = operator.on(weight), operator.layout  # a tiny strength may become 0 here
+    result = weight if in_place or prepared.is_identity else torch.empty_like(weight)
     changes = [
         _edit_one(old, new, prepared)
         for old, new in zip(matrices(weight, layout), matrices(result, layout), strict=True)
@@ -144,7 +145,10 @@ def edit_vector(
         return vector
     exact = operator.on(vector)
     wide = vector.to(exact.read.dtype)
-    return (wide - ((wide @ exact.read.T) * exact.strengths) @ exact.write).to(vector.dtype)
+    edited = wide - ((wide @ exact.read.T) * exact.strengths) @ exact.write
+    result = torch.empty_like(vector)
+    store_rounded(edited.view(-1, wide.shape[-1]).T, exact.read, result.view(-1, len(edited.T)).T)
+    return result
 
 
 def _check(weight: Tensor, operator: Operator) -> None:
@@ -191,7 +195,7 @@ def _edit_one(old: Tensor, new: Tensor, operator: Operator) -> MatrixChange:
             scale, lost = keep_columns(before, after)
             after = after * scale
             columns_lost += lost
-        new[:, chunk] = after.to(new.dtype)
+        store_rounded(after, operator.read, new[:, chunk])
         stored = new[:, chunk].to(dtype)
         old_read, new_read = unit @ before, unit @ stored
         error = new_read - kept * old_read * scale
@@ -213,6 +217,7 @@ def _by_rows(old: Tensor, new: Tensor, operator: Operator, scale: float = 1.0) -
     old_read = torch.zeros((len(unit), old.shape[1]), dtype=dtype, device=device)
     new_read = torch.zeros_like(old_read)
     sums = torch.zeros(3, dtype=dtype, device=device)
+    rounding = Rounding(operator.read, old.shape[1], new.dtype)
     for rows, columns in blocks:
         before = _buffer(buffers[0], old[rows, columns]).copy_(old[rows, columns])
         old_read[:, columns] += unit[:, rows] @ before
@@ -224,7 +229,11 @@ def _by_rows(old: Tensor, new: Tensor, operator: Operator, scale: float = 1.0) -
         before, stored = (_buffer(buffer, old[rows, columns]) for buffer in buffers)
         before.copy_(old[rows, columns])
         torch.addmm(before, operator.write[:, rows].T, spent[:, columns], alpha=-1, out=stored)
-        new[rows, columns] = stored if scale == 1 else stored.mul_(scale)
+        exact = stored if scale == 1 else stored.mul_(scale)
+        if columns == slice(None):
+            rounding.store(exact, rows.start, new[rows])
+        else:
+            store_rounded(exact, operator.read, new[:, columns])
         stored.copy_(new[rows, columns])
         new_read[:, columns] += unit[:, rows] @ stored
         sums[1] += torch.linalg.vector_norm(stored).square()
