@@ -146,8 +146,9 @@ def edit_vector(
     exact = operator.on(vector)
     wide = vector.to(exact.read.dtype)
     edited = wide - ((wide @ exact.read.T) * exact.strengths) @ exact.write
+    flat = edited.view(-1, edited.shape[-1])
     result = torch.empty_like(vector)
-    store_rounded(edited.view(-1, wide.shape[-1]).T, exact.read, result.view(-1, len(edited.T)).T)
+    store_rounded(flat.T, exact.read, result.view(flat.shape).T)
     return result
 
 
