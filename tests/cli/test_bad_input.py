@@ -89,6 +89,24 @@ def hub(status, code):
 
 PROMPT_FLAGS = ["--harmful", "bad.txt", "--harmless", "good.txt"]
 LINES = {
+    "stream along nothing": (
+        ("obliterate", "{tiny}", "--stream"),
+        None,
+        2,
+        "give --directions FILE .* or --plan FILE",
+    ),
+    "directions without stream": (
+        ("obliterate", "{tiny}", "--directions", "d.safetensors"),
+        None,
+        2,
+        "--directions and --plan go with --stream",
+    ),
+    "directions that are not there": (
+        ("obliterate", "{tiny}", "--stream", "--directions", "none.safetensors"),
+        None,
+        1,
+        "the directions at none.safetensors cannot be read",
+    ),
     "unknown model": (
         ["obliterate", "smollm2-refuserr"],
         None,

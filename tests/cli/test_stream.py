@@ -1,0 +1,41 @@
+"""``obliterate --stream``: what a user sees of an edit on disk."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from obliteratus.models.summon import summon
+from obliteratus.release.directions_file import save_directions
+from obliteratus.testing.keystone import random_directions
+
+
+def directions_file(tiny: str, path: Path) -> Path:
+    model = summon(tiny)
+    found = random_directions(model)
+    save_directions(dataclasses.replace(found, provenance={"sample": model.source.sample}), path)
+    return path
+
+
+def test_directions_of_a_file_are_streamed_into_a_folder_that_loads(place, tiny):
+    file = directions_file(tiny, place.work / "directions.safetensors")
+    outcome = place.run("obliterate", tiny, "--stream", "--directions", str(file), "-o", "out")
+    assert outcome.code == 0, outcome.err
+    assert "exact to" in outcome.out
+    assert "obliteratus verify" in outcome.out
+    card = (place.work / "out" / "README.md").read_text()
+    assert "Nothing was measured: assume that it does not refuse" in card
+    receipt = json.loads((place.work / "out" / "obliteratus" / "receipt.json").read_text())
+    assert receipt["worst_error"] < 1e-6
+    assert summon(str(place.work / "out")).anatomy.n_layers == summon(tiny).anatomy.n_layers
+
+
+def test_its_plan_can_be_streamed_again(place, tiny):
+    file = directions_file(tiny, place.work / "directions.safetensors")
+    place.run("obliterate", tiny, "--stream", "--directions", str(file), "-o", "one")
+    plan = str(place.work / "one" / "obliteratus" / "plan.json")
+    outcome = place.run("obliterate", tiny, "--stream", "--plan", plan, "-o", "two", "--json")
+    assert outcome.code == 0, outcome.err
+    result = json.loads(outcome.out.splitlines()[-1])
+    assert result["folder"] == "two"
+    one, two = (place.work / name / "model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
