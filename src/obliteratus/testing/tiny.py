@@ -26,7 +26,7 @@ SPREAD = 0.5
 """Half the width of the interval in which a gain, bias or multiplier lands around its default."""
 
 MODEL_TYPES: tuple[str, ...] = tuple(CONFIGS)
-"""The model types that :func:`tiny_model` can build."""
+"""The model types that :func:`tiny_model` can build, and variants of them under names of their own."""
 
 
 def tiny_model(
@@ -145,7 +145,7 @@ def _module(
         asked = {**asked, "text_config": {**asked["text_config"], **vocabulary}}
     else:
         asked = {**asked, **vocabulary}
-    config = AutoConfig.for_model(model_type, **asked)
+    config = AutoConfig.for_model(**{"model_type": model_type, **asked})
     # The grouped expert kernels have no float64.
     implementation = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
     with torch.random.fork_rng(devices=[]):
