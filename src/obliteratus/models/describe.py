@@ -30,10 +30,19 @@ def describe(module: PreTrainedModel) -> Anatomy:
         UnsupportedArchitectureError: there is no such family, or a declared site is missing or has
             the wrong shape; the message names the file to write or to correct.
     """
-    model_type = str(module.config.model_type)
+    return resolve(family_of(module.config), module)
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """Return the declaration for models of ``config``, in the variant that fits it.
+
+    Raises:
+        UnsupportedArchitectureError: no family is registered for its model type.
+    """
+    model_type = str(config.model_type)
     if model_type not in FAMILIES:
         raise _unsupported(model_type)
-    return resolve(FAMILIES[model_type].of(module.config.get_text_config()), module)
+    return FAMILIES[model_type].of(config.get_text_config())
 
 
 def resolve(family: Family, module: PreTrainedModel) -> Anatomy:

@@ -12,7 +12,8 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from obliteratus.errors import UsageError, did_you_mean
 from obliteratus.models.auto import auto_class
-from obliteratus.models.describe import describe
+from obliteratus.models.describe import describe, family_of
+from obliteratus.models.family import Family
 from obliteratus.models.loaded import LoadedModel, ModelSource
 from obliteratus.testing.tiny_configs import CONFIGS
 
@@ -26,7 +27,7 @@ SPREAD = 0.5
 """Half the width of the interval in which a gain, bias or multiplier lands around its default."""
 
 MODEL_TYPES: tuple[str, ...] = tuple(CONFIGS)
-"""The model types that :func:`tiny_model` can build, and variants of them under names of their own."""
+"""What :func:`tiny_model` can build: model types, and variants under names of their own."""
 
 
 def tiny_model(
@@ -68,6 +69,12 @@ def tiny_model(
         dtype=dtype,
         chat_template_sha256=hashlib.sha256(CHAT_TEMPLATE.encode()).hexdigest(),
     )
+
+
+def tiny_declaration(model_type: str) -> Family:
+    """Return what is declared for the tiny model of ``model_type``: a family, or its variant."""
+    config = AutoConfig.for_model(**{"model_type": model_type, **CONFIGS[model_type]})
+    return family_of(config)
 
 
 def tiny_folder(path: Path, model_type: str = "llama", *, seed: int = 0) -> Path:
