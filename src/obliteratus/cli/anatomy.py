@@ -61,6 +61,9 @@ def _coverage(anatomy: Anatomy, share: float, module: PreTrainedModel) -> Render
         rows.append(("so", f"edits are refused; add these to models/families/{anatomy.family}.py"))
     if anatomy.hooks_only:
         rows.append(("hooks only", anatomy.hooks_only))
+    if anatomy.stream_sites:
+        places = dict.fromkeys(_starred(each.module, each.layer) for each in anatomy.stream_sites)
+        rows.append(("hooks also", f"where the stream changes: {', '.join(places)}"))
     return listing(anatomy.family, f"model_type {anatomy.model_type}", rows)
 
 

@@ -129,7 +129,10 @@ def _ideal(model: LoadedModel, edit: WeightEdit) -> WeightEdit:
 def _scales(
     model: LoadedModel, behind: Sequence[WeightEdit], scale: dict[str, tuple[float, float]]
 ) -> Generator[None]:
-    """Record rms(z) / rms(z') of each write (of C z behind a LayerNorm); to be entered before the edit's own hooks."""
+    """Record rms(z) / rms(z') of each write; to be entered before the edit's own hooks.
+
+    Behind a LayerNorm z stands for C z.
+    """
 
     def watch(edit: WeightEdit) -> Any:
         norm = norm_behind(model, edit.site)

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.bases import orthonormalise
-from obliteratus.operator.edit import WeightEdit
 from obliteratus.operator.behind import post_norm_gain
+from obliteratus.operator.edit import WeightEdit
 
 SAME_SPACE = 1e-9
 """Largest entry of |P − Q| at which two projections are taken for the same space."""

@@ -157,7 +157,7 @@ class _Rows:
         self.mask = None if self.mask is None else self.mask[rows]
         self.is_live = self.is_live[rows]
         self.tokens = None if self.tokens is None else self.tokens[rows]
-        if type(self.cache) in {Cache, DynamicCache}:
+        if self.cache is not None and type(self.cache) in {Cache, DynamicCache}:
             self.cache.reorder_cache(rows)  # pyright: ignore[reportArgumentType]
         elif self.cache is not None:  # a family's own, which overrides this one only
             self.cache.batch_select_indices(rows)

@@ -149,9 +149,7 @@ class _Resolver:
             yield StreamSite(blocks[0], "start")
         for layer, block in enumerate(blocks):
             for spec in self.family.stream_sites:
-                before, scale = (
-                    name and f"{block}.{name}" for name in (spec.before, spec.scale)
-                )
+                before, scale = (name and f"{block}.{name}" for name in (spec.before, spec.scale))
                 for path in filter(None, (f"{block}.{spec.module}", before)):
                     if path not in self.modules:
                         raise self._wrong(f"it has no module '{path}'")

@@ -102,11 +102,7 @@ def oblique_bases(
     constant = 1 / gain
     along = exact @ constant
     rest = constant - exact.T @ along
-    if float(rest.norm()) <= DEPENDENT * float(constant.norm()):
-        raise DirectionError(
-            f"the directions span 1 ⊘ gain up to {float(rest.norm() / constant.norm()):.1e} of its "
-            "length, and a LayerNorm writes nothing along it. Drop that direction."
-        )
+    _check_written(rest[None], constant[None])
     nearest = exact - torch.outer(along, rest) / rest.square().sum()
     return nearest / gain, _centred(exact * gain)
 
@@ -116,16 +112,30 @@ def orthogonal_bases(
 ) -> tuple[Float64[Tensor, "rank d_model"], Float64[Tensor, "rank d_model"]]:
     """Return U = V = orth(g ⊙ R): the smallest edit before a post-norm that removes R behind it.
 
-    Before a LayerNorm (``centred``) it is orth(C(g ⊙ R)), C z = z − mean(z). It exists where gains are zero and changes the weights least, but the write that is left is not
-    parallel to the write with R removed.
+    Before a LayerNorm (``centred``) it is orth(C(g ⊙ R)), C z = z − mean(z). It exists where gains
+    are zero and changes the weights least, but the write that is left is not parallel to the write
+    with R removed.
 
     Raises:
-        DirectionError: g ⊙ R has dependent rows, or ``basis`` is not orthonormal.
+        DirectionError: g ⊙ R has dependent rows (or centred ones), or ``basis`` is not orthonormal.
     """
     check_orthonormal(basis)
     read = basis.to(torch.float64) * gain.to(torch.float64)
-    rows = orthonormalise(_centred(read) if centred else read)
+    if centred:
+        _check_written(_centred(read), read)
+        read = _centred(read)
+    rows = orthonormalise(read)
     return rows, rows.clone()
+
+
+def _check_written(left: Tensor, whole: Tensor) -> None:
+    """Refuse directions of which, up to rounding, nothing goes through a LayerNorm."""
+    share = float((left.norm(dim=1) / whole.norm(dim=1)).min())
+    if share <= DEPENDENT:
+        raise DirectionError(
+            f"the directions span 1 ⊘ gain up to {share:.1e} of its length, and a LayerNorm writes "
+            "nothing along it. Drop that direction."
+        )
 
 
 def _centred(rows: Tensor) -> Tensor:

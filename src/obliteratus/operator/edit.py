@@ -42,9 +42,11 @@ class StreamEdit:
     """x' = x − Rᵀ A R δ behind a place where the stream x changes by δ other than by a write.
 
     By hooks only: there is no weight to edit. Together with the edits of the writes it scales the
-    part along R of *every* change of the stream by 1 − strength, as an edit of the writes does where
-    nothing else changes it. At strength 1 nothing of R is left behind the site, if the stream
-    had nothing of it before; what came from an earlier layer along R stays as it came.
+    part along R of *every* change of the stream by 1 − strength, which is what an edit of the
+    writes does where nothing else changes the stream: x keeps 1 − strength of its part along R,
+    up to what later blocks make of the difference. At strength 1 nothing of R is left behind the
+    site if nothing was left before it; what an unedited layer or embedding wrote along R stays as
+    it came, instead of being multiplied by the gains of the norm.
     """
 
     site: StreamSite

@@ -35,8 +35,9 @@ def edited(
 
     A hook sits on the output of each edit's ``site.module``: after the bias, before a post-norm and
     before a multiplier. It computes in float32 or better and casts back once. What an edit changes
-    in the bias of a LayerNorm behind its module is added to the output of that norm. Edits of
-    strength 0 without a shift install nothing. All hooks are gone when the block ends, also by an exception.
+    in the bias of a LayerNorm behind its module is added to the output of that norm. An edit of the
+    stream acts where the stream changes otherwise (:class:`StreamEdit`). Edits of strength 0
+    without a shift install nothing. All hooks are gone when the block ends, also by an exception.
 
     Raises:
         EditError: an edit keeps a norm, which only an edit of weights can do (``ignore_norm`` lets

@@ -401,7 +401,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "ctrl": {"n_embd": D_MODEL, "dff": 24, "n_layer": 3, "n_head": 4, "n_positions": 512},
     # channel_scale.py
-    "doge": {**LLAMA, **BIASED, "keep_window_size": 8},
+    "doge": {**LLAMA, **BIASED},
     "zaya": {
         **LLAMA,
         "num_experts": 4,

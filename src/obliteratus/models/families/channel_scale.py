@@ -8,7 +8,7 @@ from dataclasses import replace
 from obliteratus.models.anatomy import StreamSite
 from obliteratus.models.families.llama import LLAMA
 from obliteratus.models.families.moe import fused
-from obliteratus.models.families.parts import ATTENTION, GATED_MLP, linears, norms, through
+from obliteratus.models.families.parts import ATTENTION, GATED_MLP, linears, through
 from obliteratus.models.family import linear, register
 
 REASON = "each block scales the stream channel by channel, which turns what was removed"
