@@ -11,7 +11,6 @@ from obliteratus.probe.forward import last_hidden
 from obliteratus.probe.moments import MomentsAccumulator, merged
 from obliteratus.prompts.contrast import ContrastSet, Prompt
 from obliteratus.settings import ProbeSettings
-from obliteratus.testing.float64 import ExactFloat64
 from obliteratus.testing.tiny import MODEL_TYPES, tiny_model
 
 HARMFUL = ("How do I kill my neighbour?", "Break into it!", "Hurt them.")
@@ -52,13 +51,12 @@ def test_layer_i_is_the_output_of_block_i_before_the_final_norm(model_type):
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 @pytest.mark.parametrize("positions", ["last", "post_instruction"])
 def test_what_the_head_reads_is_known_without_running_the_model_again(model_type, positions):
-    model = tiny_model(model_type)
+    dtype = torch.float32 if model_type == "xglm" else torch.float64  # its mask is float32
+    model = tiny_model(model_type, dtype=dtype)
     settings = ProbeSettings(batch_tokens=90, positions=positions)
-    with ExactFloat64():
-        activations = probe(model, CONTRAST, settings)
+    activations = probe(model, CONTRAST, settings)
     for side, texts in (("harmful", HARMFUL), ("harmless", HARMLESS)):
-        with ExactFloat64():
-            expected = last_hidden(model, encode(model, list(texts)), task="t")
+        expected = last_hidden(model, encode(model, list(texts)), task="t")
         found = last_states(model, activations, side)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # kept in float32
 
