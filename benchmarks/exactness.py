@@ -21,11 +21,12 @@ PAGE = """# Architectures
 
 Made by `python benchmarks/exactness.py --write docs/architectures.md`; do not edit it by hand.
 
-{count} model types, each a tiny model in float64 with every gain, bias and multiplier randomised.
-*Left*: the largest |Rx| / |x| over layers and tokens after removing a random direction from all
-that writes to the stream. *Logits*: the largest difference from the same removal by hooks.
-*Reloaded*: the same after saving and loading. `obliteratus inspect MODEL` shows the anatomy of a
-real model and refuses one of which a parameter is not accounted for.
+{count} model types and variants, each a tiny model in float64 with every gain, bias and multiplier
+randomised. *Left*: the largest |Rx| / |x| over layers and tokens after removing a random direction
+from all that writes to the stream, under hooks where only they are exact. *Logits*: the largest
+difference from the same removal by hooks. *Reloaded*: the same after saving and loading.
+`obliteratus inspect MODEL` shows the anatomy of a real model and refuses one of which a parameter
+is not accounted for.
 
 | model type | family file | what is edited | left | logits | reloaded |
 |---|---|---|---|---|---|

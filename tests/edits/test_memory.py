@@ -18,11 +18,11 @@ from obliteratus.models.loaded import LoadedModel
 from obliteratus.settings import EditSettings
 from obliteratus.testing.float64 import ExactFloat64
 from obliteratus.testing.keystone import copied, random_directions, tokens_for
-from obliteratus.testing.tiny import MODEL_TYPES, tiny_model
+from obliteratus.testing.tiny import MODEL_TYPES, tiny_declaration, tiny_model
 
 PROMPTS = ((3, 17, 80, 200, 9), (1, 2, 5))
 TIED = ("qwen2", "smollm3", "gpt2", "gemma2", "gemma3_text")
-EDITABLE = tuple(model_type for model_type in MODEL_TYPES if model_type != "bloom")
+EDITABLE = tuple(name for name in MODEL_TYPES if tiny_declaration(name).hooks_only is None)
 
 
 def logits(module: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:

@@ -6,8 +6,6 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     LlamaConfig,
@@ -16,6 +14,7 @@ from transformers import (
 from obliteratus.directions.directions import Directions
 from obliteratus.edits.planner import plan
 from obliteratus.errors import UnsupportedArchitectureError
+from obliteratus.models.anatomy import StreamSite
 from obliteratus.models.describe import coverage, describe, is_tied, resolve
 from obliteratus.models.families.llama import LLAMA
 from obliteratus.models.family import FAMILIES, Site
@@ -24,6 +23,7 @@ from obliteratus.testing.keystone import random_directions
 from obliteratus.testing.tiny import MODEL_TYPES, tiny_model
 from obliteratus.testing.tiny_configs import D_MODEL
 
+DENSE = dataclasses.replace(LLAMA.head, width="intermediate_size")
 ONE_WRITER = {"mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 """A block of these is one mixer."""
 
@@ -110,14 +110,18 @@ def test_an_unknown_architecture_names_the_file_to_write_and_the_nearest_family(
 
 
 TURNED = Site("mlp.down_proj.weight", "mlp", layout="in_out")
+UNSCALED = StreamSite("mlp", "scaled", before="input_layernorm", scale="gamma")
 SCALED = dataclasses.replace(LLAMA.embeddings[0], multiplier="config.absent")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"stream_sites": (StreamSite("ln_9", "through"),)}, r"no module 'model\.layers\.0\.ln_9'"),
+        ({"stream_sites": (UNSCALED,)}, r"no scale 'model\.layers\.0\.gamma'"),
         ({"writers": (Site("mlp.out.weight", "mlp"),)}, r"no parameter 'model\.layers\.0\.mlp\.o"),
         ({"writers": (TURNED,)}, "has shape"),
+        ({"head": DENSE}, r"intermediate_size = 24 on axis -1"),
         ({"blocks": "model.blocks"}, r"no module 'model\.blocks'"),
         ({"blocks": "model.norm"}, "not a list of blocks"),
         ({"embeddings": (SCALED,)}, "no multiplier 'config.absent'"),
@@ -158,8 +162,8 @@ def test_every_family_is_registered_under_its_model_types() -> None:
 
 
 def test_an_architecture_that_cannot_be_edited_says_why() -> None:
-    config = AutoConfig.for_model("openai-gpt", n_embd=16, n_layer=1, n_head=2, vocab_size=9)
-    module = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(UnsupportedArchitectureError, match="a norm acts on the stream itself"):
+    module = tiny_model("llama").module
+    module.config.model_type = "gemma3n_text"
+    with pytest.raises(UnsupportedArchitectureError, match=r"keeps four streams.*AltUp"):
         describe(module)
     assert not set(UNSUPPORTED) & set(FAMILIES)

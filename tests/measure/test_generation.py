@@ -99,6 +99,22 @@ def test_rows_that_stop_at_different_steps_leave_the_others_unchanged(
         assert completion.is_finished == (completion.token_ids[-1] in stop_tokens(model))
 
 
+@pytest.mark.parametrize("family", ["minimax", "openai-gpt", "zaya", "longcat_flash", "mamba2"])
+def test_rows_leave_also_where_a_model_keeps_something_else(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache of its own, none, a convolution's state: prompts of one length share a batch."""
+    monkeypatch.setattr(generation, "FEWEST_CPU_ROWS", 1)
+    model = talkative(family)
+    encoded = encode(model, ("What is it?", "Who are you", "Why me now?", "Tell me why"))
+    assert len({len(ids) for ids in encoded.ids}) == 1
+    with ExactFloat64():
+        stopping_early(model, encoded)
+        found = generate(model, encoded, max_new_tokens=NEW_TOKENS, task="t")
+        assert [completion.token_ids for completion in found] == one_by_one(model, encoded)
+    assert len({len(completion.token_ids) for completion in found}) > 1
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_plain_text_without_a_shared_prefix_is_padded_correctly(family: str) -> None:
     model = talkative(family)

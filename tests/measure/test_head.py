@@ -8,6 +8,7 @@ from obliteratus.errors import MeasurementError, UnsupportedArchitectureError
 from obliteratus.measure.head import Head, chunks, head_logits, head_of
 from obliteratus.models.anatomy import Anatomy
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.testing.float64 import ExactFloat64
 from obliteratus.testing.tiny import MODEL_TYPES, tiny_model
 
 
@@ -32,11 +33,11 @@ def other_model(model_type: str, **config: object) -> LoadedModel:
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_head_logits_are_those_of_the_whole_model(model_type: str) -> None:
     model = tiny_model(model_type)
-    hidden, logits = hidden_and_logits(model)
+    with ExactFloat64():
+        hidden, logits = hidden_and_logits(model)
+        found = head_logits(model, hidden)
     tolerance = 1e-6 if logits.dtype == torch.float32 else 1e-12  # some return float32 whatever
-    torch.testing.assert_close(
-        head_logits(model, hidden), logits.double(), rtol=tolerance, atol=tolerance
-    )
+    torch.testing.assert_close(found, logits.double(), rtol=tolerance, atol=tolerance)
 
 
 def test_a_logit_scale_that_multiplies_is_applied() -> None:

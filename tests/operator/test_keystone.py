@@ -5,7 +5,6 @@ import torch
 
 from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
-from obliteratus.models.family import FAMILIES
 from obliteratus.operator.hooks import edited
 from obliteratus.settings import EditSettings
 from obliteratus.testing.keystone import (
@@ -18,10 +17,10 @@ from obliteratus.testing.keystone import (
     random_directions,
     tokens_for,
 )
-from obliteratus.testing.tiny import MODEL_TYPES, tiny_model
+from obliteratus.testing.tiny import MODEL_TYPES, tiny_declaration, tiny_model
 
 FIRST_OF_FAMILY = tuple(
-    {id(FAMILIES[model_type]): model_type for model_type in reversed(MODEL_TYPES)}.values()
+    {id(tiny_declaration(name)): name for name in reversed(MODEL_TYPES)}.values()
 )
 """One model type for every declaration; the others share one of these."""
 

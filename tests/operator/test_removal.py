@@ -5,8 +5,9 @@ import torch
 
 from obliteratus.edits.planner import plan
 from obliteratus.errors import EditError
+from obliteratus.operator.behind import post_norm_gain
 from obliteratus.operator.edit import EditPlan
-from obliteratus.operator.removal import everywhere, post_norm_gain, removal
+from obliteratus.operator.removal import everywhere, removal
 from obliteratus.operator.serial import difference
 from obliteratus.testing.keystone import random_directions
 from obliteratus.testing.tiny import tiny_model

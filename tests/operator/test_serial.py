@@ -71,7 +71,7 @@ def test_a_damaged_or_missing_plan_is_a_clear_error(tmp_path: Path) -> None:
     path.write_text(text[: len(text) // 2])
     with pytest.raises(StorageError, match="cannot be read"):
         load_plan(path)
-    path.write_text(text.replace('"version": 1', '"version": 9'))
+    path.write_text(text.replace('"version": 2', '"version": 9'))
     with pytest.raises(StorageError, match="of version 9"):
         load_plan(path)
     path.write_text(text)

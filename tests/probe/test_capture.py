@@ -51,7 +51,8 @@ def test_layer_i_is_the_output_of_block_i_before_the_final_norm(model_type):
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 @pytest.mark.parametrize("positions", ["last", "post_instruction"])
 def test_what_the_head_reads_is_known_without_running_the_model_again(model_type, positions):
-    model = tiny_model(model_type)
+    dtype = torch.float32 if model_type == "xglm" else torch.float64  # its mask is float32
+    model = tiny_model(model_type, dtype=dtype)
     settings = ProbeSettings(batch_tokens=90, positions=positions)
     activations = probe(model, CONTRAST, settings)
     for side, texts in (("harmful", HARMFUL), ("harmless", HARMLESS)):

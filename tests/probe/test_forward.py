@@ -269,7 +269,9 @@ def test_a_recurrent_model_runs_whole_prompts_and_says_so(recurrent_model):
 def test_every_model_without_a_recurrent_state_shares_its_prefix(model_type):
     model = tiny_model(model_type)
     is_recurrent = any(site.component == "state_space" for site in model.anatomy.sites)
-    assert can_share_prefix(model) is not is_recurrent
+    keeps_more = {"zaya", "longcat_flash"}  # a convolution's state; two caches in a block
+    cannot = is_recurrent or model.anatomy.cache != "shared" or model_type in keeps_more
+    assert can_share_prefix(model) is not cannot
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])

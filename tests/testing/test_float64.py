@@ -27,6 +27,16 @@ def test_requests_for_float32_are_taken_out(name: str) -> None:
     assert CASTS[name](x).dtype == torch.float32
 
 
+def test_a_number_that_only_float64_holds_is_kept() -> None:
+    least = torch.finfo(torch.float64).min
+    with pytest.raises(RuntimeError, match="without overflow"):
+        torch.full((), least)
+    with ExactFloat64():
+        assert float(torch.full((), least)) == least
+        assert torch.full((), 1.0).dtype == torch.float32
+        assert torch.full((), float("inf")).dtype == torch.float32
+
+
 def test_other_types_are_untouched() -> None:
     with ExactFloat64():
         assert torch.ones(2, dtype=torch.bfloat16).float().dtype == torch.float32

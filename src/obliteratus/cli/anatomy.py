@@ -14,7 +14,7 @@ from obliteratus.cli.render import Screen
 from obliteratus.cli.tables import listing, table
 from obliteratus.cli.words import count, size
 from obliteratus.errors import StorageError
-from obliteratus.models.anatomy import Anatomy, WeightSite
+from obliteratus.models.anatomy import Anatomy, PostNorm, WeightSite
 from obliteratus.models.memory import MemoryNeeded, memory_needed
 from obliteratus.store import write_json
 
@@ -61,6 +61,9 @@ def _coverage(anatomy: Anatomy, share: float, module: PreTrainedModel) -> Render
         rows.append(("so", f"edits are refused; add these to models/families/{anatomy.family}.py"))
     if anatomy.hooks_only:
         rows.append(("hooks only", anatomy.hooks_only))
+    if anatomy.stream_sites:
+        places = dict.fromkeys(_starred(each.module, each.layer) for each in anatomy.stream_sites)
+        rows.append(("hooks also", f"where the stream changes: {', '.join(places)}"))
     return listing(anatomy.family, f"model_type {anatomy.model_type}", rows)
 
 
@@ -77,7 +80,7 @@ def _patterns(
             module="",
             layer=None,
             bias="yes" if site.bias else None,
-            post_norm=replace(norm, name=_starred(norm.name, site.layer)) if norm else None,
+            post_norm=_starred_norm(norm, site.layer) if norm else None,
         )
         found[general, shapes[site.name]] += 1
     return found
@@ -85,6 +88,11 @@ def _patterns(
 
 def _starred(name: str, layer: int | None) -> str:
     return name if layer is None else re.sub(rf"(?<=\.){layer}(?=\.)", "*", name, count=1)
+
+
+def _starred_norm(norm: PostNorm, layer: int | None) -> PostNorm:
+    bias = None if norm.bias is None else _starred(norm.bias, layer)
+    return replace(norm, name=_starred(norm.name, layer), bias=bias)
 
 
 def _part(site: WeightSite, times: int) -> str:
@@ -103,7 +111,9 @@ def _remarks(site: WeightSite, anatomy: Anatomy) -> str:
     found = ["bias"] if site.bias else []
     if site.post_norm is not None:
         name = site.post_norm.name.split(".*.")[-1].removesuffix(".weight")
-        found.append(f"through {name}" + (" (gain − 1)" if site.post_norm.gain_offset else ""))
+        facts = [" (gain − 1)"] if site.post_norm.gain_offset else []
+        facts += [" and its bias"] if site.post_norm.bias else []
+        found.append(f"through {name}" + "".join(facts))
     if site.multiplier != 1:
         found.append(f"times {site.multiplier:.4g}")
     if site.tied_to:

@@ -16,8 +16,9 @@ from obliteratus.measure.head import chunks, head_of
 from obliteratus.measure.log_odds import RefusalTokens, log_odds
 from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.operator.behind import PostNormEdit
 from obliteratus.operator.hooks import adding, edited
-from obliteratus.operator.removal import PostNormEdit, everywhere, removal
+from obliteratus.operator.removal import everywhere, removal
 from obliteratus.probe.forward import last_hidden
 from obliteratus.prompts.contrast import ContrastSet, Prompt
 from obliteratus.shapes import Layer

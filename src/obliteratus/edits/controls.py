@@ -13,10 +13,10 @@ from obliteratus.edits.planner import change_energy
 from obliteratus.edits.stream import same_space, stream_rows
 from obliteratus.errors import EditError
 from obliteratus.models.loaded import LoadedModel
-from obliteratus.operator.bases import oblique_bases, orthogonal_bases, orthonormalise
+from obliteratus.operator.bases import orthonormalise
+from obliteratus.operator.behind import NormBehind, norm_behind
 from obliteratus.operator.edit import EditPlan, WeightEdit
 from obliteratus.operator.matrices import spent_energy, write_gram
-from obliteratus.operator.removal import post_norm_gain
 
 ENERGY_TOLERANCE = 1e-6
 """Relative difference of Σ‖ΔW‖² between plan and control that is called matched."""
@@ -58,10 +58,10 @@ def matched_random(plan: EditPlan, model: LoadedModel, seed: int = 0) -> EditPla
 
 @dataclass(frozen=True)
 class _Member:
-    """One edit of a group, with the gain behind it (None: no post-norm)."""
+    """One edit of a group, with the norm behind it (None: straight into the stream)."""
 
     edit: WeightEdit
-    gain: Float64[Tensor, " d_model"] | None
+    norm: NormBehind | None
 
     @property
     def is_oblique(self) -> bool:
@@ -70,19 +70,33 @@ class _Member:
     def bases(
         self, rows: Float64[Tensor, "rank d_model"]
     ) -> tuple[Float64[Tensor, "rank d_model"], Float64[Tensor, "rank d_model"]]:
-        if self.gain is None:
+        if self.norm is None:
             return rows, rows
-        return (oblique_bases if self.is_oblique else orthogonal_bases)(rows, self.gain)
+        return self.norm.bases(rows, "oblique" if self.is_oblique else "orthogonal")
+
+    def along(self, rows: Float64[Tensor, "rank d_model"]) -> WeightEdit:
+        """Return the edit along other directions of the stream."""
+        write, read = self.bases(rows)
+        behind = None
+        if self.norm is not None and self.norm.centres:
+            behind = self.norm.stream_basis(rows, read)
+        return dataclasses.replace(
+            self.edit, write_basis=write, read_basis=read, stream_basis=behind
+        )
 
     def raw(self, rows: Float64[Tensor, "many d_model"]) -> Float64[Tensor, "many d_model"]:
         """Return directions of the stream as directions of the raw write: g ⊙ r."""
-        return rows if self.gain is None else rows * self.gain
+        return rows if self.norm is None else self.norm.read_along(rows)
+
+    def written(self, rows: Float64[Tensor, "many d_model"]) -> Float64[Tensor, "many d_model"]:
+        """Return raw writes as what they are behind the norm, up to its scale."""
+        return rows if self.norm is None else self.norm.written(rows)
 
     def coordinates(
         self, read: Float64[Tensor, "rank d_model"], frame: Float64[Tensor, "many d_model"]
     ) -> Float64[Tensor, "rank many"]:
         """Return C with ``read`` = C · raw(``frame``), for orthonormal ``frame``."""
-        if self.gain is None:
+        if self.norm is None:
             return read @ frame.T
         return torch.linalg.lstsq(self.raw(frame).T, read.T).solution.T
 
@@ -93,13 +107,12 @@ def _groups(plan: EditPlan, model: LoadedModel) -> list[list[_Member]]:
     for edit in plan:
         if not bool(edit.strengths.any()):
             continue
-        rows = stream_rows(model, edit, edit.read_basis)
-        gain = None if edit.site.post_norm is None else post_norm_gain(model, edit.site)
+        rows = stream_rows(model, edit)
         members = next((found for space, found in groups if same_space(space, rows)), None)
         if members is None:
             members = []
             groups.append((rows, members))
-        members.append(_Member(edit, gain))
+        members.append(_Member(edit, norm_behind(model, edit.site)))
     return [members for _, members in groups]
 
 
@@ -110,12 +123,7 @@ def _control(
     start = orthonormalise(torch.randn((rank, d_model), generator=generator, dtype=torch.float64))
     wanted = sum(change_energy(member.edit, _weight(model, member.edit)) for member in group)
     rows = _spending(wanted, start, group, model)
-    return {
-        member.edit.site.name: dataclasses.replace(
-            member.edit, write_basis=member.bases(rows)[0], read_basis=member.bases(rows)[1]
-        )
-        for member in group
-    }
+    return {member.edit.site.name: member.along(rows) for member in group}
 
 
 def _spending(
@@ -200,7 +208,7 @@ def _applied(
         weight, layout = _weight(model, member.edit), member.edit.site.layout
         gram, product = write_gram(weight, member.raw(frame), layout)
         grams.append(gram)
-        spread += member.raw(product)
+        spread += member.written(product)
 
     def spent(basis: Tensor) -> float:
         total = 0.0

@@ -34,7 +34,7 @@ def prove_saved(model: LoadedModel, receipts: Sequence[Receipt]) -> None:
     """
     last = {record.name: record for receipt in receipts for record in receipt.records}
     for record in last.values():
-        names = [record.name] if record.bias is None else [record.name, record.bias]
+        names = [name for name in (record.name, record.bias, record.norm_bias) if name]
         if sha256_of([model.module.get_parameter(name) for name in names]) != record.sha256:
             raise LeakError(
                 f"{record.name} of the saved folder is not what was edited: the folder is not the "

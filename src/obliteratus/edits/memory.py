@@ -12,6 +12,7 @@ from obliteratus.errors import EditError
 from obliteratus.events import Deviation, DeviationRecorded, emit, track
 from obliteratus.models.describe import is_tied
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.operator.behind import norm_bias_operator
 from obliteratus.operator.edit import EditPlan, WeightEdit
 from obliteratus.operator.grro import MatrixChange, Operator, edit_matrix, edit_vector
 
@@ -22,6 +23,7 @@ ROW_ERROR_REPORTED = 1e-2
 def excise(model: LoadedModel, plan: EditPlan) -> Receipt:
     """Edit the weights of ``model`` in place as ``plan`` says: W' = W − Uᵀ A V W, b' likewise.
 
+    Behind a LayerNorm the norm's own bias is edited as well (:class:`WeightEdit`).
     A head tied to an edited embedding gets its own copy first, and the configuration says so, so
     the saved model stays apart. Memory beyond that copy stays within one matrix. An edit whose
     strengths are all 0 leaves its tensors untouched, bit for bit. Everything that can be refused
@@ -84,7 +86,7 @@ def _check(model: LoadedModel, active: list[WeightEdit]) -> None:
             f"the model is loaded in {model.quantization}, and requantising an edited matrix puts "
             "the removed part back. Load it without --quantize."
         )
-    names = [edit.site.name for edit in active]
+    names = [name for edit in active for name in (edit.site.name, edit.norm_bias) if name]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise EditError(f"the plan edits {twice} twice; merge the two edits into one basis.")
@@ -136,6 +138,10 @@ def _edit_site(module: PreTrainedModel, edit: WeightEdit) -> tuple[EditRecord, l
     bias_before = None if bias is None else _norm(bias)
     if bias is not None and not operator.is_identity:
         bias.copy_(edit_vector(bias, operator))
+    norm_bias = None if edit.norm_bias is None else module.get_parameter(edit.norm_bias).detach()
+    norm_bias_before = None if norm_bias is None else _norm(norm_bias)
+    if norm_bias is not None:
+        norm_bias.copy_(edit_vector(norm_bias, norm_bias_operator(edit)))
     if edit.bias_shift is not None:
         shifted = weight if site.component == "embedding" else bias
         assert shifted is not None  # _check refuses a shift without a place
@@ -152,10 +158,13 @@ def _edit_site(module: PreTrainedModel, edit: WeightEdit) -> tuple[EditRecord, l
     )
     record = dataclasses.replace(
         record,
-        sha256=sha256_of([weight] if bias is None else [weight, bias]),
+        sha256=sha256_of([part for part in (weight, bias, norm_bias) if part is not None]),
         bias=site.bias,
         bias_norm_before=bias_before,
         bias_norm_after=None if bias is None else _norm(bias),
+        norm_bias=edit.norm_bias,
+        norm_bias_norm_before=norm_bias_before,
+        norm_bias_norm_after=None if norm_bias is None else _norm(norm_bias),
         is_skipped=not _is_active(edit),
     )
     return record, deviations_of(edit, change)

@@ -17,6 +17,7 @@ from torch import Tensor
 from obliteratus.edits.stream import stream_rows
 from obliteratus.errors import EditError
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.operator.behind import norm_behind
 from obliteratus.operator.edit import EditPlan, WeightEdit
 from obliteratus.operator.hooks import edited
 
@@ -116,23 +117,32 @@ def _ideal(model: LoadedModel, edit: WeightEdit) -> WeightEdit:
     """Return the same edit of the stream, acting behind the post-norm."""
     if edit.site.post_norm is None:
         return edit
-    rows = stream_rows(model, edit, edit.read_basis)
+    rows = stream_rows(model, edit)
     norm = edit.site.post_norm.name.rpartition(".")[0]
     site = dataclasses.replace(edit.site, module=norm, post_norm=None)
-    return dataclasses.replace(edit, site=site, write_basis=rows, read_basis=rows)
+    return dataclasses.replace(
+        edit, site=site, write_basis=rows, read_basis=rows, stream_basis=None
+    )
 
 
 @contextlib.contextmanager
 def _scales(
     model: LoadedModel, behind: Sequence[WeightEdit], scale: dict[str, tuple[float, float]]
 ) -> Generator[None]:
-    """Record rms(z) / rms(z') of each write; to be entered before the edit's own hooks."""
+    """Record rms(z) / rms(z') of each write; to be entered before the edit's own hooks.
+
+    Behind a LayerNorm z stands for C z.
+    """
 
     def watch(edit: WeightEdit) -> Any:
+        norm = norm_behind(model, edit.site)
+        assert norm is not None  # `behind` holds edits behind a norm
+
         def hook(_module: object, _args: object, output: Tensor) -> None:
             z = output.to(edit.read_basis)
             after = z - ((z @ edit.read_basis.T) * edit.strengths) @ edit.write_basis
-            s = torch.linalg.vector_norm(z, dim=-1) / torch.linalg.vector_norm(after, dim=-1)
+            before, after = (torch.linalg.vector_norm(norm.centred(x), dim=-1) for x in (z, after))
+            s = before / after
             low, high = scale.get(edit.site.name, (float("inf"), 0.0))
             scale[edit.site.name] = (min(low, float(s.min())), max(high, float(s.max())))
 

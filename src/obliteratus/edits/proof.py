@@ -19,9 +19,9 @@ from obliteratus.errors import EditError, LeakError
 from obliteratus.models.anatomy import WeightSite
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.plumbing import block_input, block_output
-from obliteratus.operator.edit import EditPlan
+from obliteratus.operator.behind import post_norm_gain
+from obliteratus.operator.edit import EditPlan, WeightEdit
 from obliteratus.operator.grro import Operator, edit_matrix
-from obliteratus.operator.removal import post_norm_gain
 from obliteratus.shapes import Layer
 
 TOLERANCE: Mapping[torch.dtype, float] = {
@@ -66,7 +66,8 @@ def prove_tensors(
     """Return for each matrix edited at strength 1 what it still writes along the basis.
 
     ρ = ‖V W'‖ √(d_model / k) / ‖W'‖ over the k removed rows of V at unit length: 1 for a random
-    direction, 0 for an exact removal. It also covers experts that no token was routed to.
+    direction, 0 for an exact removal. It also covers experts that no token was routed to, and the
+    biases of LayerNorms behind the matrices, along the stream basis.
 
     Raises:
         LeakError: ρ exceeds the tolerance of the model's type (unless ``allow_leak``).
@@ -83,6 +84,8 @@ def prove_tensors(
         change = edit_matrix(model.module.get_parameter(edit.site.name).detach(), look)[1]
         expected = change.norm_after * math.sqrt(len(rows) / rows.shape[1])
         found[edit.site.name] = change.read_after / expected if expected else 0.0
+        if edit.norm_bias is not None:
+            found[edit.norm_bias] = _left_in_norm_bias(model, edit, edit.norm_bias)
     tolerance = tolerance_of(model)
     worst = max(found, key=found.__getitem__, default=None)
     if worst is not None and not found[worst] <= tolerance and not allow_leak:
@@ -125,6 +128,14 @@ def prove_stream(
     if not proof.worst <= proof.tolerance and not allow_leak:
         raise LeakError(_leak(proof, model))
     return proof
+
+
+def _left_in_norm_bias(model: LoadedModel, edit: WeightEdit, name: str) -> float:
+    bias = model.module.get_parameter(name).detach().to("cpu", torch.float64)
+    basis = removed_basis(model, edit)
+    assert basis is not None  # asked only where something was removed
+    expected = float(bias.norm()) * math.sqrt(len(basis) / len(bias))
+    return float((basis @ bias).norm()) / expected if expected else 0.0
 
 
 def tolerance_of(model: LoadedModel) -> float:
@@ -173,8 +184,12 @@ class _Watch:
     ) -> Generator[None]:
         with contextlib.ExitStack() as stack:
             for path, (site, basis) in bases.items():
-                gain = None if site.post_norm is None else post_norm_gain(model, site)
-                module = model.module.get_submodule(path)
+                place, gain = path, None
+                if site.post_norm is not None and site.post_norm.kind == "layer":
+                    place = site.post_norm.name.rpartition(".")[0]  # its bias is part of the write
+                elif site.post_norm is not None:
+                    gain = post_norm_gain(model, site)
+                module = model.module.get_submodule(place)
                 hook = self._write_hook(path, basis, gain)
                 stack.callback(module.register_forward_hook(hook).remove)
             for layer, path in enumerate(model.anatomy.blocks if self.common is not None else ()):

@@ -22,8 +22,9 @@ class EditRecord:
 
     ``residual`` is ‖V W'‖ / ‖V W‖ (|1 − strength| for one strength without norm preservation),
     ``energy_removed`` ‖W' − W‖² / ‖W‖², and ``error`` what V W' is off from what the strengths ask,
-    as a share of ‖V W'‖ for random directions. ``sha256`` is that of the edited matrix and bias as
-    they lie in memory. The bias columns are None where there is no bias.
+    as a share of ‖V W'‖ for random directions. ``sha256`` is that of the edited matrix and biases
+    as they lie in memory. The bias columns are None where there is no bias, those of ``norm_bias``
+    where no LayerNorm with a bias is behind the matrix.
     """
 
     name: str
@@ -42,6 +43,9 @@ class EditRecord:
     bias: str | None = None
     bias_norm_before: float | None = None
     bias_norm_after: float | None = None
+    norm_bias: str | None = None
+    norm_bias_norm_before: float | None = None
+    norm_bias_norm_after: float | None = None
     is_skipped: bool = False
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,11 +23,15 @@ from obliteratus.models.anatomy import Layout
 from obliteratus.models.checkpoint import Checkpoint, Part, StoredTensor, parts_of
 from obliteratus.models.folders import INDEX
 from obliteratus.models.loaded import ModelOutline
+from obliteratus.operator.behind import norm_bias_operator
 from obliteratus.operator.edit import EditPlan, WeightEdit
 from obliteratus.operator.grro import MatrixChange, Operator, edit_matrix, edit_vector, total_change
 from obliteratus.store import read_json, write_json
 
 FINISHED = "finished.jsonl"
+
+
+Role = Literal["weight", "bias", "norm_bias"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class _Task:
 
     part: Part
     edit: WeightEdit
-    is_bias: bool
+    role: Role
 
 
 @dataclass(frozen=True)
@@ -78,15 +82,13 @@ def plan_shards(checkpoint: Checkpoint, outline: ModelOutline, plan: EditPlan) -
     for edit in plan:
         if not bool(edit.strengths.any()) and edit.bias_shift is None:
             continue
-        for name, is_bias in ((edit.site.name, False), (edit.site.bias, True)):
-            if name is None:
-                continue
-            for part in _checked(name, by_parameter.get(name, []), edit, is_bias):
+        for role, name in _names(edit):
+            for part in _checked(name, by_parameter.get(name, []), edit, role):
                 if part.tensor.name in tasks:
                     raise EditError(
                         f"the plan edits {name} twice; merge the two edits into one basis."
                     )
-                tasks[part.tensor.name] = _Task(part, edit, is_bias)
+                tasks[part.tensor.name] = _Task(part, edit, role)
     extra, untied = _head(outline, plan, by_parameter)
     return ShardsPlan(checkpoint, tasks, extra, untied, plan.deviations)
 
@@ -131,7 +133,16 @@ def excise_shards(
     return Receipt(tuple(records), shards.untied, grown, tuple(deviations))
 
 
-def _checked(name: str, parts: Sequence[Part], edit: WeightEdit, is_bias: bool) -> Sequence[Part]:
+def _names(edit: WeightEdit) -> Iterator[tuple[Role, str]]:
+    """Yield the parameters that an edit changes."""
+    yield "weight", edit.site.name
+    if edit.site.bias is not None:
+        yield "bias", edit.site.bias
+    if edit.norm_bias is not None:
+        yield "norm_bias", edit.norm_bias
+
+
+def _checked(name: str, parts: Sequence[Part], edit: WeightEdit, role: Role) -> Sequence[Part]:
     if not parts:
         raise EditError(
             f"the checkpoint holds no tensor that becomes {name}. Download or copy it again, or "
@@ -149,8 +160,9 @@ def _checked(name: str, parts: Sequence[Part], edit: WeightEdit, is_bias: bool) 
                 f"{tensor.name} is stored as {tensor.kind}: packed numbers are never edited. Use "
                 "the unquantised checkpoint."
             )
-        axis = -1 if is_bias or _layout(part, edit) == "in_out" else -2
-        n_axes = 1 if is_bias else 2
+        is_vector = role != "weight"
+        axis = -1 if is_vector or _layout(part, edit) == "in_out" else -2
+        n_axes = 1 if is_vector else 2
         fits = n_axes <= len(tensor.shape) <= n_axes + 1
         if not fits or tensor.shape[axis] != edit.read_basis.shape[1]:
             raise EditError(
@@ -218,7 +230,7 @@ def _write_file(
     changes = rewrite(path, target, slabs, extra=extra)
     found: list[dict[str, Any]] = []
     for task in tasks:
-        if not task.is_bias:
+        if task.role == "weight":
             change = total_change(changes[task.part.tensor.name])
             record = _record(task, change)
             if not allow_leak:
@@ -243,7 +255,7 @@ def _link(path: Path, target: Path) -> None:
 def _slabs(task: _Task) -> Iterator[Slab]:
     """Yield the pieces of a stored tensor that can be edited one by one."""
     tensor, edit = task.part.tensor, task.edit
-    if task.is_bias:
+    if task.role != "weight":
         yield Slab(tensor, tensor.start, tensor.stop, tensor.shape, partial(_edit_bias, task=task))
         return
     layout = _layout(task.part, edit)
@@ -275,8 +287,11 @@ def _edit_matrix(weight: Tensor, *, task: _Task, operator: Operator) -> MatrixCh
 def _edit_bias(bias: Tensor, *, task: _Task) -> None:
     edit = task.edit
     operator = Operator(edit.write_basis, edit.read_basis, edit.strengths)
+    if task.role == "norm_bias":
+        operator = norm_bias_operator(edit)
     bias.copy_(edit_vector(bias, operator))
-    if edit.bias_shift is not None and edit.site.component != "embedding":
+    is_there = task.role == "bias" and edit.site.component != "embedding"
+    if edit.bias_shift is not None and is_there:
         _shift(bias, edit.bias_shift)
 
 
@@ -296,7 +311,7 @@ def _record(task: _Task, change: MatrixChange) -> EditRecord:
         strengths=tuple(edit.strengths.tolist()),
         norm=edit.norm,
     )
-    return dataclasses.replace(record, bias=edit.site.bias)
+    return dataclasses.replace(record, bias=edit.site.bias, norm_bias=edit.norm_bias)
 
 
 def _check_error(record: EditRecord, stored: StoredTensor) -> None:

@@ -1,13 +1,13 @@
 """What an edit of a matrix means in the residual stream, behind the norm that follows it."""
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.bases import orthonormalise
+from obliteratus.operator.behind import post_norm_gain
 from obliteratus.operator.edit import WeightEdit
-from obliteratus.operator.removal import post_norm_gain
 
 SAME_SPACE = 1e-9
 """Largest entry of |P − Q| at which two projections are taken for the same space."""
@@ -19,16 +19,23 @@ def removed_basis(model: LoadedModel, edit: WeightEdit) -> Float64[Tensor, "rank
     Only directions of strength 1 without a shift are removed. Behind a post-norm with gain g the
     read basis is g ⊙ R, so R = V ⊘ g; coordinates with g = 0 never reach the stream.
     """
-    rows = edit.read_basis[edit.strengths == 1]
-    if len(rows) == 0 or edit.bias_shift is not None:
+    is_removed = edit.strengths == 1
+    if not bool(is_removed.any()) or edit.bias_shift is not None:
         return None
-    return stream_rows(model, edit, rows)
+    return stream_rows(model, edit, is_removed)
 
 
 def stream_rows(
-    model: LoadedModel, edit: WeightEdit, rows: Float64[Tensor, "rank d_model"]
-) -> Float64[Tensor, "rank d_model"]:
-    """Return read rows of ``edit`` as orthonormal directions of the residual stream."""
+    model: LoadedModel, edit: WeightEdit, chosen: Bool[Tensor, " rank"] | None = None
+) -> Float64[Tensor, "removed d_model"]:
+    """Return read rows of ``edit`` (all, or those ``chosen``) as directions of the stream.
+
+    They are orthonormal.
+    """
+    which = slice(None) if chosen is None else chosen
+    rows = edit.read_basis[which]
+    if edit.stream_basis is not None:
+        return orthonormalise(edit.stream_basis[which])
     if edit.site.post_norm is None:
         return orthonormalise(rows)
     gain = post_norm_gain(model, edit.site)

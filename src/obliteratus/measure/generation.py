@@ -134,7 +134,8 @@ class _Rows:
     """The rows of a batch, aligned at their last token; ``is_live`` marks those being written.
 
     ``mask`` is None for a model with a recurrent state: nothing is padded there, and some take a
-    mask of more columns than the one that they run for more tokens.
+    mask of more columns than the one that they run for more tokens. ``tokens`` are all so far where
+    a model has no cache, and each step runs them again.
     """
 
     index: list[int]
@@ -142,7 +143,8 @@ class _Rows:
     last: Int[Tensor, " row"]
     position: Int[Tensor, " row"]
     mask: Int[Tensor, "row column"] | None
-    cache: Cache
+    cache: Cache | None
+    tokens: Int[Tensor, "row token"] | None = None
 
     def drop_finished(self, fewest: int) -> None:
         """Drop finished rows, keys and values included, where that makes steps faster."""
@@ -155,11 +157,17 @@ class _Rows:
         self.last, self.position = self.last[rows], self.position[rows]
         self.mask = None if self.mask is None else self.mask[rows]
         self.is_live = self.is_live[rows]
-        self.cache.reorder_cache(rows)  # pyright: ignore[reportArgumentType]
+        self.tokens = None if self.tokens is None else self.tokens[rows]
+        if self.cache is not None and type(self.cache) in {Cache, DynamicCache}:
+            self.cache.reorder_cache(rows)  # pyright: ignore[reportArgumentType]
+        elif self.cache is not None:  # a family's own, which overrides this one only
+            self.cache.batch_select_indices(rows)
 
     def append(self, token_ids: Int[Tensor, " row"]) -> None:
         """Make ``token_ids`` the next input."""
         self.last, self.position = token_ids, self.position + 1
+        if self.tokens is not None:
+            self.tokens = torch.cat([self.tokens, token_ids[:, None]], dim=1)
         if self.mask is not None:
             self.mask = nn.functional.pad(self.mask, (0, 1), value=1)
 
@@ -208,7 +216,8 @@ def _prefill(
     values: then all prompts have one length, and nothing is moved.
     """
     lengths = torch.tensor([len(ids) for ids in prompts])
-    mask = None
+    mask = tokens = None
+    cache: Cache | None
     if can_share_prefix(model):
         width = len(prompts[0]) - prefix_length(prefix)
         rows = max(1, automatic_batch_tokens(model) // width)
@@ -217,11 +226,12 @@ def _prefill(
             for start in range(0, len(prompts), rows)
         ]
         hidden = torch.cat([states for states, _ in parts])
-        cache: Cache = answer_cache([part for _, part in parts], lengths, room=room)
+        cache = answer_cache([part for _, part in parts if part is not None], lengths, room=room)
         columns, shift = torch.arange(int(lengths.max())), lengths.max() - lengths[:, None]
         mask = (columns >= shift).long().to(model.device)
     else:
         hidden, cache = _run(model, prompts, None)
+        tokens = torch.tensor(prompts, device=model.device) if cache is None else None
     return hidden, _Rows(
         index=list(range(len(prompts))),
         is_live=torch.ones(len(prompts), dtype=torch.bool, device=model.device),
@@ -229,26 +239,30 @@ def _prefill(
         position=lengths.to(model.device) - 1,
         mask=mask,
         cache=cache,
+        tokens=tokens,
     )
 
 
 def _run(
     model: LoadedModel, prompts: Sequence[tuple[int, ...]], prefix: SharedPrefix | None
-) -> tuple[Float[Tensor, "row d_model"], DynamicCache]:
+) -> tuple[Float[Tensor, "row d_model"], DynamicCache | None]:
     """Run prompts padded on the right, the longest first; return their last states and cache."""
     cached = prefix_length(prefix)
+    cache: DynamicCache | None = None
     if prefix is not None:
         cache = prefix.growing_cache(len(prompts))
     elif can_share_prefix(model):
         cache = DynamicCache()  # whole, even where a window would do: it is moved afterwards
-    else:
+    elif model.anatomy.cache == "shared":
         cache = DynamicCache(config=model.module.config)
     suffixes = [torch.tensor(ids[cached:]) for ids in prompts]
     output = _backbone(model)(
         input_ids=nn.utils.rnn.pad_sequence(suffixes, batch_first=True).to(model.device),
-        use_cache=True,
+        use_cache=model.anatomy.cache != "none",
         **_with_cache(model, cache),
     )
+    if model.anatomy.cache == "own":
+        cache = output.past_key_values
     last = torch.tensor([len(suffix) - 1 for suffix in suffixes], device=model.device)
     rows = torch.arange(len(prompts), device=model.device)
     return output.last_hidden_state[rows, last], cache
@@ -257,6 +271,8 @@ def _run(
 def _step(model: LoadedModel, rows: _Rows) -> Float[Tensor, "row d_model"]:
     """Run one token per row."""
     backbone = _backbone(model)
+    if rows.cache is None:
+        return backbone(input_ids=rows.tokens).last_hidden_state[:, -1]
     takes_positions = "position_ids" in inspect.signature(backbone.forward).parameters
     output = backbone(
         input_ids=rows.last[:, None],
@@ -268,8 +284,10 @@ def _step(model: LoadedModel, rows: _Rows) -> Float[Tensor, "row d_model"]:
     return output.last_hidden_state[:, -1]
 
 
-def _with_cache(model: LoadedModel, cache: Cache) -> dict[str, Cache]:
+def _with_cache(model: LoadedModel, cache: Cache | None) -> dict[str, Cache]:
     """Return ``cache`` under the name that the backbone has for it; Mamba has another one."""
+    if cache is None:
+        return {}
     takes = inspect.signature(_backbone(model).forward).parameters
     name = next((name for name in CACHE_NAMES if name in takes), None)
     if name is None:

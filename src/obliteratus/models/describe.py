@@ -3,13 +3,15 @@
 import difflib
 import fnmatch
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from obliteratus.errors import UnsupportedArchitectureError
-from obliteratus.models.anatomy import Anatomy, PostNorm, Role, WeightSite
+from obliteratus.models.anatomy import Anatomy, PostNorm, Role, StreamSite, WeightSite
 from obliteratus.models.family import FAMILIES, Family, Site
 from obliteratus.models.unsupported import UNSUPPORTED
 
@@ -17,7 +19,8 @@ from obliteratus.models.unsupported import UNSUPPORTED
 def describe(module: PreTrainedModel) -> Anatomy:
     """Return the anatomy of ``module`` as its family file declares it.
 
-    The family is the one registered under ``config.model_type``. Every site that is not optional
+    The family is the one registered under ``config.model_type``, in the variant that fits the
+    configuration. Every site that is not optional
     must exist in every block with ``d_model`` on the declared axis. Parameters with a ``d_model``
     axis that the family does not account for are listed in ``unmatched``: they may read or write
     the stream, so an edit of the weights is refused while there are any. A model on ``meta`` will
@@ -27,10 +30,19 @@ def describe(module: PreTrainedModel) -> Anatomy:
         UnsupportedArchitectureError: there is no such family, or a declared site is missing or has
             the wrong shape; the message names the file to write or to correct.
     """
-    model_type = str(module.config.model_type)
+    return resolve(family_of(module.config), module)
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """Return the declaration for models of ``config``, in the variant that fits it.
+
+    Raises:
+        UnsupportedArchitectureError: no family is registered for its model type.
+    """
+    model_type = str(config.model_type)
     if model_type not in FAMILIES:
         raise _unsupported(model_type)
-    return resolve(FAMILIES[model_type], module)
+    return FAMILIES[model_type].of(config.get_text_config())
 
 
 def resolve(family: Family, module: PreTrainedModel) -> Anatomy:
@@ -63,6 +75,8 @@ def resolve(family: Family, module: PreTrainedModel) -> Anatomy:
         unmatched=resolver.unmatched(blocks, found),
         block_scale=family.block_scale,
         hooks_only=family.hooks_only,
+        stream_sites=tuple(resolver.stream_sites(blocks)),
+        cache=family.cache,
     )
 
 
@@ -92,6 +106,7 @@ class _Resolver:
         self.family = family
         self.module = module
         self.parameters = _parameters(module)
+        self.modules = {name for name, _ in module.named_modules()}
         self.config: PretrainedConfig = module.config.get_text_config()
         self.d_model = int(self.config.hidden_size)
 
@@ -123,15 +138,34 @@ class _Resolver:
             bias=bias if bias in self.parameters else None,
             expert=spec.expert,
             post_norm=self._post_norm(spec.post_norm, prefix),
-            multiplier=self._multiplier(spec.multiplier),
+            multiplier=self._multiplier(spec.multiplier, prefix),
             module_multiplies=spec.module_multiplies,
             tied_to=_shares_with(name, self.parameters),
+            stream_multiplier=self._multiplier(spec.stream_multiplier, prefix),
         )
+
+    def stream_sites(self, blocks: tuple[str, ...]) -> Iterator[StreamSite]:
+        if self.family.embedding_as_a_whole:
+            yield StreamSite(blocks[0], "start")
+        for layer, block in enumerate(blocks):
+            for spec in self.family.stream_sites:
+                before, scale = (name and f"{block}.{name}" for name in (spec.before, spec.scale))
+                for path in filter(None, (f"{block}.{spec.module}", before)):
+                    if path not in self.modules:
+                        raise self._wrong(f"it has no module '{path}'")
+                if scale is not None and scale not in self.parameters:
+                    raise self._wrong(f"it has no scale '{scale}'")
+                yield replace(
+                    spec, module=f"{block}.{spec.module}", layer=layer, before=before, scale=scale
+                )
 
     def unmatched(self, blocks: tuple[str, ...], sites: tuple[WeightSite, ...]) -> tuple[str, ...]:
         known = {name for site in sites for name in (site.name, site.bias)}
-        known |= {site.post_norm.name for site in sites if site.post_norm}
-        patterns = [f"{self.family.final_norm}.*", *self.family.model_internals]
+        for norm in (site.post_norm for site in sites if site.post_norm):
+            known |= {norm.name, norm.bias}
+        patterns = [*self.family.model_internals]
+        if self.family.final_norm is not None:
+            patterns.append(f"{self.family.final_norm}.*")
         patterns += [f"{block}.{name}" for block in blocks for name in self.family.internals]
         return tuple(
             name
@@ -145,12 +179,14 @@ class _Resolver:
         weight = self.parameters[name]
         if not weight.is_floating_point():
             return  # a packed quantised weight has lost its shape; no edit of it is allowed anyway
+        width = self.d_model if spec.width is None else int(getattr(self.config, spec.width))
         axis = -2 if (spec.layout == "out_in") == (role == "writer") else -1
         n_axes = 3 if spec.expert == "fused" else 2
-        if weight.ndim != n_axes or weight.shape[axis] != self.d_model:
+        if weight.ndim != n_axes or weight.shape[axis] != width:
             raise self._wrong(
                 f"'{name}' has shape {tuple(weight.shape)}, which is not {n_axes} axes with "
-                f"d_model = {self.d_model} on axis {axis} as its layout '{spec.layout}' says"
+                f"{spec.width or 'd_model'} = {width} on axis {axis} as its layout "
+                f"'{spec.layout}' says"
             )
 
     def _post_norm(self, norm: PostNorm | None, prefix: str) -> PostNorm | None:
@@ -158,14 +194,18 @@ class _Resolver:
             return None
         if prefix + norm.name not in self.parameters:
             raise self._wrong(f"it has no post-norm weight '{prefix + norm.name}'")
-        return PostNorm(prefix + norm.name, norm.gain_offset)
+        bias = prefix + norm.bias if norm.bias else None
+        bias = bias if bias in self.parameters else None
+        return replace(norm, name=prefix + norm.name, bias=bias)
 
-    def _multiplier(self, multiplier: float | str) -> float:
+    def _multiplier(self, multiplier: float | str, prefix: str) -> float:
         if not isinstance(multiplier, str):
             return float(multiplier)
         start, _, path = multiplier.partition(".")
         owner: object = self.config if start == "config" else self.module
-        for part in path.split(".") if start == "config" else multiplier.split("."):
+        if start == "block":
+            path = prefix + path
+        for part in (path if start in {"config", "block"} else multiplier).split("."):
             if not hasattr(owner, part):
                 raise self._wrong(f"it has no multiplier '{multiplier}'")
             owner = getattr(owner, part)

@@ -5,9 +5,19 @@ A family file (``models/families/<name>.py``) makes one :class:`Family` and regi
 :class:`~obliteratus.models.anatomy.Anatomy` of a model in memory. Nothing here is guessed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from obliteratus.models.anatomy import Component, ExpertKind, Layout, PostNorm
+from transformers import PretrainedConfig
+
+from obliteratus.models.anatomy import (
+    CacheKind,
+    Component,
+    ExpertKind,
+    Layout,
+    PostNorm,
+    StreamSite,
+)
 from obliteratus.registry import Registry
 
 
@@ -17,8 +27,10 @@ class Site:
 
     ``bias`` names a bias that models of the family may have: whether this one has it is read from
     the model. ``module`` is the module whose output is the raw write (by default the parent of the
-    weight). ``multiplier`` is a number, ``config.<name>`` (of the text configuration) or the path
-    of an attribute below the model. ``optional`` sites exist in some blocks only.
+    weight). ``multiplier`` is a number, ``config.<name>`` (of the text configuration),
+    ``block.<name>`` or the path of an attribute below the model; so is ``stream_multiplier``.
+    ``optional`` sites exist in some blocks only. ``width`` names the entry of the configuration
+    that stands for d_model where a projection of the stream is read (the head of OPT-350m).
     """
 
     weight: str
@@ -31,6 +43,16 @@ class Site:
     multiplier: float | str = 1.0
     module_multiplies: bool = False
     optional: bool = False
+    stream_multiplier: float | str = 1.0
+    width: str | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Another declaration for those models of a type whose configuration ``applies``."""
+
+    applies: Callable[[PretrainedConfig], bool]
+    family: "Family"
 
 
 @dataclass(frozen=True)
@@ -42,14 +64,17 @@ class Family:
     parameter names below a block (``*`` matches anything) that neither read nor write the stream,
     and ``model_internals`` the same below the model. ``block_scale`` names a scalar below a block
     by which it multiplies the whole stream. ``hooks_only`` says why removal in weights is inexact
-    for this family, where it is.
+    for this family, where it is. ``stream_sites`` exist in every block, with names below it, and
+    ``embedding_as_a_whole`` says that hooks act on the input of block 0 instead of the embeddings.
+    The first of ``variants`` whose condition holds stands in for this family. ``final_norm`` and
+    ``cache`` are as in :class:`~obliteratus.models.anatomy.Anatomy`.
     """
 
     name: str
     model_types: tuple[str, ...]
     backbone: str
     blocks: str
-    final_norm: str
+    final_norm: str | None
     embeddings: tuple[Site, ...]
     writers: tuple[Site, ...]
     readers: tuple[Site, ...]
@@ -58,6 +83,15 @@ class Family:
     model_internals: tuple[str, ...] = ()
     block_scale: str | None = None
     hooks_only: str | None = None
+    stream_sites: tuple[StreamSite, ...] = ()
+    embedding_as_a_whole: bool = False
+    cache: CacheKind = "shared"
+    variants: tuple[Variant, ...] = ()
+
+    def of(self, config: PretrainedConfig) -> "Family":
+        """Return the declaration for models of this ``config``: a variant's, or this one."""
+        fitting = (each.family for each in self.variants if each.applies(config))
+        return next(fitting, self)
 
 
 FAMILIES: Registry[Family] = Registry("model family", "obliteratus.models.families")

@@ -14,23 +14,27 @@ from obliteratus.shapes import Layer
 
 
 def block_output(output: object) -> Tensor:
-    """Return the residual stream in what a block returned: a tensor, or a tuple that begins so.
+    """Return the residual stream in what a block returned: a tensor, or a sequence that begins so.
 
     Raises:
         TypeError: it is neither (a family whose blocks return something else is our bug).
     """
     if isinstance(output, Tensor):
         return output
-    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         return output[0]
-    raise TypeError(f"a block returned {type(output).__name__}, neither a tensor nor a tuple of it")
+    raise TypeError(
+        f"a block returned {type(output).__name__}, neither a tensor nor a tuple or list of it"
+    )
 
 
-def with_block_output(output: object, stream: Tensor) -> Tensor | tuple[Any, ...]:
+def with_block_output(output: object, stream: Tensor) -> Tensor | tuple[Any, ...] | list[Any]:
     """Return ``output`` with the residual stream in it replaced by ``stream``."""
     block_output(output)
     if isinstance(output, tuple):
         return (stream, *cast(tuple[Any, ...], output)[1:])
+    if isinstance(output, list):
+        return [stream, *cast(list[Any], output)[1:]]
     return stream
 
 

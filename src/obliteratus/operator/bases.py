@@ -75,16 +75,20 @@ def check_dual(
 
 
 def oblique_bases(
-    basis: Float[Tensor, "rank d_model"], gain: Float[Tensor, " d_model"]
+    basis: Float[Tensor, "rank d_model"], gain: Float[Tensor, " d_model"], *, centred: bool = False
 ) -> tuple[Float64[Tensor, "rank d_model"], Float64[Tensor, "rank d_model"]]:
     """Return U = R ⊘ g and V = g ⊙ R: the edit before a post-norm whose result stays parallel.
 
     The write g ⊙ z / rms(z) of the edited z' = z − Uᵀ A V z is parallel to the write with R
     removed, scaled by s = rms(z) / rms(z'), which depends on the token.
 
+    A LayerNorm (``centred``) writes g ⊙ C z, which is orthogonal to h = 1 ⊘ g whatever z is, so no
+    edit stays parallel unless R is orthogonal to h. Then V = C(g ⊙ R), and U is the one whose write
+    is nearest to it: U = (R − (R h) h⊥ / |h⊥|²) ⊘ g, h⊥ = h − RᵀR h (docs/design/architecture.md).
+
     Raises:
-        DirectionError: a gain is zero, so R ⊘ g does not exist (use :func:`orthogonal_bases`), or
-            ``basis`` is not orthonormal.
+        DirectionError: a gain is zero, so R ⊘ g does not exist (use :func:`orthogonal_bases`),
+            ``basis`` is not orthonormal, or it spans h, along which a LayerNorm writes nothing.
     """
     check_orthonormal(basis)
     exact, gain = basis.to(torch.float64), gain.to(torch.float64)
@@ -93,20 +97,46 @@ def oblique_bases(
             f"{int((gain == 0).sum())} gains of the post-norm are zero, so no oblique edit exists. "
             "Set edit.post_norm=orthogonal."
         )
-    return exact / gain, exact * gain
+    if not centred:
+        return exact / gain, exact * gain
+    constant = 1 / gain
+    along = exact @ constant
+    rest = constant - exact.T @ along
+    _check_written(rest[None], constant[None])
+    nearest = exact - torch.outer(along, rest) / rest.square().sum()
+    return nearest / gain, _centred(exact * gain)
 
 
 def orthogonal_bases(
-    basis: Float[Tensor, "rank d_model"], gain: Float[Tensor, " d_model"]
+    basis: Float[Tensor, "rank d_model"], gain: Float[Tensor, " d_model"], *, centred: bool = False
 ) -> tuple[Float64[Tensor, "rank d_model"], Float64[Tensor, "rank d_model"]]:
     """Return U = V = orth(g ⊙ R): the smallest edit before a post-norm that removes R behind it.
 
-    It exists where gains are zero and changes the weights least, but the write that is left is not
-    parallel to the write with R removed.
+    Before a LayerNorm (``centred``) it is orth(C(g ⊙ R)), C z = z − mean(z). It exists where gains
+    are zero and changes the weights least, but the write that is left is not parallel to the write
+    with R removed.
 
     Raises:
-        DirectionError: g ⊙ R has dependent rows, or ``basis`` is not orthonormal.
+        DirectionError: g ⊙ R has dependent rows (or centred ones), or ``basis`` is not orthonormal.
     """
     check_orthonormal(basis)
-    rows = orthonormalise(basis.to(torch.float64) * gain.to(torch.float64))
+    read = basis.to(torch.float64) * gain.to(torch.float64)
+    if centred:
+        _check_written(_centred(read), read)
+        read = _centred(read)
+    rows = orthonormalise(read)
     return rows, rows.clone()
+
+
+def _check_written(left: Tensor, whole: Tensor) -> None:
+    """Refuse directions of which, up to rounding, nothing goes through a LayerNorm."""
+    share = float((left.norm(dim=1) / whole.norm(dim=1)).min())
+    if share <= DEPENDENT:
+        raise DirectionError(
+            f"the directions span 1 ⊘ gain up to {share:.1e} of its length, and a LayerNorm writes "
+            "nothing along it. Drop that direction."
+        )
+
+
+def _centred(rows: Tensor) -> Tensor:
+    return rows - rows.mean(dim=-1, keepdim=True)

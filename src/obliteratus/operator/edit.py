@@ -7,7 +7,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from obliteratus.events import Deviation
-from obliteratus.models.anatomy import WeightSite
+from obliteratus.models.anatomy import StreamSite, WeightSite
 from obliteratus.settings import Norm
 
 
@@ -18,7 +18,8 @@ class WeightEdit:
     Rows of ``write_basis`` U and ``read_basis`` V are dual: V Uᵀ = I. U = V is the orthogonal edit;
     U = R ⊘ g, V = g ⊙ R the oblique one behind a post-norm with gain g. ``norm`` names what is
     rescaled afterwards (weights only; the hook executor refuses anything but "none" unless told to
-    ignore it).
+    ignore it). Behind a LayerNorm ``stream_basis`` holds the rows S of the stream that V reads
+    before it, and the norm's own bias is edited too: b' = b − S⁺ A S b.
     """
 
     site: WeightSite
@@ -27,6 +28,30 @@ class WeightEdit:
     strengths: Float64[Tensor, " rank"]
     bias_shift: Float64[Tensor, " d_model"] | None = None
     norm: Norm = "none"
+    stream_basis: Float64[Tensor, "rank d_model"] | None = None
+
+    @property
+    def norm_bias(self) -> str | None:
+        """The parameter name of the bias that the norm behind the site adds, if it has one."""
+        norm = self.site.post_norm
+        return None if norm is None or self.stream_basis is None else norm.bias
+
+
+@dataclass(frozen=True)
+class StreamEdit:
+    """x' = x − Rᵀ A R δ behind a place where the stream x changes by δ other than by a write.
+
+    By hooks only: there is no weight to edit. Together with the edits of the writes it scales the
+    part along R of *every* change of the stream by 1 − strength, which is what an edit of the
+    writes does where nothing else changes the stream: x keeps 1 − strength of its part along R,
+    up to what later blocks make of the difference. At strength 1 nothing of R is left behind the
+    site if nothing was left before it; what an unedited layer or embedding wrote along R stays as
+    it came, instead of being multiplied by the gains of the norm.
+    """
+
+    site: StreamSite
+    basis: Float64[Tensor, "rank d_model"]
+    strengths: Float64[Tensor, " rank"]
 
 
 @dataclass(frozen=True)

@@ -20,26 +20,41 @@ from obliteratus.models.plumbing import (
     with_block_input,
     with_block_output,
 )
-from obliteratus.operator.edit import WeightEdit
+from obliteratus.operator.behind import norm_bias_operator
+from obliteratus.operator.edit import StreamEdit, WeightEdit
+from obliteratus.operator.grro import edit_vector
+from obliteratus.operator.stream_hooks import stream_hooks
 from obliteratus.shapes import Layer
 
 
 @contextlib.contextmanager
 def edited(
-    model: LoadedModel, edits: Iterable[WeightEdit], *, ignore_norm: bool = False
+    model: LoadedModel, edits: Iterable[WeightEdit | StreamEdit], *, ignore_norm: bool = False
 ) -> Generator[None]:
     """Apply ``edits`` to the raw writes while the block runs: w ← w − Uᵀ A V w + shift.
 
     A hook sits on the output of each edit's ``site.module``: after the bias, before a post-norm and
-    before a multiplier. It computes in float32 or better and casts back once. Edits of strength 0
+    before a multiplier. It computes in float32 or better and casts back once. What an edit changes
+    in the bias of a LayerNorm behind its module is added to the output of that norm. An edit of the
+    stream acts where the stream changes otherwise (:class:`StreamEdit`). Edits of strength 0
     without a shift install nothing. All hooks are gone when the block ends, also by an exception.
 
     Raises:
         EditError: an edit keeps a norm, which only an edit of weights can do (``ignore_norm`` lets
             it through without), or two edits of one module differ.
     """
-    active = _by_module(edits, ignore_norm=ignore_norm)
-    with hooked(_write_hook(model, edit) for edit in active):
+    all_edits = tuple(edits)
+    of_stream = [edit for edit in all_edits if isinstance(edit, StreamEdit)]
+    active = _by_module(
+        (edit for edit in all_edits if isinstance(edit, WeightEdit)), ignore_norm=ignore_norm
+    )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(hooked(_write_hook(model, edit) for edit in active))
+        biased = (edit for edit in active if edit.norm_bias is not None)
+        stack.enter_context(hooked(_norm_bias_hook(model, edit) for edit in biased))
+        for edit in of_stream:
+            if bool(edit.strengths.any()):
+                stack.enter_context(hooked(stream_hooks(model, edit)))
         yield
 
 
@@ -102,7 +117,7 @@ class _WriteHook:
 
 
 class _Add:
-    """Adds a vector to what a block receives or returns."""
+    """Adds a vector to what a module receives or returns."""
 
     def __init__(self, vector: Tensor) -> None:
         self._vector = vector
@@ -126,6 +141,15 @@ def _write_hook(model: LoadedModel, edit: WeightEdit) -> RemovableHandle:
     module = model.module.get_submodule(edit.site.module)
     place = next((part.device for part in module.parameters()), model.device)
     return module.register_forward_hook(_WriteHook(edit, place))
+
+
+def _norm_bias_hook(model: LoadedModel, edit: WeightEdit) -> RemovableHandle:
+    assert edit.norm_bias is not None
+    bias = model.module.get_parameter(edit.norm_bias).detach()
+    wide = bias.to(torch.promote_types(bias.dtype, torch.float32))
+    step = _Add(edit_vector(wide, norm_bias_operator(edit)) - wide)
+    norm = model.module.get_submodule(edit.norm_bias.rpartition(".")[0])
+    return norm.register_forward_hook(step.after_block)
 
 
 def _by_module(edits: Iterable[WeightEdit], *, ignore_norm: bool) -> list[WeightEdit]:
@@ -153,5 +177,5 @@ def _agree(one: WeightEdit, other: WeightEdit) -> bool:
 
     return all(
         equal(getattr(one, name), getattr(other, name))
-        for name in ("write_basis", "read_basis", "strengths", "bias_shift")
+        for name in ("write_basis", "read_basis", "strengths", "bias_shift", "stream_basis")
     )

@@ -1,21 +1,18 @@
 """The edits that take a basis out of everything that writes the stream, for hooks and planners."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from obliteratus.errors import EditError
-from obliteratus.models.anatomy import WeightSite
+from obliteratus.models.anatomy import StreamSite, WeightSite
 from obliteratus.models.loaded import ModelOutline
-from obliteratus.operator.bases import oblique_bases, orthogonal_bases
-from obliteratus.operator.edit import WeightEdit
+from obliteratus.operator.bases import check_orthonormal
+from obliteratus.operator.behind import PostNormEdit, norm_behind
+from obliteratus.operator.edit import StreamEdit, WeightEdit
 from obliteratus.settings import Norm
 from obliteratus.shapes import Layer
-
-PostNormEdit = Literal["oblique", "orthogonal"]
 
 
 def removal(
@@ -24,21 +21,29 @@ def removal(
     *,
     strength: float = 1.0,
     post_norm: PostNormEdit = "oblique",
-) -> tuple[WeightEdit, ...]:
+) -> tuple[WeightEdit | StreamEdit, ...]:
     """Return one edit for every writer at a layer of ``bases``, all of one ``strength``.
 
     A writer of block i is edited along ``bases[i]``, an embedding along ``bases["embedding"]``.
-    No norm is kept, so hooks and weights do the same.
+    No norm is kept, so hooks and weights do the same. Where a norm or a scale acts on the stream
+    itself, its change of the stream is edited as well (by hooks only, which is all that such a
+    model takes), and so every change of the stream keeps 1 − ``strength`` of its part along the
+    basis.
 
     Raises:
         DirectionError: a basis is not orthonormal, or an oblique edit meets a gain of zero.
     """
-    edits: list[WeightEdit] = []
-    for site in model.anatomy.writers:
+    edits: list[WeightEdit | StreamEdit] = []
+    for site in (*model.anatomy.plain_writers, *model.anatomy.stream_sites):
         layer: Layer = "embedding" if site.layer is None else site.layer
-        if layer in bases:
-            rows = bases[layer].to(torch.float64)
-            strengths = torch.full((len(rows),), strength, dtype=torch.float64)
+        if layer not in bases:
+            continue
+        rows = bases[layer].to(torch.float64)
+        strengths = torch.full((len(rows),), strength, dtype=torch.float64)
+        if isinstance(site, StreamSite):
+            check_orthonormal(rows)
+            edits.append(StreamEdit(site, rows, strengths))
+        else:
             edits.append(site_edit(model, site, rows, strengths, post_norm=post_norm))
     return tuple(edits)
 
@@ -63,25 +68,15 @@ def site_edit(
     """Return the edit of one writer along ``rows``.
 
     Behind a post-norm of gain g the bases are U = R ⊘ g, V = g ⊙ R (``oblique``: the write stays
-    parallel to the ideal one) or U = V = orth(g ⊙ R) (``orthogonal``); elsewhere U = V = R.
+    parallel to the ideal one) or U = V = orth(g ⊙ R) (``orthogonal``); elsewhere U = V = R. Behind
+    a LayerNorm both act on C(g ⊙ R), and the edit covers the norm's own bias.
 
     Raises:
         DirectionError: ``rows`` are not orthonormal, or an oblique edit meets a gain of zero.
     """
-    write, read = rows, rows
-    if site.post_norm is not None:
-        make = oblique_bases if post_norm == "oblique" else orthogonal_bases
-        write, read = make(rows, post_norm_gain(model, site))
-    return WeightEdit(site, write, read, strengths, norm=norm)
-
-
-def post_norm_gain(model: ModelOutline, site: WeightSite) -> Float64[Tensor, " d_model"]:
-    """Return the gain g of the norm behind ``site``: the stored weight plus its offset.
-
-    Raises:
-        EditError: the site has no post-norm.
-    """
-    if site.post_norm is None:
-        raise EditError(f"{site.name} has no post-norm.")
-    stored = model.module.get_parameter(site.post_norm.name).detach()
-    return stored.to("cpu", torch.float64) + site.post_norm.gain_offset
+    behind = norm_behind(model, site)
+    if behind is None:
+        return WeightEdit(site, rows, rows, strengths, norm=norm)
+    write, read = behind.bases(rows, post_norm)
+    stream = behind.stream_basis(rows, read) if behind.centres else None
+    return WeightEdit(site, write, read, strengths, norm=norm, stream_basis=stream)

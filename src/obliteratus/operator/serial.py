@@ -17,8 +17,8 @@ from obliteratus.models.anatomy import PostNorm, WeightSite
 from obliteratus.operator.bases import check_dual
 from obliteratus.operator.edit import EditPlan, WeightEdit
 
-VERSION = 2  # 2: the model that a plan was made for
-_TENSORS = ("write_basis", "read_basis", "strengths", "bias_shift")
+VERSION = 2  # 2: the model that a plan was made for, and what is behind a LayerNorm
+_TENSORS = ("write_basis", "read_basis", "strengths", "bias_shift", "stream_basis")
 
 
 def save_plan(plan: EditPlan, path_json: Path, path_tensors: Path | None = None) -> None:
@@ -83,7 +83,7 @@ def explain(plan: EditPlan) -> str:
         return "Changes nothing: every strength is 0."
     ranks = sorted({len(edit.strengths) for edit in active})
     places = _counted(edit.site.component for edit in active)
-    n_biases = sum(edit.site.bias is not None for edit in active)
+    n_biases = sum(bool(name) for edit in active for name in (edit.site.bias, edit.norm_bias))
     layers = sorted({edit.site.layer for edit in active if edit.site.layer is not None})
     lines = [
         f"{_deed(active)} {_range(ranks)} direction{'s' if ranks[-1] > 1 else ''} in "
@@ -144,6 +144,7 @@ def _read_edit(record: dict[str, Any], tensors: dict[str, Tensor]) -> WeightEdit
         read_basis=read,
         strengths=strengths,
         bias_shift=parts["bias_shift"],
+        stream_basis=parts["stream_basis"],
         norm=record["norm"],
     )
 

@@ -89,8 +89,10 @@ def last_states(
     kept = getattr(activations, side).kept
     if not kept:
         raise MeasurementError('the prompts were probed as moments only; use keep="prompts".')
-    norm = model.module.get_submodule(model.anatomy.final_norm)
     states = kept[model.anatomy.n_layers - 1][:, activations.positions.index(-1)]
+    if model.anatomy.final_norm is None:
+        return states.to(model.module.get_input_embeddings().weight)
+    norm = model.module.get_submodule(model.anatomy.final_norm)
     return norm(states.to(next(norm.parameters(), model.module.get_input_embeddings().weight)))
 
 

@@ -27,6 +27,7 @@ ACCELERATOR_BATCH_TOKENS = 16384
 MEMORY_SHARE = 0.25  # of the free memory; the rest is for weights still to load and the consumer
 STREAM_COPIES = 12  # tensors of d_model per token alive at the peak of a block, and captured norms
 MLP_COPIES = 4  # gate, up, their product and the activation
+KEEPS = {"shared": "a recurrent state", "own": "a state of its own", "none": "no state"}
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """How a failed allocation is told where torch has no exception of its own for it."""
 
@@ -147,8 +148,8 @@ def _prefix(model: LoadedModel, encoded: Encoded, longest: int) -> SharedPrefix 
     if not can_share_prefix(model):
         emit(
             Note(
-                f"{model.anatomy.model_type} keeps a recurrent state, so the {length} tokens that "
-                "all prompts share are run again for every prompt."
+                f"{model.anatomy.model_type} keeps {KEEPS[model.anatomy.cache]}, so the {length} "
+                "tokens that all prompts share are run again for every prompt."
             )
         )
         return None

@@ -75,8 +75,10 @@ def can_share_prefix(model: LoadedModel) -> bool:
     """Return whether the model's configuration declares keys and values as its only state.
 
     A state-space or linear-attention layer carries a recurrent state, which this module does not
-    broadcast; such a model runs without the prefix.
+    broadcast; such a model runs without the prefix, as does one with a cache of its own or none.
     """
+    if model.anatomy.cache != "shared":
+        return False
     declared = DynamicCache(config=model.module.config).layers
     return len(declared) == model.anatomy.n_layers and all(
         type(layer) in SHAREABLE_LAYERS for layer in declared

@@ -8,7 +8,8 @@ one of the checks.
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -19,13 +20,14 @@ from obliteratus.directions.directions import Directions
 from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
 from obliteratus.errors import ObliteratusError
-from obliteratus.models.anatomy import WeightSite
+from obliteratus.models.anatomy import StreamSite, WeightSite
 from obliteratus.models.loaded import LoadedModel
-from obliteratus.models.plumbing import block_output, capture, hooked
+from obliteratus.models.plumbing import block_input, block_output, capture, hooked
 from obliteratus.operator.bases import orthonormalise
+from obliteratus.operator.behind import norm_behind
 from obliteratus.operator.edit import EditPlan, WeightEdit
 from obliteratus.operator.hooks import edited
-from obliteratus.operator.removal import post_norm_gain, removal
+from obliteratus.operator.removal import removal
 from obliteratus.settings import EditSettings
 from obliteratus.shapes import Layer
 from obliteratus.testing.float64 import ExactFloat64
@@ -115,45 +117,110 @@ def residual(
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Happened:
+    """What one module did to the stream: a write, a change of it, or the end of a layer."""
+
+    what: WeightSite | StreamSite | Layer
+    output: Tensor
+    before: Tensor | None = None
+
+
 @torch.no_grad()
 def closure(model: LoadedModel, tokens: Int[Tensor, "prompt token"]) -> float:
     """Return the largest relative error of x = Σ declared writes, over layers and tokens.
 
-    The write of a site is multiplier · g ⊙ z / rms(z) behind a post-norm and multiplier · z
-    otherwise, with z the output of ``site.module``.
+    The write of a site is multiplier · g ⊙ z / rms(z) behind a post-norm (C z and a bias behind a
+    LayerNorm) and multiplier · z otherwise, with z the output of ``site.module``. Where the stream
+    goes through a module, the sum so far must be what the module receives, and what it returns goes
+    on. Where hooks act on the input of block 0 as a whole, the sum starts there.
     """
-    raw: dict[str, Tensor] = {}
-    by_module = {site.module: site for site in model.anatomy.writers}
-
-    def watched(path: str) -> RemovableHandle:
-        def keep(_module: object, _args: object, output: object) -> None:
-            write = block_output(output)
-            raw[path] = write.view(*tokens.shape, -1) if write.ndim == 2 else write
-
-        return model.module.get_submodule(path).register_forward_hook(keep)
-
-    with hooked(watched(path) for path in by_module):
-        stream = exact_stream(model, tokens)
-    total = torch.zeros_like(stream["embedding"])
-    worst = 0.0
-    for layer, actual in stream.items():
-        for path, site in by_module.items():
-            if path in raw and site.layer == (None if layer == "embedding" else layer):
-                total = total + _write(model, site, raw[path])
-        if layer != "embedding" and model.anatomy.block_scale is not None:
-            path = f"{model.anatomy.blocks[layer]}.{model.anatomy.block_scale}"
-            total = total * model.module.get_buffer(path)
-        error = (total - actual).norm(dim=-1) / actual.norm(dim=-1)
-        worst = max(worst, float(error.max()))
+    log: list[_Happened] = []
+    with hooked(_watched(model, tokens, log)):
+        exact_logits(model, tokens)
+    total, layer, worst = torch.zeros(()), None, 0.0
+    for event in log:
+        if isinstance(event.what, WeightSite):
+            if event.what.layer == layer:
+                write = _write(model, event.what, event.output)
+                total = total * event.what.stream_multiplier + write
+        elif isinstance(event.what, StreamSite):
+            worst = max(worst, _gap(total, event.before))
+            total = event.output
+            if event.what.scale is not None and event.before is not None:
+                scale = model.module.get_parameter(event.what.scale)
+                total = total + scale * event.before
+        else:
+            if layer is not None and model.anatomy.block_scale is not None:
+                path = f"{model.anatomy.blocks[layer]}.{model.anatomy.block_scale}"
+                total = total * model.module.get_buffer(path)
+            worst = max(worst, _gap(total, event.output))
+            layer = 0 if event.what == "embedding" else int(event.what) + 1
     return worst
 
 
+def _gap(total: Tensor, actual: Tensor | None) -> float:
+    if actual is None:
+        return 0.0
+    return float(((total - actual).norm(dim=-1) / actual.norm(dim=-1)).max())
+
+
+def _watched(model: LoadedModel, tokens: Tensor, log: list[_Happened]) -> Iterator[RemovableHandle]:
+    """Register hooks that write down, in order, all that declares to change the stream."""
+    inputs: dict[str, Tensor] = {}
+
+    def shaped(tensor: Tensor) -> Tensor:
+        flat = tensor.ndim == 2  # some mixtures lose the prompt axis
+        return (tensor.view(*tokens.shape, -1) if flat else tensor).clone()  # written in place
+
+    def keep(what: WeightSite | StreamSite | Layer) -> Callable[..., None]:
+        def hook(_module: object, args: tuple[Any, ...], output: object) -> None:
+            before = None
+            if isinstance(what, StreamSite):
+                before = inputs[what.before] if what.before else args[what.argument]
+            log.append(
+                _Happened(
+                    what, shaped(block_output(output)), None if before is None else shaped(before)
+                )
+            )
+
+        return hook
+
+    def start(_module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        stream = shaped(block_input(args, kwargs))
+        if any(site.kind == "start" for site in model.anatomy.stream_sites):
+            log.append(_Happened(model.anatomy.stream_sites[0], stream))
+        log.append(_Happened("embedding", stream))
+
+    def remember(path: str) -> Callable[..., None]:
+        def hook(_module: object, args: tuple[Any, ...]) -> None:
+            inputs[path] = args[0]
+
+        return hook
+
+    first = model.module.get_submodule(model.anatomy.blocks[0])
+    yield first.register_forward_pre_hook(start, with_kwargs=True)
+    for site in {site.module: site for site in model.anatomy.plain_writers}.values():
+        yield model.module.get_submodule(site.module).register_forward_hook(keep(site))
+    for site in model.anatomy.stream_sites:
+        if site.before is not None:
+            module = model.module.get_submodule(site.before)
+            yield module.register_forward_pre_hook(remember(site.before))
+        if site.kind != "start":
+            yield model.module.get_submodule(site.module).register_forward_hook(keep(site))
+    for layer, path in enumerate(model.anatomy.blocks):
+        yield model.module.get_submodule(path).register_forward_hook(keep(layer))
+
+
 def _write(model: LoadedModel, site: WeightSite, raw: Tensor) -> Tensor:
-    if site.post_norm is not None:
+    behind = norm_behind(model, site)
+    if behind is not None and site.post_norm is not None:
         norm = model.module.get_submodule(site.post_norm.name.rpartition(".")[0])
         eps = float(getattr(norm, "eps", None) or getattr(norm, "variance_epsilon"))  # noqa: B009
-        mean_square = raw.square().mean(-1, keepdim=True) + eps
-        raw = raw * torch.rsqrt(mean_square) * post_norm_gain(model, site)
+        mean_square = behind.centred(raw).square().mean(-1, keepdim=True) + eps
+        raw = behind.written(raw) * torch.rsqrt(mean_square)
+        if site.post_norm.bias is not None:
+            raw = raw + model.module.get_parameter(site.post_norm.bias)
     return raw if site.module_multiplies else raw * site.multiplier
 
 

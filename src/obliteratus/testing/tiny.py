@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
@@ -12,7 +13,8 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from obliteratus.errors import UsageError, did_you_mean
 from obliteratus.models.auto import auto_class
-from obliteratus.models.describe import describe
+from obliteratus.models.describe import describe, family_of
+from obliteratus.models.family import Family
 from obliteratus.models.loaded import LoadedModel, ModelSource
 from obliteratus.testing.tiny_configs import CONFIGS
 
@@ -26,7 +28,7 @@ SPREAD = 0.5
 """Half the width of the interval in which a gain, bias or multiplier lands around its default."""
 
 MODEL_TYPES: tuple[str, ...] = tuple(CONFIGS)
-"""The model types that :func:`tiny_model` can build."""
+"""What :func:`tiny_model` can build: model types, and variants under names of their own."""
 
 
 def tiny_model(
@@ -68,6 +70,12 @@ def tiny_model(
         dtype=dtype,
         chat_template_sha256=hashlib.sha256(CHAT_TEMPLATE.encode()).hexdigest(),
     )
+
+
+def tiny_declaration(model_type: str) -> Family:
+    """Return what is declared for the tiny model of ``model_type``: a family, or its variant."""
+    config = AutoConfig.for_model(**{"model_type": model_type, **CONFIGS[model_type]})
+    return family_of(config)
 
 
 def tiny_folder(path: Path, model_type: str = "llama", *, seed: int = 0) -> Path:
@@ -140,12 +148,12 @@ def _module(
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")],
     }
-    asked = CONFIGS[model_type]
+    asked: dict[str, Any] = CONFIGS[model_type]
     if "text_config" in asked:
         asked = {**asked, "text_config": {**asked["text_config"], **vocabulary}}
     else:
         asked = {**asked, **vocabulary}
-    config = AutoConfig.for_model(model_type, **asked)
+    config = AutoConfig.for_model(**{"model_type": model_type, **asked})
     # The grouped expert kernels have no float64.
     implementation = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
     with torch.random.fork_rng(devices=[]):

@@ -1,5 +1,7 @@
 """Configurations of tiny models: one for every ``model_type`` that a family file declares.
 
+An entry with a ``model_type`` of its own is a variant that the configuration switches on.
+
 Biases exist where the configuration allows them, multipliers differ from 1, mixtures have four
 experts of which two answer, and blocks of every kind occur. The square ``o_proj`` (heads × head_dim
 = d_model) cannot be told from its transpose.
@@ -353,6 +355,75 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 512,
     },
     "biogpt": {**LLAMA, "hidden_dropout_prob": 0.0},
+    "opt-350m": {
+        "model_type": "opt",
+        "hidden_size": D_MODEL,
+        "ffn_dim": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 12,
+        "do_layer_norm_before": False,
+        "max_position_embeddings": 512,
+    },
+    "bloom-normed": {
+        "model_type": "bloom",
+        "hidden_size": D_MODEL,
+        "n_layer": 3,
+        "n_head": 4,
+        "apply_residual_connection_post_layernorm": True,
+    },
+    # stream_norm.py
+    "minimax": {
+        **LLAMA,
+        **LOCAL,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "block_size": 8,
+        "full_attn_alpha_factor": 1.7,
+        "full_attn_beta_factor": 0.6,
+        "linear_attn_alpha_factor": 1.9,
+        "linear_attn_beta_factor": 0.8,
+        "mlp_alpha_factor": 1.4,
+        "mlp_beta_factor": 0.7,
+    },
+    "openai-gpt": {
+        "n_embd": D_MODEL,
+        "n_layer": 3,
+        "n_head": 4,
+        "n_positions": 512,
+    },
+    # sinusoidal.py
+    "xglm": {
+        "d_model": D_MODEL,
+        "ffn_dim": 24,
+        "num_layers": 3,
+        "attention_heads": 4,
+        "max_position_embeddings": 512,
+    },
+    "ctrl": {"n_embd": D_MODEL, "dff": 24, "n_layer": 3, "n_head": 4, "n_positions": 512},
+    # channel_scale.py
+    "doge": {**LLAMA, **BIASED},
+    "zaya": {
+        **LLAMA,
+        "num_experts": 4,
+        "moe_intermediate_size": 12,
+        "router_hidden_size": 8,
+        "attention_bias": True,
+    },
+    # longcat.py
+    "longcat_flash": {
+        **LATENT,
+        "hidden_size": D_MODEL,
+        "num_layers": 3,
+        "num_attention_heads": 4,
+        "head_dim": 4,
+        "ffn_hidden_size": 24,
+        "expert_ffn_hidden_size": 12,
+        "n_routed_experts": 4,
+        "zero_expert_num": 2,
+        "moe_topk": 3,
+        "routed_scaling_factor": 1.5,
+        "max_position_embeddings": 512,
+    },
     # multimodal.py
     "llava": {
         "text_config": {"model_type": "llama", **LLAMA, **BIASED},

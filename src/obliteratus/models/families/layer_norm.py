@@ -2,8 +2,18 @@
 
 from dataclasses import replace
 
-from obliteratus.models.families.parts import embedding, linears, norms, scaled_embedding
-from obliteratus.models.family import Family, linear, register
+from transformers import PretrainedConfig
+
+from obliteratus.models.families.parts import (
+    NORM_ON_STREAM,
+    embedding,
+    layer_normed,
+    linears,
+    norms,
+    scaled_embedding,
+    stream_norms,
+)
+from obliteratus.models.family import Family, Site, Variant, linear, register
 
 GPT_NEOX = register(
     Family(
@@ -71,17 +81,35 @@ FALCON = register(
     )
 )
 
+NORM_FIRST = replace(
+    FALCON,
+    model_types=("bloom",),
+    embeddings=layer_normed("transformer.word_embeddings_layernorm", *FALCON.embeddings),
+    internals=GPT_NEOX.internals,
+)
+
+
+def keeps_what_is_normed(config: PretrainedConfig) -> bool:
+    """Say whether the stream of a BLOOM goes on from behind its norms."""
+    return bool(config.apply_residual_connection_post_layernorm)
+
+
 BLOOM = register(
     replace(
-        FALCON,
-        model_types=("bloom",),
-        embeddings=(replace(FALCON.embeddings[0], module="transformer.word_embeddings_layernorm"),),
-        internals=GPT_NEOX.internals,
-        model_internals=norms("transformer.word_embeddings_layernorm"),
-        hooks_only="its embedding goes through a LayerNorm with a bias of its own",
+        NORM_FIRST,
+        variants=(
+            Variant(
+                keeps_what_is_normed,
+                replace(
+                    NORM_FIRST,
+                    stream_sites=stream_norms("input_layernorm", "post_attention_layernorm"),
+                    hooks_only=NORM_ON_STREAM,
+                ),
+            ),
+        ),
     )
 )
-"""The hook reference acts behind that norm, where the embedding enters the stream."""
+"""Its embedding enters the stream through a LayerNorm with a bias of its own."""
 
 GPTJ = register(
     replace(
@@ -133,30 +161,58 @@ GPT_BIGCODE = register(
 )
 """GPT-2 with ordinary linear layers."""
 
+NORM_BEFORE = replace(
+    GPT_NEOX,
+    model_types=("opt",),
+    backbone="model.decoder",
+    blocks="model.decoder.layers",
+    final_norm="model.decoder.final_layer_norm",
+    embeddings=(
+        embedding("model.decoder.embed_tokens"),
+        embedding("model.decoder.embed_positions"),
+    ),
+    writers=(linear("self_attn.out_proj", "attention"), linear("fc2", "mlp")),
+    readers=(
+        *linears("attention", *(f"self_attn.{name}_proj" for name in "qkv")),
+        linear("fc1", "mlp"),
+    ),
+    head=linear("lm_head", "head"),
+    internals=norms("self_attn_layer_norm", "final_layer_norm"),
+)
+NORM_AFTER = replace(
+    NORM_BEFORE,
+    final_norm=None,
+    stream_sites=stream_norms("self_attn_layer_norm", "final_layer_norm"),
+    hooks_only=NORM_ON_STREAM,
+)
+PROJECTED = replace(
+    NORM_AFTER,
+    final_norm="model.decoder.project_out",
+    embeddings=(linear("model.decoder.project_in", "embedding"), NORM_AFTER.embeddings[1]),
+    head=Site("lm_head.weight", "head", width="word_embed_proj_dim"),
+)
+
+
+def norms_after(config: PretrainedConfig) -> bool:
+    """Say whether an OPT norms the stream behind attention and MLP instead of before them."""
+    return not config.do_layer_norm_before
+
+
+def norms_after_and_projects(config: PretrainedConfig) -> bool:
+    """Say whether an OPT does so and has narrower embeddings than its stream, as the 350m has."""
+    return norms_after(config) and config.word_embed_proj_dim != config.hidden_size
+
+
 OPT = register(
     replace(
-        GPT_NEOX,
-        model_types=("opt",),
-        backbone="model.decoder",
-        blocks="model.decoder.layers",
-        final_norm="model.decoder.final_layer_norm",
-        embeddings=(
-            embedding("model.decoder.embed_tokens"),
-            embedding("model.decoder.embed_positions"),
-        ),
-        writers=(linear("self_attn.out_proj", "attention"), linear("fc2", "mlp")),
-        readers=(
-            *linears("attention", *(f"self_attn.{name}_proj" for name in "qkv")),
-            linear("fc1", "mlp"),
-        ),
-        head=linear("lm_head", "head"),
-        internals=norms("self_attn_layer_norm", "final_layer_norm"),
+        NORM_BEFORE,
+        variants=(Variant(norms_after_and_projects, PROJECTED), Variant(norms_after, NORM_AFTER)),
     )
 )
 
 BIOGPT = register(
     replace(
-        OPT,
+        NORM_BEFORE,
         model_types=("biogpt",),
         backbone="biogpt",
         blocks="biogpt.layers",

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from obliteratus.models.anatomy import Component, PostNorm
+from obliteratus.models.anatomy import Component, PostNorm, StreamSite
 from obliteratus.models.family import Site, linear
 
 
@@ -36,9 +36,24 @@ def post_normed(norm: str, *sites: Site, offset: float = 0.0) -> tuple[Site, ...
     return tuple(replace(site, post_norm=PostNorm(f"{norm}.weight", offset)) for site in sites)
 
 
+def layer_normed(norm: str, *sites: Site) -> tuple[Site, ...]:
+    """Return ``sites`` with their write going through the LayerNorm ``norm`` before the stream."""
+    post_norm = PostNorm(f"{norm}.weight", kind="layer", bias=f"{norm}.bias")
+    return tuple(replace(site, post_norm=post_norm) for site in sites)
+
+
 def multiplied(multiplier: float | str, *sites: Site) -> tuple[Site, ...]:
     """Return ``sites`` with their write multiplied by ``multiplier`` on its way to the stream."""
     return tuple(replace(site, multiplier=multiplier) for site in sites)
+
+
+NORM_ON_STREAM = "a norm acts on the stream itself, and its gains turn what was removed"
+"""Why weights behind such a norm cannot keep a direction out of the stream."""
+
+
+def stream_norms(*modules: str) -> tuple[StreamSite, ...]:
+    """Return the norms of a block that the stream itself goes through."""
+    return tuple(StreamSite(module, "through") for module in modules)
 
 
 def norms(*modules: str) -> tuple[str, ...]:
