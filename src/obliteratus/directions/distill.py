@@ -87,6 +87,7 @@ def distill(
         source_layer=found.layer,
         position=found.position,
         strength=strength.value,
+        mean=_harmless_mean(activations, found),
         strong_layers=strong_layers(separation),
         reliability=reliability(source, seed=seed),
         provenance={
@@ -217,6 +218,13 @@ def _separation(activations: Activations, position: int, seed: int) -> dict[Laye
         samples: Samples = samples_at(activations, layer, position)
         found[layer] = held_out_separation(samples, seed=seed)
     return found
+
+
+def _harmless_mean(activations: Activations, found: _Found) -> Float64[Tensor, " d_model"] | None:
+    """Return the harmless mean where one direction for all layers was read."""
+    if found.layer is None:
+        return None
+    return activations.harmless.moments[found.layer].mean[_index(activations, found.position)]
 
 
 def _index(activations: Activations, position: int) -> int:

@@ -22,6 +22,8 @@ ENERGY_TOLERANCE = 1e-6
 """Relative difference of Σ‖ΔW‖² between plan and control that is called matched."""
 SPENT_ALREADY = 1e-6
 """Share of a random direction's energy below which the plan has been carried out already."""
+SHIFT_TOLERANCE = 1e-9
+"""Share of a shift outside the edited space that rounding explains."""
 TILTS = 10
 """Passes over the weights spent on tilting a random draw until it can spend the energy."""
 BISECTIONS = 60
@@ -42,12 +44,12 @@ def matched_random(plan: EditPlan, model: LoadedModel, seed: int = 0) -> EditPla
     the smallest n that reaches the energy; θ solves Σ‖ΔW‖_F²(control) = Σ‖ΔW‖_F²(plan), without
     norm preservation on either side. ``model`` is the one the plan was made for, before any edit.
 
+    A shift of a bias within the plan's space has the same coordinates in the control's.
+
     Raises:
         EditError: no tilted draw spends that energy, as when the plan has been carried out on
-            ``model`` already, or the plan shifts a bias.
+            ``model`` already, or the plan shifts a bias outside the space that it edits.
     """
-    if any(edit.bias_shift is not None for edit in plan):
-        raise EditError("a control for an edit that shifts a bias is not defined; plan without it.")
     generator = torch.Generator().manual_seed(STREAM + seed)
     replaced: dict[str, WeightEdit] = {}
     for group in _groups(plan, model):
@@ -65,7 +67,10 @@ class _Member:
 
     @property
     def is_oblique(self) -> bool:
-        return not torch.equal(self.edit.write_basis, self.edit.read_basis)
+        write, read = (
+            orthonormalise(rows) for rows in (self.edit.write_basis, self.edit.read_basis)
+        )
+        return not same_space(write, read)
 
     def bases(
         self, rows: Float64[Tensor, "rank d_model"]
@@ -91,6 +96,7 @@ def _groups(plan: EditPlan, model: LoadedModel) -> list[list[_Member]]:
     """Put together the edits whose bases are one space of the stream."""
     groups: list[tuple[Tensor, list[_Member]]] = []
     for edit in plan:
+        _check_shift(edit)
         if not bool(edit.strengths.any()):
             continue
         rows = stream_rows(model, edit, edit.read_basis)
@@ -110,12 +116,30 @@ def _control(
     start = orthonormalise(torch.randn((rank, d_model), generator=generator, dtype=torch.float64))
     wanted = sum(change_energy(member.edit, _weight(model, member.edit)) for member in group)
     rows = _spending(wanted, start, group, model)
-    return {
-        member.edit.site.name: dataclasses.replace(
-            member.edit, write_basis=member.bases(rows)[0], read_basis=member.bases(rows)[1]
+    found: dict[str, WeightEdit] = {}
+    for member in group:
+        write, read = member.bases(rows)
+        shift = member.edit.bias_shift
+        found[member.edit.site.name] = dataclasses.replace(
+            member.edit,
+            write_basis=write,
+            read_basis=read,
+            bias_shift=None if shift is None else (member.edit.read_basis @ shift) @ write,
         )
-        for member in group
-    }
+    return found
+
+
+def _check_shift(edit: WeightEdit) -> None:
+    """Refuse a shift that Uᵀ V does not give back: it has no counterpart in another space."""
+    if edit.bias_shift is None:
+        return
+    inside = (edit.read_basis @ edit.bias_shift) @ edit.write_basis * edit.strengths.any()
+    outside = float(torch.linalg.vector_norm(edit.bias_shift - inside))
+    if outside > SHIFT_TOLERANCE * float(torch.linalg.vector_norm(edit.bias_shift)):
+        raise EditError(
+            f"the shift of {edit.site.name} leaves the space that is edited, so a control for it "
+            "is not defined; plan without it."
+        )
 
 
 def _spending(

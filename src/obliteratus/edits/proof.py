@@ -141,7 +141,8 @@ def tolerance_of(model: LoadedModel) -> float:
 def _module_bases(
     model: LoadedModel, plan: EditPlan
 ) -> dict[str, tuple[WeightSite, Float64[Tensor, "rank d_model"]]]:
-    found = ((edit.site, removed_basis(model, edit)) for edit in plan)
+    writers = (edit for edit in plan if edit.site.role == "writer")
+    found = ((edit.site, removed_basis(model, edit)) for edit in writers)
     return {site.module: (site, basis) for site, basis in found if basis is not None}
 
 

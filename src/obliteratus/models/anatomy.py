@@ -8,8 +8,11 @@ guessed from a shape. See mathematics.md §1 for the terms.
 from dataclasses import dataclass
 from typing import Literal
 
+from obliteratus.shapes import Component
+
+__all__ = ["Anatomy", "Component", "ExpertKind", "Layout", "PostNorm", "Role", "WeightSite"]
+
 Role = Literal["writer", "reader"]
-Component = Literal["embedding", "attention", "mlp", "experts", "state_space", "head"]
 Layout = Literal["out_in", "in_out"]
 """How a matrix is stored: ``out_in`` for nn.Linear, ``in_out`` for GPT-2's Conv1D, embeddings and
 transposed experts. Fused experts have one more axis, ``expert``, in front."""
