@@ -88,8 +88,8 @@ def prove_tensors(
     if worst is not None and not found[worst] <= tolerance and not allow_leak:
         raise LeakError(
             f"{worst} still writes {found[worst]:.1e} of a random direction's share along what "
-            f"was removed (at most {tolerance:.0e} in {model.dtype}). Excise the plan again, or "
-            "set edit.allow_leak=true to go on."
+            f"was removed (at most {tolerance:.0e} in {model.dtype}).",
+            "Excise the plan again, or pass --allow-leak (edit.allow_leak=true) to go on.",
         )
     return found
 
@@ -123,7 +123,11 @@ def prove_stream(
     writers = {path: watch.writes[path] for path in bases if path in watch.writes}
     proof = StreamProof(measured, watch.layers, writers, tolerance_of(model))
     if not proof.worst <= proof.tolerance and not allow_leak:
-        raise LeakError(_leak(proof, model))
+        raise LeakError(
+            _leak(proof, model),
+            f"Check models/families/{model.anatomy.family}.py, or pass --allow-leak "
+            "(edit.allow_leak=true) to go on.",
+        )
     return proof
 
 
@@ -233,6 +237,5 @@ def _leak(proof: StreamProof, model: LoadedModel) -> str:
     )
     return (
         f"{proof.worst:.1e} of the stream is left along the removed directions {where}{cause} (at "
-        f"most {proof.tolerance:.0e} in {model.dtype}). Check models/families/"
-        f"{model.anatomy.family}.py, or set edit.allow_leak=true to go on."
+        f"most {proof.tolerance:.0e} in {model.dtype})."
     )
