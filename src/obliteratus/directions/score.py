@@ -17,7 +17,7 @@ from obliteratus.measure.log_odds import RefusalTokens, log_odds
 from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.hooks import adding, edited
-from obliteratus.operator.removal import PostNormEdit, everywhere, removal
+from obliteratus.operator.removal import PostNormEdit, removal
 from obliteratus.probe.forward import last_hidden
 from obliteratus.prompts.contrast import ContrastSet, Prompt
 from obliteratus.shapes import Layer
@@ -73,11 +73,23 @@ class Scorer:
             odds, harmless = self._measured()
         return Effect(odds, kl_divergence(self._original, harmless).numpy())
 
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers from whose writers a direction is removed: all, with or without embedding."""
+        blocks = range(self.model.anatomy.n_layers)
+        return ("embedding", *blocks) if self.embedding else tuple(blocks)
+
     def candidate(
-        self, layer: Layer, position: int, samples: Samples, row: Float64[Tensor, "1 d_model"]
+        self,
+        layer: Layer,
+        position: int,
+        samples: Samples,
+        bases: Mapping[Layer, Float64[Tensor, "1 d_model"]],
     ) -> Candidate:
-        """Score ``row``, found in ``samples`` at ``layer`` and ``position``; δ itself is added."""
-        bases = everywhere(self.model, row, embedding=self.embedding)
+        """Score what was found in ``samples`` at ``layer`` and ``position``.
+
+        ``bases`` are removed, and the mean difference itself is added.
+        """
         removed = self.effect(bases)
         with adding(self.model, layer, samples.delta.to(torch.float32)):
             induce = log_odds(self._log_probabilities(self._harmless), self.tokens.ids)

@@ -52,6 +52,19 @@ class EditRecord:
 
 
 @dataclass(frozen=True)
+class RouterAgreement:
+    """How often the routers of a mixture chose the same set of experts before and after an edit.
+
+    ``share`` is that of all ``n`` (token, router) pairs, ``lowest`` that of the router ``worst``.
+    """
+
+    share: float
+    n: int
+    worst: str
+    lowest: float
+
+
+@dataclass(frozen=True)
 class Receipt:
     """One pass of an executor over a model.
 
@@ -59,7 +72,8 @@ class Receipt:
     ``untied`` names the head's parameter, or is None. ``deviations`` holds those of the plan and
     those met while editing. ``proof`` is what real tokens showed after an edit at full strength,
     ``post_norm`` what they showed before one behind post-norms; None where it was not looked at.
-    ``residual`` is the energy along the directions of every layer, before and after.
+    ``residual`` is the energy along the directions of every layer, before and after; ``routers``
+    what became of the choice of experts, None without any.
     """
 
     records: tuple[EditRecord, ...]
@@ -69,6 +83,7 @@ class Receipt:
     proof: StreamProof | None = None
     post_norm: PostNormEffect | None = None
     residual: tuple[LayerResidual, ...] = ()
+    routers: RouterAgreement | None = None
 
     @property
     def left(self) -> float:
@@ -104,6 +119,7 @@ class Receipt:
             "left": self.left,
             "most_left": None if self.most_left is None else self.most_left.name,
             "residual": [asdict(layer) for layer in self.residual],
+            "routers": None if self.routers is None else asdict(self.routers),
             "proof": None if self.proof is None else self.proof.as_json(),
             "post_norm": None if self.post_norm is None else self.post_norm.as_json(),
             "deviations": [asdict(deviation) for deviation in self.deviations],

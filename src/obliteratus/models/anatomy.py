@@ -10,7 +10,16 @@ from typing import Literal
 
 from obliteratus.shapes import Component
 
-__all__ = ["Anatomy", "Component", "ExpertKind", "Layout", "PostNorm", "Role", "WeightSite"]
+__all__ = [
+    "Anatomy",
+    "Component",
+    "ExpertKind",
+    "Layout",
+    "PostNorm",
+    "Role",
+    "Router",
+    "WeightSite",
+]
 
 Role = Literal["writer", "reader"]
 Layout = Literal["out_in", "in_out"]
@@ -32,6 +41,18 @@ class PostNorm:
 
 
 @dataclass(frozen=True)
+class Router:
+    """Where the experts that a router chose can be read while the model runs.
+
+    ``module`` returns their indices [token, k] as its last output where ``top_k`` is 0; otherwise
+    it returns logits (alone or last), of which the ``top_k`` largest are chosen.
+    """
+
+    module: str
+    top_k: int = 0
+
+
+@dataclass(frozen=True)
 class WeightSite:
     """One matrix that reads or writes the residual stream.
 
@@ -40,7 +61,8 @@ class WeightSite:
     where the hook reference acts. Several sites may share a module (fused experts). Where
     ``module_multiplies`` the module applies the multiplier itself (Gemma's scaled embedding), so
     its output is multiplier × the raw write. ``layer`` is None outside the blocks. ``tied_to``
-    names the parameter that shares this one's storage.
+    names the parameter that shares this one's storage. ``router`` is set where this matrix chooses
+    experts.
     """
 
     name: str
@@ -55,6 +77,7 @@ class WeightSite:
     multiplier: float = 1.0
     module_multiplies: bool = False
     tied_to: str | None = None
+    router: Router | None = None
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from obliteratus.errors import UnsupportedArchitectureError
-from obliteratus.models.anatomy import Anatomy, PostNorm, Role, WeightSite
-from obliteratus.models.family import FAMILIES, Family, Site
+from obliteratus.models.anatomy import Anatomy, PostNorm, Role, Router, WeightSite
+from obliteratus.models.family import FAMILIES, Choice, Family, Site
 from obliteratus.models.unsupported import UNSUPPORTED
 
 
@@ -126,6 +126,7 @@ class _Resolver:
             multiplier=self._multiplier(spec.multiplier),
             module_multiplies=spec.module_multiplies,
             tied_to=_shares_with(name, self.parameters),
+            router=self._router(spec.choice, prefix),
         )
 
     def unmatched(self, blocks: tuple[str, ...], sites: tuple[WeightSite, ...]) -> tuple[str, ...]:
@@ -159,6 +160,12 @@ class _Resolver:
         if prefix + norm.name not in self.parameters:
             raise self._wrong(f"it has no post-norm weight '{prefix + norm.name}'")
         return PostNorm(prefix + norm.name, norm.gain_offset)
+
+    def _router(self, choice: Choice | None, prefix: str) -> Router | None:
+        if choice is None:
+            return None
+        top_k = 0 if choice.top_k is None else int(self._multiplier(choice.top_k))
+        return Router(prefix + choice.module, top_k)
 
     def _multiplier(self, multiplier: float | str) -> float:
         if not isinstance(multiplier, str):

@@ -12,13 +12,26 @@ from obliteratus.registry import Registry
 
 
 @dataclass(frozen=True)
+class Choice:
+    """How a router tells which experts it chose: see :class:`~obliteratus.models.anatomy.Router`.
+
+    ``module`` is named below its block; ``top_k`` is ``config.<name>``, or None where the module
+    returns indices.
+    """
+
+    module: str
+    top_k: str | None = None
+
+
+@dataclass(frozen=True)
 class Site:
     """One matrix of a family, named below its block (or below the model outside the blocks).
 
     ``bias`` names a bias that models of the family may have: whether this one has it is read from
     the model. ``module`` is the module whose output is the raw write (by default the parent of the
     weight). ``multiplier`` is a number, ``config.<name>`` (of the text configuration) or the path
-    of an attribute below the model. ``optional`` sites exist in some blocks only.
+    of an attribute below the model. ``optional`` sites exist in some blocks only. ``choice`` is
+    given for a router.
     """
 
     weight: str
@@ -31,6 +44,7 @@ class Site:
     multiplier: float | str = 1.0
     module_multiplies: bool = False
     optional: bool = False
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from obliteratus.edits.planner import plan
 from obliteratus.edits.post_norm import check_post_norm
 from obliteratus.edits.receipt import Receipt
 from obliteratus.edits.residual import residual_energy, residuals
+from obliteratus.edits.routers import router_agreement, router_choices
 from obliteratus.edits.targets import check_targets
 from obliteratus.errors import ModelSourceError
 from obliteratus.events import Deviation, DeviationRecorded, Note, emit
@@ -278,14 +279,21 @@ class _Run:
         prompts, target = self._proof_ids(model, splits), affine_target(planned.edits)
         effect = check_post_norm(model, planned, prompts)
         before = residual_energy(model, directions.basis, prompts, target=target)
+        chosen = router_choices(model, prompts)
         receipt = excise(model, planned)
         self.journal.deviate(*receipt.deviations)
         allow = self.settings.edit.allow_leak
         proof, leaks = prove_edit(model, planned, prompts, receipt=receipt, allow_leak=allow)
         self._leak(leaks)
         after = residual_energy(model, directions.basis, prompts, target=target)
-        left = residuals(before, after)
-        receipt = dataclasses.replace(receipt, proof=proof, post_norm=effect, residual=left)
+        again = router_choices(model, prompts)
+        receipt = dataclasses.replace(
+            receipt,
+            proof=proof,
+            post_norm=effect,
+            residual=residuals(before, after),
+            routers=router_agreement(chosen, again) if chosen and again else None,
+        )
         return _Pass(directions, planned, receipt)
 
     def _leak(self, leaks: Sequence[Deviation]) -> None:

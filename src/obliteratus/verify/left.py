@@ -1,12 +1,13 @@
 """What an edit leaves along its directions: from receipts to the report, and in words."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from obliteratus.directions.directions import Directions
 from obliteratus.edits.receipt import Receipt
 from obliteratus.events import Deviation
 from obliteratus.verify.formatting import number, tiny_share
-from obliteratus.verify.report import EditFacts, LayerLeft, NormLeft
+from obliteratus.verify.report import EditFacts, LayerLeft, NormLeft, RoutersAgree
 
 NOTHING = 1e-3
 """Largest energy share at any token that is told in one line: a tenth of a per cent."""
@@ -18,7 +19,8 @@ def edit_facts(
     """Return what ``receipts``, one of each pass, say about what is left.
 
     The layers are those of the first pass, along whose ``directions`` the report measures; of the
-    matrices with a kept norm the pass that leaves the most is told.
+    matrices with a kept norm the pass that leaves the most is told, of the routers the pass that
+    moves them the most.
     """
     return EditFacts(
         layers=tuple(
@@ -32,6 +34,7 @@ def edit_facts(
             for each in receipts[0].residual
         ),
         norm=_norm_left(receipts),
+        routers=_routers(receipts),
         shares=_shares(directions.provenance.get("shares", {})),
         leaks=tuple(leak.done for leak in leaks),
     )
@@ -45,6 +48,12 @@ def left_lines(facts: EditFacts) -> list[str]:
             f"Keeps {facts.norm.norm} norms; the matrices still write {tiny_share(facts.norm.left)}"
             f" of what they wrote along it (most: {facts.norm.matrix}, "
             f"{tiny_share(facts.norm.largest)})."
+        )
+    if facts.routers is not None:
+        lines.append(
+            f"Routers choose the same experts in {number(facts.routers.share, 'share')} of "
+            f"{facts.routers.n} cases (least: {facts.routers.worst}, "
+            f"{number(facts.routers.lowest, 'share')})."
         )
     if facts.shares and min(facts.shares.values()) < 1 - NOTHING:
         low, high = (number(end(facts.shares.values()), "share") for end in (min, max))
@@ -81,6 +90,12 @@ def _norm_left(receipts: Sequence[Receipt]) -> NormLeft | None:
         if (most := receipt.most_left) is not None and most.norm != "none"
     ]
     return max(found, key=lambda each: each.left, default=None)
+
+
+def _routers(receipts: Sequence[Receipt]) -> RoutersAgree | None:
+    found = [receipt.routers for receipt in receipts if receipt.routers is not None]
+    worst = min(found, key=lambda each: each.share, default=None)
+    return None if worst is None else RoutersAgree(**asdict(worst))
 
 
 def _shares(shares: Mapping[str, float]) -> dict[str, float]:

@@ -164,6 +164,15 @@ class NormLeft(Record):
     matrix: str
 
 
+class RoutersAgree(Record):
+    """The share of ``n`` (token, router) pairs with the same experts; ``lowest`` is ``worst``'s."""
+
+    share: float
+    n: int
+    worst: str
+    lowest: float
+
+
 class EditFacts(Record):
     """What the executor measured: what the edit left, and what it was let through with.
 
@@ -173,6 +182,7 @@ class EditFacts(Record):
 
     layers: tuple[LayerLeft, ...] = ()
     norm: NormLeft | None = None
+    routers: RoutersAgree | None = None
     shares: dict[str, float] = {}
     leaks: tuple[str, ...] = ()
 

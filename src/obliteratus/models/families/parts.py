@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from obliteratus.models.anatomy import Component, PostNorm
-from obliteratus.models.family import Site, linear
+from obliteratus.models.family import Choice, Site, linear
 
 
 def linears(component: Component, *modules: str) -> tuple[Site, ...]:
@@ -39,6 +39,26 @@ def post_normed(norm: str, *sites: Site, offset: float = 0.0) -> tuple[Site, ...
 def multiplied(multiplier: float | str, *sites: Site) -> tuple[Site, ...]:
     """Return ``sites`` with their write multiplied by ``multiplier`` on its way to the stream."""
     return tuple(replace(site, multiplier=multiplier) for site in sites)
+
+
+def routers(
+    *modules: str,
+    chosen_by: str | None = None,
+    top_k: str | None = None,
+    optional: bool = True,
+) -> tuple[Site, ...]:
+    """Return the sites of routers, which some blocks may lack where ``optional``.
+
+    ``chosen_by`` is the module whose last output are the indices of the chosen experts (by default
+    the router itself), or logits of which the ``top_k`` largest are chosen.
+    """
+    return tuple(
+        replace(
+            linear(module, "experts", optional=optional),
+            choice=Choice(chosen_by or module, top_k),
+        )
+        for module in modules
+    )
 
 
 def norms(*modules: str) -> tuple[str, ...]:
