@@ -226,10 +226,10 @@ def _shares(activations: Activations, found: _Found, settings: DistillSettings) 
     δ is the difference where r was read. One entry per layer that has a direction of its own.
     """
     is_one = found.layer is not None and settings.extractor not in PLACEMENTS
-    layers = [found.layer] if is_one and found.layer is not None else list(found.basis)
+    layers: list[Layer] = [found.layer] if is_one and found.layer is not None else [*found.basis]
     shares: dict[str, float] = {}
     for layer in layers:
-        source = layer if found.layer is None else found.layer
+        source: Layer = layer if found.layer is None else found.layer
         delta = activations.difference(source)[_index(activations, found.position)]
         row = found.basis[layer][0]
         shares[str(layer)] = float((row @ delta).abs() / delta.norm())

@@ -51,7 +51,7 @@ def residual_energy(
     """
     if not prompts:
         raise EditError("the residual energy is that of prompts; give at least one.")
-    rows = {layer: _orthonormal(given) for layer, given in basis.items()}
+    rows: dict[Layer, Tensor] = {layer: _orthonormal(given) for layer, given in basis.items()}
     shares: dict[Layer, list[Tensor]] = {layer: [] for layer in rows}
     backbone = model.module.get_submodule(model.anatomy.backbone)
     with capture(model, rows) as stream:
@@ -63,8 +63,7 @@ def residual_energy(
                 along = (away @ directions.T).square().sum(-1)
                 size = x.square().sum(-1).clamp_min(torch.finfo(x.dtype).tiny)
                 shares[layer].append(along / size)
-    found = {layer: torch.cat(parts) for layer, parts in shares.items()}
-    return {layer: Energy(float(all_.mean()), float(all_.max())) for layer, all_ in found.items()}
+    return {layer: _energy(torch.cat(parts)) for layer, parts in shares.items()}
 
 
 def residuals(
@@ -74,5 +73,9 @@ def residuals(
     return tuple(LayerResidual(layer, before[layer], after[layer]) for layer in before)
 
 
-def _orthonormal(rows: Float[Tensor, "rank d_model"]) -> Float64[Tensor, "rank d_model"]:
+def _energy(shares: Float64[Tensor, " token"]) -> Energy:
+    return Energy(float(shares.mean()), float(shares.max()))
+
+
+def _orthonormal(rows: Float[Tensor, "rank d_model"]) -> Float64[Tensor, "kept d_model"]:
     return orthonormalise(rows[list(independent(rows, tolerance=DEPENDENT))])

@@ -49,7 +49,7 @@ def chosen_layers(
     """
     if settings.layers == "strong":
         return tuple(layer for layer in directions.strong_layers if layer in directions.basis)
-    everything = tuple(
+    everything: tuple[Layer, ...] = tuple(
         layer for layer in directions.basis if layer != "embedding" or settings.edits_embedding
     )
     if settings.blocks is None:
