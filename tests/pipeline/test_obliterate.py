@@ -196,6 +196,7 @@ def test_a_partial_edit_is_reported_layer_by_layer(
         "edit.layers=1-2",
         "edit.strengths={layers: {2: 0.5}, components: {head: 0.3}}",
         "distill.extractor=biprojected_difference_of_means",
+        "distill.max_rank=1",
         "verify.prompts=4",
     )
     report = obliterate(str(refuser), tmp_path / "edited", settings, store=store).report
