@@ -42,7 +42,14 @@ class EditError(ObliteratusError):
 
 
 class LeakError(EditError):
-    """After a full-strength edit a component along the removed basis is left in the stream."""
+    """After a full-strength edit a component along the removed basis is left in the stream.
+
+    ``finding`` is what was found, without ``advice`` on what to do next.
+    """
+
+    def __init__(self, finding: str, advice: str = "") -> None:
+        super().__init__(f"{finding} {advice}".rstrip())
+        self.finding = finding
 
 
 class MeasurementError(ObliteratusError):

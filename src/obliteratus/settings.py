@@ -4,21 +4,38 @@ Unknown keys are refused with the nearest valid one. A method preset is a YAML f
 the ``distill`` and ``edit`` sections; everything else keeps the defaults written here.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal
+import copy
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from obliteratus.errors import UsageError, did_you_mean
+from obliteratus.shapes import Component
 
 Norm = Literal["none", "frobenius", "column", "row"]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
 
 
 class Section(BaseModel):
-    """A frozen group of settings that refuses unknown keys."""
+    """A frozen group of settings that refuses unknown keys.
+
+    ``is_value`` says that ``--set`` may give the whole group at once, as a YAML mapping.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    is_value: ClassVar[bool] = False
 
 
 class ModelSettings(Section):
@@ -74,20 +91,143 @@ class DistillSettings(Section):
     max_depth: float = Field(default=0.8, gt=0, le=1)
 
 
+class Strengths(Section):
+    """How strongly each direction is edited in each layer and component, by factors.
+
+    The strength of direction j in component c of block l is
+
+      edit.strength · layers[l] · components[c] · directions[j],
+
+    and each factor is 1 where it is not given. A product of 0 leaves the matrix as it is, bit for
+    bit. ``layers`` maps blocks (``8`` or ``10-20``, both ends included) to factors; the embedding
+    and the head are no blocks, so only ``components`` and ``directions`` reach them.
+    ``directions`` follows the order of the basis; a basis with fewer rows takes the first ones.
+
+    ``components.head`` is the one factor that is 0 by default, because the head reads the stream
+    and readers are left alone. Given, the head is edited on its input side, W' = W (I − R A Rᵀ),
+    so that the logits lose (W R) A (Rᵀ h), h being the output of the final norm and R the basis of
+    the last block: with one basis for all layers this is what an edit of a tied embedding would do
+    to the head if the two were not separated first. ``edit.layers`` does not concern it.
+    """
+
+    is_value: ClassVar[bool] = True
+    layers: dict[str, FiniteFloat] = {}
+    components: dict[Component, FiniteFloat] = {}
+    directions: tuple[FiniteFloat, ...] = ()
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _ranges(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        factors = cast(Mapping[object, object], value)
+        ranges = [_range(key) for key in factors]
+        _check_apart(ranges)
+        return dict(zip(map(_range_text, ranges), factors.values(), strict=True))
+
+    @field_validator("components", mode="before")
+    @classmethod
+    def _known(cls, value: object) -> object:
+        names = cast(Mapping[object, object], value) if isinstance(value, Mapping) else ()
+        for name in names:
+            if name not in COMPONENTS:
+                near = did_you_mean(str(name), COMPONENTS)
+                raise ValueError(f"no component called '{name}'.{near}")
+        return value
+
+    @property
+    def blocks(self) -> tuple[range, ...]:
+        """The ranges of blocks that ``layers`` names."""
+        return tuple(_range(key) for key in self.layers)
+
+    def of_layer(self, layer: int | None) -> float:
+        """Return the factor of block ``layer``; that of what is no block (None) is 1."""
+        return next(
+            (s for key, s in self.layers.items() if layer is not None and layer in _range(key)), 1.0
+        )
+
+    def of_component(self, component: Component) -> float:
+        """Return the factor of ``component``: 1 where none is given, for the head 0."""
+        return self.components.get(component, 0.0 if component == "head" else 1.0)
+
+    def of_directions(self, rank: int) -> tuple[float, ...]:
+        """Return the factors of the first ``rank`` directions.
+
+        Raises:
+            UsageError: factors are given, but fewer than ``rank``.
+        """
+        if not self.directions:
+            return (1.0,) * rank
+        if len(self.directions) < rank:
+            raise UsageError(
+                f"edit.strengths.directions has {len(self.directions)} strengths for {rank} "
+                "directions; give one for each."
+            )
+        return self.directions[:rank]
+
+
 class EditSettings(Section):
     """EXCISE: the strength of the edit and what it touches.
 
-    Strength 0 keeps, 1 removes, 2 reflects, a negative value amplifies; null takes the one that
-    DISTILL found. ``passes`` re-probe the edited model and distill again.
+    ``strength`` 0 keeps, 1 removes, 2 reflects, a negative value amplifies; null takes the one that
+    DISTILL found. ``strengths`` multiplies it per layer, component and direction (see
+    :class:`Strengths`). ``layers`` is ``all`` (every block and the embedding), ``strong`` (the
+    blocks that DISTILL ranked strong) or blocks such as ``8-16`` or ``embedding,3,8-16``. Fewer
+    than all weaken rather than remove: what other layers write along the directions stays, and the
+    report says how much per layer. ``norm`` is what each matrix keeps.
+
+    ``affine: mean`` sets the component along the directions R to that of the harmless mean μ
+    instead of to 0: x' = x − R Rᵀ(x − μ) + c r, with c = ``affine_offset`` in units of the stream
+    along the first direction r (2411.09003). It needs one basis for all layers, every writer edited
+    at strength 1, and an embedding that reaches the stream without a norm.
+
+    ``passes`` re-probe the edited model and distill again. ``allow_leak`` goes on where a proof
+    finds something left, and says so in the report.
     """
 
-    strength: float | None = None
-    layers: Literal["all", "strong"] = "all"
+    strength: FiniteFloat | None = None
+    strengths: Strengths = Strengths()
+    layers: str = "all"
     norm: Norm = "none"
     post_norm: Literal["oblique", "orthogonal"] = "oblique"
     embedding: Literal["edit", "leave"] = "edit"
+    affine: Literal["none", "mean"] = "none"
+    affine_offset: FiniteFloat = 0.0
     passes: int = Field(default=1, ge=1, le=10)
     allow_leak: bool = False
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _places(cls, value: object) -> str:
+        parts = cast(list[object], value) if isinstance(value, list) else str(value).split(",")
+        if not parts:
+            raise ValueError("an empty list names no layers; write all, strong, 8 or 10-20")
+        names = [str(part).strip() for part in parts]
+        if names in (["all"], ["strong"]):
+            return names[0]
+        ranges = [_range(name) for name in names if name != "embedding"]
+        _check_apart(ranges)
+        if names.count("embedding") > 1:
+            raise ValueError("'embedding' is given twice; give it once.")
+        return ",".join("embedding" if n == "embedding" else _range_text(_range(n)) for n in names)
+
+    @model_validator(mode="after")
+    def _offset_of_something(self) -> "EditSettings":
+        if self.affine_offset and self.affine == "none":
+            raise ValueError("edit.affine_offset needs edit.affine=mean")
+        return self
+
+    @property
+    def blocks(self) -> tuple[range, ...] | None:
+        """The blocks that ``layers`` names, or None for ``all`` and ``strong``."""
+        if self.layers in ("all", "strong"):
+            return None
+        return tuple(_range(name) for name in self.layers.split(",") if name != "embedding")
+
+    @property
+    def edits_embedding(self) -> bool:
+        """Whether the embedding is edited where ``layers`` covers it."""
+        return self.embedding == "edit" and self.strengths.of_component("embedding") != 0
 
 
 class VerifySettings(Section):
@@ -125,9 +265,7 @@ def with_overrides(
     Raises:
         UsageError: an assignment has no ``=``, or its key does not exist.
     """
-    result: dict[str, Any] = {
-        key: dict(value) if isinstance(value, dict) else value for key, value in settings.items()
-    }
+    result = copy.deepcopy(settings)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
@@ -137,6 +275,8 @@ def with_overrides(
         target = result
         for section in sections:
             target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise UsageError(f"{key} cannot be set inside {target!r}; give one or the other.")
         try:
             target[name] = yaml.safe_load(text)
         except yaml.YAMLError as error:
@@ -157,7 +297,9 @@ def settings_from(values: dict[str, Any]) -> RunSettings:
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             _check_key(where, RunSettings)
-        raise UsageError(f"setting {where or 'prompts'}: {first['msg']}.") from error
+        what = first["msg"].removeprefix("Value error, ").removesuffix(".")
+        end = "" if what.endswith("?") else "."
+        raise UsageError(f"setting {where or 'prompts'}: {what}{end}") from error
 
 
 def _check_key(key: str, schema: type[Section]) -> None:
@@ -172,7 +314,34 @@ def valid_keys(schema: type[Section] = RunSettings) -> list[str]:
     for name, field in schema.model_fields.items():
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, Section):
+            keys.extend([name] if annotation.is_value else [])
             keys.extend(f"{name}.{key}" for key in valid_keys(annotation))
         else:
             keys.append(name)
     return keys
+
+
+def _range(key: object) -> range:
+    """Return the blocks that ``8`` or ``10-20`` names."""
+    found = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", str(key))
+    if found is None:
+        raise ValueError(f"'{key}' names no layers; write for example 8 or 10-20")
+    first, last = int(found[1]), int(found[2] or found[1])
+    if last < first:
+        raise ValueError(f"the range {key} ends before it begins; write {last}-{first}")
+    return range(first, last + 1)
+
+
+def _range_text(blocks: range) -> str:
+    first, last = blocks[0], blocks[-1]
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _check_apart(ranges: Iterable[range]) -> None:
+    for one, other in itertools.pairwise(sorted(ranges, key=lambda blocks: blocks.start)):
+        if other.start < one.stop:
+            both = range(other.start, min(one.stop, other.stop))
+            raise ValueError(
+                f"the ranges {_range_text(one)} and {_range_text(other)} overlap in "
+                f"{_range_text(both)}; give each layer once"
+            )

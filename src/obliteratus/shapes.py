@@ -19,3 +19,6 @@ from typing import Literal
 Layer = int | Literal["embedding"]
 """A place in the residual stream: the output of block ``i`` (before the final norm), or the
 output of the embedding, before block 0."""
+
+Component = Literal["embedding", "attention", "mlp", "experts", "state_space", "head"]
+"""The part of a model that a matrix belongs to."""

@@ -102,3 +102,13 @@ def test_chat_says_when_the_conversation_is_too_long(folder, monkeypatch, capsys
     code, captured = chat(monkeypatch, capsys, "a" * 600 + "\n", str(folder))
     assert code == 2
     assert "takes at most 512. Write /new to start over." in captured.err
+
+
+@pytest.mark.parametrize("flags", [(), ("--allow-leak",)])
+def test_a_leak_is_allowed_by_a_flag_only(place, tiny, monkeypatch, flags):
+    jobs = []
+    monkeypatch.setattr(
+        "obliteratus.cli.main_job.run", lambda _screen, job, *_a, **_k: jobs.append(job)
+    )
+    assert place.run("obliterate", tiny, *flags).code == 0
+    assert jobs[0].settings.edit.allow_leak == bool(flags)

@@ -9,6 +9,7 @@ from torch import Tensor
 from obliteratus.directions.difference_of_means import difference_of_means
 from obliteratus.directions.layers import held_out_separation, strong_layers
 from obliteratus.directions.paired_svd import paired_svd
+from obliteratus.directions.placement import placed
 from obliteratus.directions.reliability import reliability
 from obliteratus.directions.samples import EXTRACTORS, Samples
 from obliteratus.directions.whitened_svd import shrunk_spectrum, whitened_svd
@@ -189,3 +190,52 @@ def test_a_difference_within_the_harmless_means_is_refused() -> None:
     shared = replace(samples, harmless_means=samples.delta[None])
     with pytest.raises(DirectionError, match="do not differ outside the harmless means"):
         EXTRACTORS["projected_difference_of_means"](shared, max_rank=1)
+
+
+def test_the_published_projection_leaves_only_its_own_mean_in_place() -> None:
+    samples = with_means(planted()[0], 5)
+    row = EXTRACTORS["source_projected_difference_of_means"](samples, max_rank=1)[0]
+    mean = samples.harmless.double().mean(0)
+    expected = samples.delta - (samples.delta @ mean) * mean / (mean @ mean)
+    assert torch.allclose(row, expected / expected.norm())
+    assert samples.harmless_means is not None
+    assert float((samples.harmless_means[1:] @ row).abs().min()) > 0.1
+
+
+def test_a_biprojected_direction_is_orthogonal_to_the_means_of_source_and_target() -> None:
+    samples, planted_direction = planted()
+    samples = with_means(samples, 5)
+    name = "biprojected_difference_of_means"
+    rows = EXTRACTORS[name](samples, max_rank=2)
+    layers = ("embedding", 0, 1, 2, 3, 4)
+    bases = placed(name, samples, rows, layers)
+    assert tuple(bases) == layers
+    assert samples.harmless_means is not None
+    own = samples.harmless.double().mean(0)
+    for block, mean in enumerate(samples.harmless_means):
+        basis = bases[block]
+        assert float((basis @ mean).abs().max()) < 1e-9
+        assert float((basis @ own).abs().max()) < 1e-9
+        assert torch.allclose(basis @ basis.T, torch.eye(2).double(), atol=1e-12)
+        assert float(basis[0] @ planted_direction) > 0.8
+    assert not torch.allclose(bases[1], bases[2])
+    assert torch.equal(bases[0], rows)  # block 0 is the source here
+    assert torch.equal(bases["embedding"], rows)
+
+
+def test_other_directions_are_the_same_at_every_layer() -> None:
+    samples, _ = planted()
+    rows = difference_of_means(samples)
+    bases = placed("difference_of_means", samples, rows, ("embedding", 0, 1))
+    assert all(basis is rows for basis in bases.values())
+
+
+def test_a_biprojection_needs_the_means_and_something_outside_them() -> None:
+    samples, _ = planted()
+    name = "biprojected_difference_of_means"
+    rows = EXTRACTORS[name](samples, max_rank=1)
+    with pytest.raises(DirectionError, match="needs the harmless means of all blocks"):
+        placed(name, samples, rows, (0,))
+    within = replace(samples, harmless_means=rows + samples.harmless.double().mean(0))
+    with pytest.raises(DirectionError, match="lies within the harmless mean of block 0"):
+        placed(name, within, rows, (0,))

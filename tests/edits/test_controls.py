@@ -112,9 +112,9 @@ def test_a_control_after_the_edit_is_refused() -> None:
         matched_random(planned, model)
 
 
-def test_a_control_of_a_shift_is_refused() -> None:
+def test_a_control_of_a_shift_out_of_the_edited_space_is_refused() -> None:
     model = tiny_model("llama")
     planned = plan(model, random_directions(model))
     shifted = dataclasses.replace(planned.edits[0], bias_shift=orthonormalise(torch.ones(1, 16))[0])
-    with pytest.raises(EditError, match="shifts a bias"):
+    with pytest.raises(EditError, match="leaves the space that is edited"):
         matched_random(dataclasses.replace(planned, edits=(shifted,)), model)

@@ -10,7 +10,7 @@ from obliteratus.edits.planner import plan
 from obliteratus.errors import DirectionError, EditError
 from obliteratus.events import DeviationRecorded, Event, listening
 from obliteratus.models.loaded import LoadedModel
-from obliteratus.settings import EditSettings
+from obliteratus.settings import EditSettings, Strengths
 from obliteratus.testing.keystone import random_directions
 from obliteratus.testing.tiny import tiny_model
 
@@ -90,14 +90,6 @@ def test_an_extractor_without_an_embedding_direction_is_a_deviation(qwen: Loaded
     assert "'layerwise' gave no direction" in planned.deviations[0].reason
 
 
-def test_strengths_can_be_given_per_direction(qwen: LoadedModel) -> None:
-    directions = random_directions(qwen, rank=2)
-    planned = plan(qwen, directions, strengths=(1.0, 0.25, 9.0))
-    assert planned.edits[0].strengths.tolist() == [1.0, 0.25]
-    with pytest.raises(EditError, match="1 strengths were given for 2 directions"):
-        plan(qwen, directions, strengths=(1.0,))
-
-
 def test_the_strength_is_that_of_the_directions_unless_it_is_set(qwen: LoadedModel) -> None:
     directions = dataclasses.replace(random_directions(qwen), strength=1.2)
     assert {float(edit.strengths[0]) for edit in plan(qwen, directions)} == {1.2}
@@ -112,8 +104,8 @@ def test_bases_are_made_exactly_orthonormal(qwen: LoadedModel) -> None:
 
 
 def test_degenerate_and_foreign_directions_are_refused(qwen: LoadedModel) -> None:
-    with pytest.raises(DirectionError, match="direction 1 depends"):
-        plan(qwen, Directions({0: torch.ones(2, 16).double()}, {}, "x"))
+    with pytest.raises(DirectionError, match="zero or not finite"):
+        plan(qwen, Directions({0: torch.zeros(2, 16).double()}, {}, "x"))
     with pytest.raises(EditError, match="width 7, the model's stream 16"):
         plan(qwen, Directions({0: torch.ones(1, 7).double()}, {}, "x"))
 
@@ -134,3 +126,24 @@ def test_an_oblique_edit_that_dwarfs_the_matrix_is_refused() -> None:
     model.module.get_parameter(site.post_norm.name).data[3] = -1.0 + 1e-4
     with pytest.raises(EditError, match=r"o_proj\.weight would change it by .* times its own norm"):
         plan(model, random_directions(model))
+
+
+def test_a_dependent_direction_is_dropped_with_a_deviation(qwen: LoadedModel) -> None:
+    rows = random_directions(qwen, rank=2).basis[0]
+    twice = torch.cat([rows[:1], 2 * rows[:1], rows[1:]])
+    planned = plan(qwen, Directions({0: twice, 1: twice}, {}, "x", strength=0.5))
+    torch.testing.assert_close(planned.edits[0].read_basis, rows)
+    assert len(planned.deviations) == 1
+    assert planned.deviations[0].where == "layers 0, 1"
+    assert planned.deviations[0].done == "direction 1 (counted from 0) left out"
+
+
+def test_nearly_dependent_directions_cannot_have_strengths_of_their_own(qwen: LoadedModel) -> None:
+    rows = random_directions(qwen, rank=2).basis[0]
+    near = torch.stack([rows[0], rows[0] + 0.01 * rows[1]])
+    even = plan(qwen, Directions({0: near}, {}, "x", strength=0.5))
+    assert len(even.edits[0].strengths) == 2
+    settings = EditSettings(strengths=Strengths(directions=(1, 0.5)))
+    uneven = plan(qwen, Directions({0: near}, {}, "x"), settings)
+    assert uneven.edits[0].strengths.tolist() == [1.0]
+    assert "no more than 0.05" in uneven.deviations[0].reason

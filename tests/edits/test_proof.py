@@ -12,7 +12,7 @@ from obliteratus.edits.stream import same_space
 from obliteratus.errors import EditError, LeakError
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.edit import EditPlan
-from obliteratus.settings import EditSettings
+from obliteratus.settings import EditSettings, Strengths
 from obliteratus.testing.float64 import ExactFloat64
 from obliteratus.testing.keystone import copied, random_directions
 from obliteratus.testing.tiny import tiny_model
@@ -137,7 +137,8 @@ def test_some_layers_are_proved_write_by_write() -> None:
 
 def test_only_directions_of_strength_one_are_proved() -> None:
     model = tiny_model("llama")
-    planned = plan(model, random_directions(model, rank=2), strengths=(1.0, 0.5))
+    settings = EditSettings(strengths=Strengths(directions=(1.0, 0.5)))
+    planned = plan(model, random_directions(model, rank=2), settings)
     excise(model, planned)
     assert prove_stream(model, planned, PROMPTS).worst < 1e-12
     weaker = plan(model, random_directions(model), EditSettings(strength=0.5))

@@ -1,5 +1,7 @@
 """Bases: orthonormal rows with their signs kept, and dual pairs behind a post-norm."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,8 @@ from torch import Tensor
 from obliteratus.errors import DirectionError
 from obliteratus.operator.bases import (
     check_dual,
+    dual_bases,
+    independent,
     oblique_bases,
     orthogonal_bases,
     orthonormalise,
@@ -101,3 +105,80 @@ def test_a_zero_gain_has_no_oblique_edit_but_an_orthogonal_one() -> None:
     write, read = orthogonal_bases(basis, gain)
     check_dual(write, read)
     assert read[0, 2] == 0
+
+
+def oblique_vectors() -> torch.Tensor:
+    """Return three vectors of different lengths that are far from orthogonal."""
+    vectors = rows(3, 8)
+    return torch.stack([vectors[0], vectors[1] + 0.8 * vectors[0], 3 * vectors[2] - vectors[0]])
+
+
+def removed(write: torch.Tensor, read: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
+    return torch.eye(write.shape[1], dtype=torch.float64) - write.T @ (strengths[:, None] * read)
+
+
+def test_strengths_belong_to_the_original_vectors() -> None:
+    """I − V₀ diag(α) V₀⁺, whatever the lengths of the columns of V₀."""
+    vectors, strengths = oblique_vectors(), torch.tensor([1.0, 0.5, -0.3]).double()
+    basis = orthonormalise(vectors)
+    write, read = dual_bases(vectors, basis, basis)
+    check_dual(write, read)
+    columns = vectors.T
+    formula = torch.eye(8) - columns @ torch.diag(strengths) @ torch.linalg.pinv(columns)
+    torch.testing.assert_close(removed(write, read, strengths), formula)
+    on_columns = removed(basis, basis, strengths)
+    assert (on_columns - formula).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_order_of_the_vectors_does_not_matter(order: tuple[int, ...]) -> None:
+    vectors, strengths = oblique_vectors(), torch.tensor([1.0, 0.5, -0.3]).double()
+    for gain in (None, torch.linspace(-2, 2, 8, dtype=torch.float64)):
+        edits = []
+        for chosen in ((0, 1, 2), order):
+            mine = vectors[list(chosen)]
+            basis = orthonormalise(mine)
+            pair = (basis, basis) if gain is None else orthogonal_bases(basis, gain)
+            images = None if gain is None else basis * gain
+            write, read = dual_bases(mine, *pair, images)
+            edits.append(removed(write, read, strengths[list(chosen)]))
+        torch.testing.assert_close(edits[0], edits[1])
+
+
+def test_one_strength_for_all_is_the_orthogonal_edit() -> None:
+    vectors = oblique_vectors()
+    basis = orthonormalise(vectors)
+    write, read = dual_bases(vectors, basis, basis)
+    half = torch.full((3,), 0.5).double()
+    torch.testing.assert_close(removed(write, read, half), removed(basis, basis, half))
+
+
+def test_orthonormal_vectors_keep_their_basis() -> None:
+    basis = orthonormalise(rows(3, 8))
+    write, read = dual_bases(basis, basis, basis)
+    assert write is basis
+    assert read is basis
+
+
+@pytest.mark.parametrize("make", [oblique_bases, orthogonal_bases])
+def test_behind_a_post_norm_each_vector_keeps_its_strength(make: Callable) -> None:
+    """What the duals read behind the gain is scaled by 1 − α, each by its own."""
+    vectors, strengths = oblique_vectors(), torch.tensor([1.0, 0.5, -0.3]).double()
+    gain = torch.linspace(-2, 2, 8, dtype=torch.float64)
+    basis = orthonormalise(vectors)
+    write, read = dual_bases(vectors, *make(basis, gain), basis * gain)
+    check_dual(write, read)
+    duals = torch.linalg.pinv(vectors.T)
+    z = rows(1, 8, seed=5)[0]
+    after = removed(write, read, strengths) @ z
+    torch.testing.assert_close(duals @ (gain * after), (1 - strengths) * (duals @ (gain * z)))
+
+
+def test_rows_within_the_span_of_earlier_ones_are_not_independent() -> None:
+    vectors = oblique_vectors()
+    mixed = torch.stack([vectors[0], vectors[1], vectors[0] - 2 * vectors[1], vectors[2]])
+    assert independent(mixed, tolerance=1e-6) == (0, 1, 3)
+    near = torch.stack([vectors[0], vectors[0] + 0.01 * vectors[2]])
+    assert independent(near, tolerance=1e-6) == (0, 1)
+    assert independent(near, tolerance=0.05) == (0,)
+    assert independent(0 * near, tolerance=0.05) == ()

@@ -6,7 +6,7 @@ import torch
 from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
 from obliteratus.operator.hooks import edited
-from obliteratus.settings import EditSettings
+from obliteratus.settings import EditSettings, Strengths
 from obliteratus.testing.keystone import (
     RANKS,
     STRENGTHS,
@@ -40,7 +40,8 @@ def test_what_shares_a_declaration_agrees_too(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "mixtral"])
 def test_each_direction_takes_its_own_strength(model_type: str) -> None:
     model = tiny_model(model_type)
-    planned = plan(model, random_directions(model, rank=3), strengths=(1.0, -0.5, 0.25))
+    settings = EditSettings(strengths=Strengths(directions=(1.0, -0.5, 0.25)))
+    planned = plan(model, random_directions(model, rank=3), settings)
     assert disagreement(model, planned, tokens_for(model)) < 1e-9
 
 

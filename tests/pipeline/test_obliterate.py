@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from obliteratus.errors import ModelSourceError, StorageError
+from obliteratus.errors import LeakError, ModelSourceError, StorageError, UsageError
 from obliteratus.events import Event, StageFinished, listening
 from obliteratus.pipeline import obliterate as pipeline
 from obliteratus.pipeline.obliterate import RunResult, obliterate
@@ -185,3 +185,76 @@ def test_the_aggressive_method_makes_another_pass_only_on_evidence(
     plans = sorted(result.folder.glob("obliteratus/plan*.json"))
     assert 1 <= len(plans) <= 3
     assert row(result.report, "refusal_harmful").edited.value < 0.5
+
+
+def test_a_partial_edit_is_reported_layer_by_layer(
+    refuser: Path, store: Store, tmp_path: Path
+) -> None:
+    settings = tiny_settings(
+        refuser,
+        "advanced",
+        "edit.layers=1-2",
+        "edit.strengths={layers: {2: 0.5}, components: {head: 0.3}}",
+        "distill.extractor=biprojected_difference_of_means",
+        "distill.max_rank=1",
+        "verify.prompts=4",
+    )
+    report = obliterate(str(refuser), tmp_path / "edited", settings, store=store).report
+    assert report.edit is not None
+    rows = {row.layer: row for row in report.edit.layers}
+    assert set(rows) == {"embedding", 0, 1, 2}
+    assert rows[0].after == pytest.approx(rows[0].before)
+    assert rows[1].after > 1e-4
+    assert 0 < min(report.edit.shares.values()) < 1
+    assert report.original.head != report.edited.head
+    receipt = json.loads((tmp_path / "edited" / "obliteratus" / "receipt.json").read_text())
+    assert [row["layer"] for row in receipt["residual"]] == ["embedding", 0, 1, 2]
+    assert receipt["proof"]["measured"] == "writes"
+    used = {(e["layer"], e["component"]): e["strengths"] for e in receipt["edits"]}
+    assert used[1, "mlp"] == [1.0]
+    assert used[2, "attention"] == [0.5]
+    assert used[None, "head"] == [0.3]
+
+
+def test_an_affine_edit_brings_every_layer_to_the_harmless_mean(
+    refuser: Path, store: Store, tmp_path: Path
+) -> None:
+    settings = tiny_settings(refuser, "advanced", "edit.affine=mean", "verify.prompts=4")
+    report = obliterate(str(refuser), tmp_path / "edited", settings, store=store).report
+    assert report.edit is not None
+    assert max(row.after_largest for row in report.edit.layers) < 1e-10
+    assert min(row.before for row in report.edit.layers) > 1e-4
+    assert {control.kind for control in report.controls} == {
+        "edit",
+        "random",
+        "permuted",
+        "identity",
+    }
+
+
+def test_an_allowed_leak_is_in_the_report_and_on_the_page(
+    refuser: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("obliteratus.edits.proof.TOLERANCE", {torch.float32: 1e-12})
+    settings = tiny_settings(refuser, "advanced", "verify.prompts=4", "verify.random_controls=0")
+    with pytest.raises(LeakError, match="pass --allow-leak"):
+        obliterate(str(refuser), tmp_path / "refused", settings, store=store)
+    allowed = settings.model_copy(
+        update={"edit": settings.edit.model_copy(update={"allow_leak": True})}
+    )
+    report = obliterate(str(refuser), tmp_path / "edited", allowed, store=store).report
+    assert report.edit is not None
+    assert report.edit.leaks
+    assert {leak.done for leak in report.deviations} >= set(report.edit.leaks)
+    page = (tmp_path / "edited" / "obliteratus" / "report.html").read_text()
+    assert "Allowed by --allow-leak" in page
+
+
+def test_layers_that_the_model_lacks_are_refused_before_anything_is_measured(
+    refuser: Path, store: Store, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    with listening(events.append), pytest.raises(UsageError, match="names layer 9; the model has"):
+        settings = tiny_settings(refuser, "advanced", "edit.layers=9")
+        obliterate(str(refuser), tmp_path / "edited", settings, store=store)
+    assert not [event for event in events if isinstance(event, StageFinished)]

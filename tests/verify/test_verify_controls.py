@@ -5,15 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from obliteratus.edits.targets import head_site
 from obliteratus.errors import MeasurementError
+from obliteratus.measure.head import head_of
 from obliteratus.measure.log_odds import RefusalTokens
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.edit import EditPlan
-from obliteratus.operator.removal import everywhere, removal
+from obliteratus.operator.removal import everywhere, removal, site_edit
 from obliteratus.prompts.contrast import ContrastSet
 from obliteratus.store import Store
+from obliteratus.testing.keystone import random_directions
 from obliteratus.verify import controls as controls_module
-from obliteratus.verify.controls import measure_controls, nothing
+from obliteratus.verify.controls import edited_head, measure_controls, nothing
 
 TOKENS = RefusalTokens((40, 41, 42))
 
@@ -105,3 +108,17 @@ def test_a_set_without_harmless_prompts_is_refused(model: LoadedModel, pairs: Co
     half = ContrastSet("half", pairs.harmful, (), is_paired=False)
     with pytest.raises(MeasurementError, match="both are needed"):
         measure_controls(model, plan_along(model, 3), half)
+
+
+def test_an_edit_of_the_head_reaches_the_logits_of_its_controls(
+    model: LoadedModel, pairs: ContrastSet
+) -> None:
+    """Hidden states do not show it, so the head itself is edited for the measurement."""
+    head = head_site(model.anatomy)
+    rows = random_directions(model, rank=3).basis[0]
+    edit = site_edit(model, head, rows, torch.ones(3, dtype=torch.float64))
+    found = measure_controls(model, EditPlan((edit,)), pairs)
+    assert found.rows[0].kl.value > 1e-3
+    assert found.rows[-1].is_bitwise
+    changed = edited_head(head_of(model), EditPlan((edit,)))
+    assert float((changed.weight.double() @ rows.T).abs().max()) < 1e-6

@@ -58,6 +58,14 @@ def obliterate(
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    allow_leak: Annotated[
+        bool,
+        typer.Option(
+            "--allow-leak",
+            help="Go on where a proof finds something left, and report it.",
+            metavar=options.NO_VALUE,
+        ),
+    ] = False,
 ) -> None:
     """Map how MODEL refuses, remove it, verify the result and save it to a folder.
 
@@ -80,6 +88,7 @@ def obliterate(
             system=system,
         ),
         probe=options.section(save_activations=save_activations),
+        edit=options.section(allow_leak=allow_leak),
         verify=options.section(save_completions=save_completions),
     )
     with rendering(as_json=as_json, quiet=quiet, resumes=True) as screen:

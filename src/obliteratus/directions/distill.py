@@ -10,6 +10,7 @@ from torch import Tensor
 
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.layers import held_out_separation, strong_layers
+from obliteratus.directions.placement import PLACEMENTS, placed
 from obliteratus.directions.reliability import reliability
 from obliteratus.directions.samples import EXTRACTORS, Extractor, Samples, samples_at
 from obliteratus.directions.score import Effect, Scorer
@@ -23,7 +24,6 @@ from obliteratus.directions.selection import (
 )
 from obliteratus.errors import DirectionError
 from obliteratus.events import track
-from obliteratus.operator.removal import everywhere
 from obliteratus.probe.activations import Activations
 from obliteratus.settings import DistillSettings
 from obliteratus.shapes import Layer
@@ -87,10 +87,12 @@ def distill(
         source_layer=found.layer,
         position=found.position,
         strength=strength.value,
+        mean=_harmless_mean(activations, found),
         strong_layers=strong_layers(separation),
         reliability=reliability(source, seed=seed),
         provenance={
             **_provenance(activations, scorer, settings, found, seed),
+            "shares": _shares(activations, found, settings),
             "strengths": [trial.as_json() for trial in strengths],
             "separation": {str(layer): value.as_json() for layer, value in separation.items()},
         },
@@ -114,8 +116,8 @@ def _select_one(
         places, task="score directions", total=len(places), unit="directions"
     ):
         samples = samples_at(activations, layer, position)
-        row = extract(samples, max_rank=1)
-        candidates.append(scorer.candidate(layer, position, samples, row))
+        bases = placed(settings.extractor, samples, extract(samples, max_rank=1), scorer.layers)
+        candidates.append(scorer.candidate(layer, position, samples, bases))
     winner = candidates[
         choose(
             mean_scores(candidates),
@@ -125,12 +127,11 @@ def _select_one(
             min_induce=_least_induce(scorer),
         )
     ]
-    rows = extract(
-        samples_at(activations, winner.layer, winner.position), max_rank=settings.max_rank
-    )
+    source = samples_at(activations, winner.layer, winner.position)
+    rows = extract(source, max_rank=settings.max_rank)
 
     def truncated(rank: int) -> Bases:
-        return everywhere(scorer.model, rows[:rank], embedding=scorer.embedding)
+        return placed(settings.extractor, source, rows[:rank], scorer.layers)
 
     known = {1: Effect(winner.bypass, winner.kl)}
     best, ranks = _search_rank(
@@ -217,6 +218,29 @@ def _separation(activations: Activations, position: int, seed: int) -> dict[Laye
         samples: Samples = samples_at(activations, layer, position)
         found[layer] = held_out_separation(samples, seed=seed)
     return found
+
+
+def _shares(activations: Activations, found: _Found, settings: DistillSettings) -> dict[str, float]:
+    """Return |r · δ| / ‖δ‖ of the first direction r: how much of the mean difference it keeps.
+
+    δ is the difference where r was read. One entry per layer that has a direction of its own.
+    """
+    is_one = found.layer is not None and settings.extractor not in PLACEMENTS
+    layers: list[Layer] = [found.layer] if is_one and found.layer is not None else [*found.basis]
+    shares: dict[str, float] = {}
+    for layer in layers:
+        source: Layer = layer if found.layer is None else found.layer
+        delta = activations.difference(source)[_index(activations, found.position)]
+        row = found.basis[layer][0]
+        shares[str(layer)] = float((row @ delta).abs() / delta.norm())
+    return shares
+
+
+def _harmless_mean(activations: Activations, found: _Found) -> Float64[Tensor, " d_model"] | None:
+    """Return the harmless mean where one direction for all layers was read."""
+    if found.layer is None:
+        return None
+    return activations.harmless.moments[found.layer].mean[_index(activations, found.position)]
 
 
 def _index(activations: Activations, position: int) -> int:

@@ -8,6 +8,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from obliteratus.directions.directions import Directions
+from obliteratus.directions.placement import placed
 from obliteratus.directions.samples import EXTRACTORS, Samples, samples_at
 from obliteratus.probe.activations import Activations
 from obliteratus.shapes import Layer
@@ -22,16 +23,18 @@ def permuted_directions(activations: Activations, directions: Directions, seed: 
     """
     extract = EXTRACTORS[directions.method]
     position = max(activations.positions) if directions.position is None else directions.position
-    rows: dict[Layer, Float64[Tensor, "rank d_model"]] = {}
-    for layer, old in directions.basis.items():
-        place = directions.source_layer if directions.source_layer is not None else layer
-        if place not in rows:
-            samples = permuted(samples_at(activations, place, position), seed)
-            rows[place] = extract(samples, max_rank=len(old))
-    source = directions.source_layer
-    basis: Mapping[Layer, Float64[Tensor, "rank d_model"]] = {
-        layer: rows[layer if source is None else source] for layer in directions.basis
-    }
+    basis: Mapping[Layer, Float64[Tensor, "rank d_model"]]
+    if directions.source_layer is not None:
+        samples = permuted(samples_at(activations, directions.source_layer, position), seed)
+        rows = extract(samples, max_rank=directions.rank)
+        basis = placed(directions.method, samples, rows, tuple(directions.basis))
+    else:
+        basis = {
+            layer: extract(
+                permuted(samples_at(activations, layer, position), seed), max_rank=len(old)
+            )
+            for layer, old in directions.basis.items()
+        }
     return replace(directions, basis=basis, reliability={}, provenance={"permuted": seed})
 
 

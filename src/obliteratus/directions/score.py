@@ -18,7 +18,7 @@ from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.behind import PostNormEdit
 from obliteratus.operator.hooks import adding, edited
-from obliteratus.operator.removal import everywhere, removal
+from obliteratus.operator.removal import removal
 from obliteratus.probe.forward import last_hidden
 from obliteratus.prompts.contrast import ContrastSet, Prompt
 from obliteratus.shapes import Layer
@@ -74,11 +74,23 @@ class Scorer:
             odds, harmless = self._measured()
         return Effect(odds, kl_divergence(self._original, harmless).numpy())
 
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers from whose writers a direction is removed: all, with or without embedding."""
+        blocks = range(self.model.anatomy.n_layers)
+        return ("embedding", *blocks) if self.embedding else tuple(blocks)
+
     def candidate(
-        self, layer: Layer, position: int, samples: Samples, row: Float64[Tensor, "1 d_model"]
+        self,
+        layer: Layer,
+        position: int,
+        samples: Samples,
+        bases: Mapping[Layer, Float64[Tensor, "1 d_model"]],
     ) -> Candidate:
-        """Score ``row``, found in ``samples`` at ``layer`` and ``position``; δ itself is added."""
-        bases = everywhere(self.model, row, embedding=self.embedding)
+        """Score what was found in ``samples`` at ``layer`` and ``position``.
+
+        ``bases`` are removed, and the mean difference itself is added.
+        """
         removed = self.effect(bases)
         with adding(self.model, layer, samples.delta.to(torch.float32)):
             induce = log_odds(self._log_probabilities(self._harmless), self.tokens.ids)

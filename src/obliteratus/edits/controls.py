@@ -22,6 +22,8 @@ ENERGY_TOLERANCE = 1e-6
 """Relative difference of Σ‖ΔW‖² between plan and control that is called matched."""
 SPENT_ALREADY = 1e-6
 """Share of a random direction's energy below which the plan has been carried out already."""
+SHIFT_TOLERANCE = 1e-9
+"""Share of a shift outside the edited space that rounding explains."""
 TILTS = 10
 """Passes over the weights spent on tilting a random draw until it can spend the energy."""
 BISECTIONS = 60
@@ -42,12 +44,12 @@ def matched_random(plan: EditPlan, model: LoadedModel, seed: int = 0) -> EditPla
     the smallest n that reaches the energy; θ solves Σ‖ΔW‖_F²(control) = Σ‖ΔW‖_F²(plan), without
     norm preservation on either side. ``model`` is the one the plan was made for, before any edit.
 
+    A shift of a bias within the plan's space has the same coordinates in the control's.
+
     Raises:
         EditError: no tilted draw spends that energy, as when the plan has been carried out on
-            ``model`` already, or the plan shifts a bias.
+            ``model`` already, or the plan shifts a bias outside the space that it edits.
     """
-    if any(edit.bias_shift is not None for edit in plan):
-        raise EditError("a control for an edit that shifts a bias is not defined; plan without it.")
     generator = torch.Generator().manual_seed(STREAM + seed)
     replaced: dict[str, WeightEdit] = {}
     for group in _groups(plan, model):
@@ -65,7 +67,10 @@ class _Member:
 
     @property
     def is_oblique(self) -> bool:
-        return not torch.equal(self.edit.write_basis, self.edit.read_basis)
+        write, read = (
+            orthonormalise(rows) for rows in (self.edit.write_basis, self.edit.read_basis)
+        )
+        return not same_space(write, read)
 
     def bases(
         self, rows: Float64[Tensor, "rank d_model"]
@@ -80,8 +85,11 @@ class _Member:
         behind = None
         if self.norm is not None and self.norm.centres:
             behind = self.norm.stream_basis(rows, read)
+        shift = self.edit.bias_shift
+        if shift is not None:
+            shift = (self.edit.read_basis @ shift) @ write
         return dataclasses.replace(
-            self.edit, write_basis=write, read_basis=read, stream_basis=behind
+            self.edit, write_basis=write, read_basis=read, stream_basis=behind, bias_shift=shift
         )
 
     def raw(self, rows: Float64[Tensor, "many d_model"]) -> Float64[Tensor, "many d_model"]:
@@ -105,6 +113,7 @@ def _groups(plan: EditPlan, model: LoadedModel) -> list[list[_Member]]:
     """Put together the edits whose bases are one space of the stream."""
     groups: list[tuple[Tensor, list[_Member]]] = []
     for edit in plan:
+        _check_shift(edit)
         if not bool(edit.strengths.any()):
             continue
         rows = stream_rows(model, edit)
@@ -124,6 +133,19 @@ def _control(
     wanted = sum(change_energy(member.edit, _weight(model, member.edit)) for member in group)
     rows = _spending(wanted, start, group, model)
     return {member.edit.site.name: member.along(rows) for member in group}
+
+
+def _check_shift(edit: WeightEdit) -> None:
+    """Refuse a shift that Uᵀ V does not give back: it has no counterpart in another space."""
+    if edit.bias_shift is None:
+        return
+    inside = (edit.read_basis @ edit.bias_shift) @ edit.write_basis * edit.strengths.any()
+    outside = float(torch.linalg.vector_norm(edit.bias_shift - inside))
+    if outside > SHIFT_TOLERANCE * float(torch.linalg.vector_norm(edit.bias_shift)):
+        raise EditError(
+            f"the shift of {edit.site.name} leaves the space that is edited, so a control for it "
+            "is not defined; plan without it."
+        )
 
 
 def _spending(

@@ -21,8 +21,8 @@ def prove_receipt(model: LoadedModel, receipt: Receipt, *, allow_leak: bool = Fa
     if worst is not None and not worst.error <= tolerance and not allow_leak:
         raise LeakError(
             f"{worst.name} is off by {worst.error:.1e} of a random direction's share from what "
-            f"its strengths ask (at most {tolerance:.0e} in {model.dtype}). Load the model in "
-            "float32, or set edit.allow_leak=true to go on."
+            f"its strengths ask (at most {tolerance:.0e} in {model.dtype}).",
+            "Load the model in float32, or pass --allow-leak (edit.allow_leak=true) to go on.",
         )
 
 

@@ -119,11 +119,12 @@ def _untie(module: PreTrainedModel, active: list[WeightEdit]) -> tuple[str | Non
         return None, 0
     head = module.get_output_embeddings()
     name = next((path for path, part in module.named_modules() if part is head), None)
-    site = tied[0]
-    if len(tied) > 1 or head is None or head.weight is not module.get_parameter(site.name):
+    writers = [site for site in tied if site.component != "head"]
+    shared = {module.get_parameter(site.name) for site in tied}
+    if len(writers) > 1 or head is None or shared != {head.weight}:
         raise EditError(
-            f"{site.name} shares its memory with a parameter that is not the head, so editing one "
-            "edits the other. This architecture needs a family file that unties it."
+            f"{tied[0].name} shares its memory with a parameter that is not the head, so editing "
+            "one edits the other. This architecture needs a family file that unties it."
         )
     return f"{name}.weight", untie_head(module, f"{name}.weight")
 

@@ -1,5 +1,6 @@
 """Turn directions and settings into an :class:`EditPlan`: one edit for each matrix that writes."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -7,12 +8,15 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from obliteratus.directions.directions import Directions
+from obliteratus.edits.affine import with_mean
+from obliteratus.edits.targets import chosen_layers, head_layer, head_site, site_strengths
 from obliteratus.errors import EditError, UnsupportedArchitectureError
 from obliteratus.events import Deviation, DeviationRecorded, emit
 from obliteratus.models.anatomy import Anatomy, WeightSite
 from obliteratus.models.describe import is_tied
 from obliteratus.models.loaded import ModelOutline
-from obliteratus.operator.bases import orthonormalise
+from obliteratus.operator.bases import DEPENDENT, dual_bases, independent, orthonormalise
+from obliteratus.operator.behind import norm_behind
 from obliteratus.operator.edit import EditPlan, WeightEdit
 from obliteratus.operator.matrices import spent_energy, write_gram
 from obliteratus.operator.removal import site_edit
@@ -21,50 +25,57 @@ from obliteratus.shapes import Layer
 
 SIZE_GATE = 2.0
 """‖ΔW‖ / ‖W‖ past which an oblique edit is no longer a small change of the model."""
+NEARLY_DEPENDENT = 0.05
+"""Share of its length outside the directions before it (3 degrees) below which a direction cannot
+have a strength of its own: the dual basis is as long as the inverse of it."""
 
 
 def plan(
     model: ModelOutline,
     directions: Directions,
     settings: EditSettings = EditSettings(),  # noqa: B008  (frozen)
-    *,
-    strengths: Sequence[float] | None = None,
 ) -> EditPlan:
     """Return the edits of ``model`` that ``directions`` and ``settings`` ask for.
 
     A writer of block i is edited along ``directions.basis[i]`` and an embedding along
-    ``directions.basis["embedding"]``; where there is no basis there is no edit. With
-    ``layers="strong"`` only the strong blocks are edited and the embedding is left, because it is
-    not a block. ``strengths`` gives each direction its own (row j of a basis takes the j-th; bases
-    may have fewer rows); without it every direction takes ``settings.strength``, or that of
-    ``directions`` where the settings leave it open. Behind a post-norm ``settings.post_norm``
-    chooses U = R ⊘ g, V = g ⊙ R or U = V = orth(g ⊙ R).
+    ``directions.basis["embedding"]``; where there is no basis, or ``settings.layers`` leaves the
+    layer out, there is no edit. The strength is ``settings.strength``, or that of ``directions``
+    where the settings leave it open, times the factors of ``settings.strengths``. Where the
+    directions of a basis have different strengths these belong to the rows as they are given, by
+    their dual basis (:func:`obliteratus.operator.bases.dual_bases`); rows that depend on those
+    before them are dropped with a Deviation. Behind a post-norm ``settings.post_norm`` chooses
+    U = R ⊘ g, V = g ⊙ R or U = V = orth(g ⊙ R). ``settings.affine`` adds
+    :func:`obliteratus.edits.affine.with_mean`.
 
     Raises:
         UnsupportedArchitectureError: parameters are not accounted for, or removal in the weights of
             this architecture is inexact.
-        EditError: there is nothing to edit, there are fewer strengths than directions, or an
-            oblique edit would change a matrix by more than twice its own norm.
+        EditError: there is nothing to edit, an oblique edit would change a matrix by more than
+            twice its own norm, or the affine edit cannot be exact.
+        UsageError: there are fewer strengths than directions.
         DirectionError: a basis is degenerate, or a post-norm gain is zero in an oblique edit.
     """
     check_architecture(model.anatomy)
-    chosen = _chosen_layers(model.anatomy, directions, settings)
-    bases = {layer: orthonormalise(directions.basis[layer]) for layer in chosen}
+    _check_width(model.anatomy, directions)
+    chosen = chosen_layers(model.anatomy, directions, settings)
     strength = directions.strength if settings.strength is None else settings.strength
+    vectors, dropped = _independent(directions, chosen, settings)
     edits: list[WeightEdit] = []
     for site in model.anatomy.writers:
         layer = _layer_of(site)
-        if layer in bases:
-            rows = bases[layer]
-            alphas = _strengths(len(rows), strength, strengths)
-            edits.append(_edit(model, site, rows, alphas, settings))
+        if layer in vectors:
+            alphas = site_strengths(site, len(directions.basis[layer]), strength, settings)
+            kept, rows = vectors[layer]
+            edits.append(_edit(model, site, rows, alphas[list(kept)], settings))
     if not edits:
         raise EditError(
             "the plan is empty: no writer of the model is at a layer with directions. Set "
             "edit.layers=all, or distill directions for more layers."
         )
-    is_full = bool((edits[0].strengths == 1).all()) and settings.layers == "all"
-    deviations = _deviations(settings, directions, is_full=is_full)
+    edits.extend(_head_edit(model, directions, strength, settings))
+    if settings.affine == "mean":
+        edits = with_mean(model, edits, directions, offset=settings.affine_offset)
+    deviations = (*dropped, *_left_embedding(edits, settings, directions))
     for deviation in deviations:
         emit(DeviationRecorded(deviation))
     return EditPlan(tuple(edits), _unties(model, edits), deviations, model.source.sample)
@@ -90,49 +101,87 @@ def check_architecture(anatomy: Anatomy) -> None:
         )
 
 
-def _chosen_layers(
-    anatomy: Anatomy, directions: Directions, settings: EditSettings
-) -> tuple[Layer, ...]:
+def _check_width(anatomy: Anatomy, directions: Directions) -> None:
     width = {rows.shape[1] for rows in directions.basis.values()}
     if width - {anatomy.d_model}:
         raise EditError(
             f"the directions have width {max(width)}, the model's stream {anatomy.d_model}; they "
             "come from another model. Distill them from this one."
         )
-    if settings.layers == "strong":
-        return tuple(layer for layer in directions.strong_layers if layer in directions.basis)
-    return tuple(
-        layer for layer in directions.basis if layer != "embedding" or settings.embedding == "edit"
-    )
 
 
 def _layer_of(site: WeightSite) -> Layer:
     return "embedding" if site.layer is None else site.layer
 
 
-def _strengths(
-    rank: int, strength: float, each: Sequence[float] | None
-) -> Float64[Tensor, " rank"]:
-    if each is None:
-        return torch.full((rank,), strength, dtype=torch.float64)
-    if len(each) < rank:
-        raise EditError(
-            f"{len(each)} strengths were given for {rank} directions; give one for each."
-        )
-    return torch.tensor(each[:rank], dtype=torch.float64)
+def _independent(
+    directions: Directions, layers: Sequence[Layer], settings: EditSettings
+) -> tuple[dict[Layer, tuple[tuple[int, ...], Tensor]], tuple[Deviation, ...]]:
+    """Return the indices and rows of each basis that are independent, and what was dropped."""
+    is_uneven = len(set(settings.strengths.directions)) > 1
+    tolerance = NEARLY_DEPENDENT if is_uneven else DEPENDENT
+    found: dict[Layer, tuple[tuple[int, ...], Tensor]] = {}
+    dropped: dict[tuple[int, ...], list[Layer]] = {}
+    for layer in layers:
+        rows = directions.basis[layer]
+        kept = independent(rows, tolerance=tolerance)
+        if not kept:
+            orthonormalise(rows)  # says what is wrong with the first row
+        found[layer] = (kept, rows[list(kept)])
+        lost = tuple(row for row in range(len(rows)) if row not in kept)
+        if lost:
+            dropped.setdefault(lost, []).append(layer)
+    return found, tuple(_dropped(lost, where, tolerance) for lost, where in dropped.items())
+
+
+def _dropped(lost: Sequence[int], where: Sequence[Layer], tolerance: float) -> Deviation:
+    names = ", ".join(str(row) for row in lost)
+    return Deviation(
+        where="layers " + ", ".join(str(layer) for layer in where),
+        asked="an edit along every direction of the basis",
+        done=f"direction{'s' if len(lost) > 1 else ''} {names} (counted from 0) left out",
+        reason=f"no more than {tolerance:g} of the length lies outside the directions before",
+    )
 
 
 def _edit(
     model: ModelOutline,
     site: WeightSite,
-    rows: Float64[Tensor, "rank d_model"],
+    vectors: Float64[Tensor, "rank d_model"],
     strengths: Float64[Tensor, " rank"],
     settings: EditSettings,
 ) -> WeightEdit:
+    rows = orthonormalise(vectors)
     edit = site_edit(model, site, rows, strengths, norm=settings.norm, post_norm=settings.post_norm)
+    if bool((strengths != strengths[0]).any()):
+        behind = norm_behind(model, site)
+        images = rows if behind is None else behind.read_along(rows)
+        write, read = dual_bases(vectors, edit.write_basis, edit.read_basis, images)
+        edit = dataclasses.replace(edit, write_basis=write, read_basis=read)
+        if behind is not None and behind.centres:
+            edit = dataclasses.replace(edit, stream_basis=behind.stream_basis(rows, read))
     if site.post_norm is not None and settings.post_norm == "oblique":
         _check_size(model, edit)
     return edit
+
+
+def _head_edit(
+    model: ModelOutline, directions: Directions, strength: float, settings: EditSettings
+) -> list[WeightEdit]:
+    """Return the edit of the head where one is asked for: it is none by default."""
+    if settings.strengths.of_component("head") == 0:
+        return []
+    layer = head_layer(model.anatomy)
+    if layer not in directions.basis:
+        raise EditError(
+            f"the head is edited along the direction of layer {layer}, and '{directions.method}' "
+            "gave none there. Leave edit.strengths.components.head out."
+        )
+    site = head_site(model.anatomy)
+    vectors, _ = _independent(directions, [layer], settings)
+    kept, rows = vectors[layer]
+    alphas = site_strengths(site, len(directions.basis[layer]), strength, settings)
+    return [_edit(model, site, rows, alphas[list(kept)], settings)]
 
 
 def _check_size(model: ModelOutline, edit: WeightEdit) -> None:
@@ -160,19 +209,25 @@ def _unties(model: ModelOutline, edits: Sequence[WeightEdit]) -> bool:
     return any(
         is_tied(model.module, edit.site)
         for edit in edits
-        if edit.site.component == "embedding" and bool(edit.strengths.any())
+        if edit.site.component in ("embedding", "head") and bool(edit.strengths.any())
     )
 
 
-def _deviations(
-    settings: EditSettings, directions: Directions, *, is_full: bool
+def _left_embedding(
+    edits: Sequence[WeightEdit], settings: EditSettings, directions: Directions
 ) -> tuple[Deviation, ...]:
-    if not is_full:
+    """Return a Deviation where all blocks were asked to be cleaned and the embedding is not."""
+    is_full = all(
+        bool((edit.strengths == 1).all()) for edit in edits if edit.site.layer is not None
+    )
+    if not is_full or settings.layers != "all":
         return ()
-    if settings.embedding == "leave" and "embedding" in directions.basis:
-        reason = "edit.embedding=leave"
-    elif "embedding" not in directions.basis:
+    if "embedding" not in directions.basis:
         reason = f"the extractor '{directions.method}' gave no direction for the embedding"
+    elif settings.embedding == "leave":
+        reason = "edit.embedding=leave"
+    elif settings.strengths.of_component("embedding") == 0:
+        reason = "edit.strengths.components.embedding=0"
     else:
         return ()
     return (

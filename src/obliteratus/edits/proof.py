@@ -91,8 +91,8 @@ def prove_tensors(
     if worst is not None and not found[worst] <= tolerance and not allow_leak:
         raise LeakError(
             f"{worst} still writes {found[worst]:.1e} of a random direction's share along what "
-            f"was removed (at most {tolerance:.0e} in {model.dtype}). Excise the plan again, or "
-            "set edit.allow_leak=true to go on."
+            f"was removed (at most {tolerance:.0e} in {model.dtype}).",
+            "Excise the plan again, or pass --allow-leak (edit.allow_leak=true) to go on.",
         )
     return found
 
@@ -126,7 +126,11 @@ def prove_stream(
     writers = {path: watch.writes[path] for path in bases if path in watch.writes}
     proof = StreamProof(measured, watch.layers, writers, tolerance_of(model))
     if not proof.worst <= proof.tolerance and not allow_leak:
-        raise LeakError(_leak(proof, model))
+        raise LeakError(
+            _leak(proof, model),
+            f"Check models/families/{model.anatomy.family}.py, or pass --allow-leak "
+            "(edit.allow_leak=true) to go on.",
+        )
     return proof
 
 
@@ -152,7 +156,8 @@ def tolerance_of(model: LoadedModel) -> float:
 def _module_bases(
     model: LoadedModel, plan: EditPlan
 ) -> dict[str, tuple[WeightSite, Float64[Tensor, "rank d_model"]]]:
-    found = ((edit.site, removed_basis(model, edit)) for edit in plan)
+    writers = (edit for edit in plan if edit.site.role == "writer")
+    found = ((edit.site, removed_basis(model, edit)) for edit in writers)
     return {site.module: (site, basis) for site, basis in found if basis is not None}
 
 
@@ -247,6 +252,5 @@ def _leak(proof: StreamProof, model: LoadedModel) -> str:
     )
     return (
         f"{proof.worst:.1e} of the stream is left along the removed directions {where}{cause} (at "
-        f"most {proof.tolerance:.0e} in {model.dtype}). Check models/families/"
-        f"{model.anatomy.family}.py, or set edit.allow_leak=true to go on."
+        f"most {proof.tolerance:.0e} in {model.dtype})."
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from obliteratus.edits.post_norm import PostNormEffect
 from obliteratus.edits.proof import StreamProof
+from obliteratus.edits.residual import LayerResidual
 from obliteratus.events import Deviation
 from obliteratus.operator.grro import MatrixChange
 from obliteratus.settings import Norm
@@ -55,6 +56,19 @@ class EditRecord:
 
 
 @dataclass(frozen=True)
+class RouterAgreement:
+    """How often the routers of a mixture chose the same set of experts before and after an edit.
+
+    ``share`` is that of all ``n`` (token, router) pairs, ``lowest`` that of the router ``worst``.
+    """
+
+    share: float
+    n: int
+    worst: str
+    lowest: float
+
+
+@dataclass(frozen=True)
 class Receipt:
     """One pass of an executor over a model.
 
@@ -62,6 +76,8 @@ class Receipt:
     ``untied`` names the head's parameter, or is None. ``deviations`` holds those of the plan and
     those met while editing. ``proof`` is what real tokens showed after an edit at full strength,
     ``post_norm`` what they showed before one behind post-norms; None where it was not looked at.
+    ``residual`` is the energy along the directions of every layer, before and after; ``routers``
+    what became of the choice of experts, None without any.
     """
 
     records: tuple[EditRecord, ...]
@@ -70,6 +86,22 @@ class Receipt:
     deviations: tuple[Deviation, ...] = ()
     proof: StreamProof | None = None
     post_norm: PostNormEffect | None = None
+    residual: tuple[LayerResidual, ...] = ()
+    routers: RouterAgreement | None = None
+
+    @property
+    def left(self) -> float:
+        """√(Σ‖V W'‖² / Σ‖V W‖²) over the edited matrices: what they still write along V."""
+        done = [record for record in self.records if not record.is_skipped]
+        before = sum(record.read_before**2 for record in done)
+        after = sum((record.residual * record.read_before) ** 2 for record in done)
+        return math.sqrt(after / before) if before else 0.0
+
+    @property
+    def most_left(self) -> EditRecord | None:
+        """The edited matrix with the largest ‖V W'‖ / ‖V W‖; None when nothing was edited."""
+        done = [record for record in self.records if not record.is_skipped]
+        return max(done, key=lambda record: record.residual, default=None)
 
     @property
     def energy(self) -> float:
@@ -88,6 +120,10 @@ class Receipt:
             "untied_bytes": self.untied_bytes,
             "energy": self.energy,
             "worst_error": self.worst_error,
+            "left": self.left,
+            "most_left": None if self.most_left is None else self.most_left.name,
+            "residual": [asdict(layer) for layer in self.residual],
+            "routers": None if self.routers is None else asdict(self.routers),
             "proof": None if self.proof is None else self.proof.as_json(),
             "post_norm": None if self.post_norm is None else self.post_norm.as_json(),
             "deviations": [asdict(deviation) for deviation in self.deviations],

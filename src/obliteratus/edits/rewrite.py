@@ -42,10 +42,14 @@ class Slab:
 
 @dataclass(frozen=True)
 class Extra:
-    """A tensor to be added at the end of a file: a copy of another one under a new name."""
+    """A tensor to be added at the end of a file: a copy of another one under a new name.
+
+    ``slabs``, if any, cover the bytes of the other one and edit the copy.
+    """
 
     name: str
     of: StoredTensor
+    slabs: tuple[Slab, ...] = ()
 
 
 def rewrite(
@@ -74,7 +78,8 @@ def rewrite(
         jobs = list(_jobs(0 if head is None else begin, size, slabs, files))
         if head is not None and extra is not None:
             _write(files.new, memoryview(head), 0)
-            jobs.append(files.copying(extra.of.start, extra.of.stop, at=size + shift))
+            moved = _Files(files.old, files.new, size + shift - extra.of.start)
+            jobs += _jobs(extra.of.start, extra.of.stop, extra.slabs, moved)
         changes = _run(jobs, f"write {target.name}")
         new.flush()
         os.fsync(new.fileno())
@@ -104,16 +109,12 @@ class _Files:
     new: int
     shift: int
 
-    def copying(self, start: int, stop: int, *, at: int | None = None) -> _Job:
-        place = start + self.shift if at is None else at
-
+    def copying(self, start: int, stop: int) -> _Job:
         def run() -> _Done:
-            for offset in range(start, stop, PIECE):
-                piece = _read(self.old, offset, min(PIECE, stop - offset))
-                _write(self.new, memoryview(piece), place + offset - start)
+            _write(self.new, memoryview(_read(self.old, start, stop - start)), start + self.shift)
             return []
 
-        return _Job(min(PIECE, stop - start), run)
+        return _Job(stop - start, run)
 
     def editing(self, slab: Slab) -> _Job:
         def run() -> _Done:

@@ -53,10 +53,15 @@ class ShardsPlan:
     untied: str | None
     deviations: tuple[Deviation, ...]
 
+    def tasks_in(self, path: Path) -> tuple[_Task, ...]:
+        """Return what is done with the tensors of one file, in the order of their bytes."""
+        found = (task for task in self.tasks.values() if task.part.tensor.path == path)
+        return tuple(sorted(found, key=lambda task: task.part.tensor.start))
+
     @property
     def changed(self) -> tuple[Path, ...]:
         """The files in which a byte changes; the others are linked or copied."""
-        names = {self.checkpoint.tensors[name].path for name in self.tasks}
+        names = {task.part.tensor.path for task in self.tasks.values()}
         return tuple(path for path in self.checkpoint.files if path in names)
 
     @property
@@ -78,6 +83,11 @@ def plan_shards(checkpoint: Checkpoint, outline: ModelOutline, plan: EditPlan) -
     by_parameter: dict[str, list[Part]] = {}
     for part in parts_of(outline.module, checkpoint.tensors.values()):
         by_parameter.setdefault(part.parameter, []).append(part)
+    extra, untied = _head(outline, plan, by_parameter)
+    if extra is not None:
+        by_parameter[extra.name] = [
+            Part(dataclasses.replace(extra.of, name=extra.name), extra.name)
+        ]
     tasks: dict[str, _Task] = {}
     for edit in plan:
         if not bool(edit.strengths.any()) and edit.bias_shift is None:
@@ -89,7 +99,6 @@ def plan_shards(checkpoint: Checkpoint, outline: ModelOutline, plan: EditPlan) -
                         f"the plan edits {name} twice; merge the two edits into one basis."
                     )
                 tasks[part.tensor.name] = _Task(part, edit, role)
-    extra, untied = _head(outline, plan, by_parameter)
     return ShardsPlan(checkpoint, tasks, extra, untied, plan.deviations)
 
 
@@ -185,7 +194,7 @@ def _head(
     if not plan.unties_head:
         return None, None
     head = next(site for site in outline.anatomy.sites if site.component == "head")
-    tied = next(edit.site.name for edit in plan if edit.site.tied_to == head.name)
+    tied = next(site.name for site in outline.anatomy.sites if site.tied_to == head.name)
     (embedding,) = by_parameter[tied]
     stored = by_parameter.get(head.name, ())
     if not stored:
@@ -220,13 +229,14 @@ def _write_file(
     if path not in shards.changed:
         _link(path, target)
         return []
-    tasks = [
-        shards.tasks[tensor.name]
-        for tensor in shards.checkpoint.of_file(path)
-        if tensor.name in shards.tasks
-    ]
+    tasks, extra = shards.tasks_in(path), shards.extra
     slabs = [slab for task in tasks for slab in _slabs(task)]
-    extra = shards.extra if shards.extra is not None and shards.extra.of.path == path else None
+    if extra is not None and extra.of.path == path:
+        of_head = tuple(slab for slab in slabs if slab.tensor.name == extra.name)
+        slabs = [slab for slab in slabs if slab.tensor.name != extra.name]
+        extra = dataclasses.replace(extra, slabs=of_head)
+    else:
+        extra = None
     changes = rewrite(path, target, slabs, extra=extra)
     found: list[dict[str, Any]] = []
     for task in tasks:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from obliteratus.models.loaded import LoadedModel
+from obliteratus.models.loaded import ModelOutline
 from obliteratus.operator.bases import orthonormalise
 from obliteratus.operator.behind import post_norm_gain
 from obliteratus.operator.edit import WeightEdit
@@ -13,7 +13,7 @@ SAME_SPACE = 1e-9
 """Largest entry of |P − Q| at which two projections are taken for the same space."""
 
 
-def removed_basis(model: LoadedModel, edit: WeightEdit) -> Float64[Tensor, "rank d_model"] | None:
+def removed_basis(model: ModelOutline, edit: WeightEdit) -> Float64[Tensor, "rank d_model"] | None:
     """Return an orthonormal basis of what ``edit`` removes from the stream; None if nothing.
 
     Only directions of strength 1 without a shift are removed. Behind a post-norm with gain g the
@@ -26,7 +26,7 @@ def removed_basis(model: LoadedModel, edit: WeightEdit) -> Float64[Tensor, "rank
 
 
 def stream_rows(
-    model: LoadedModel, edit: WeightEdit, chosen: Bool[Tensor, " rank"] | None = None
+    model: ModelOutline, edit: WeightEdit, chosen: Bool[Tensor, " rank"] | None = None
 ) -> Float64[Tensor, "removed d_model"]:
     """Return read rows of ``edit`` (all, or those ``chosen``) as directions of the stream.
 

@@ -8,8 +8,20 @@ guessed from a shape. See mathematics.md §1 for the terms.
 from dataclasses import dataclass
 from typing import Literal
 
+from obliteratus.shapes import Component
+
+__all__ = [
+    "Anatomy",
+    "Component",
+    "ExpertKind",
+    "Layout",
+    "PostNorm",
+    "Role",
+    "Router",
+    "WeightSite",
+]
+
 Role = Literal["writer", "reader"]
-Component = Literal["embedding", "attention", "mlp", "experts", "state_space", "head"]
 Layout = Literal["out_in", "in_out"]
 """How a matrix is stored: ``out_in`` for nn.Linear, ``in_out`` for GPT-2's Conv1D, embeddings and
 transposed experts. Fused experts have one more axis, ``expert``, in front."""
@@ -37,6 +49,18 @@ class PostNorm:
 
 
 @dataclass(frozen=True)
+class Router:
+    """Where the experts that a router chose can be read while the model runs.
+
+    ``module`` returns their indices [token, k] as its last output where ``top_k`` is 0; otherwise
+    it returns logits (alone or last), of which the ``top_k`` largest are chosen.
+    """
+
+    module: str
+    top_k: int = 0
+
+
+@dataclass(frozen=True)
 class WeightSite:
     """One matrix that reads or writes the residual stream.
 
@@ -46,7 +70,8 @@ class WeightSite:
     ``module_multiplies`` the module applies the multiplier itself (Gemma's scaled embedding), so
     its output is multiplier × the raw write. ``layer`` is None outside the blocks. ``tied_to``
     names the parameter that shares this one's storage. ``stream_multiplier`` is the scalar by which
-    the stream is multiplied when this write is added to it (MiniMax).
+    the stream is multiplied when this write is added to it (MiniMax). ``router`` is set where this
+    matrix chooses experts.
     """
 
     name: str
@@ -62,6 +87,7 @@ class WeightSite:
     module_multiplies: bool = False
     tied_to: str | None = None
     stream_multiplier: float = 1.0
+    router: Router | None = None
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from obliteratus.errors import UnsupportedArchitectureError
-from obliteratus.models.anatomy import Anatomy, PostNorm, Role, StreamSite, WeightSite
-from obliteratus.models.family import FAMILIES, Family, Site
+from obliteratus.models.anatomy import Anatomy, PostNorm, Role, Router, StreamSite, WeightSite
+from obliteratus.models.family import FAMILIES, Choice, Family, Site
 from obliteratus.models.unsupported import UNSUPPORTED
 
 
@@ -142,6 +142,7 @@ class _Resolver:
             module_multiplies=spec.module_multiplies,
             tied_to=_shares_with(name, self.parameters),
             stream_multiplier=self._multiplier(spec.stream_multiplier, prefix),
+            router=self._router(spec.choice, prefix),
         )
 
     def stream_sites(self, blocks: tuple[str, ...]) -> Iterator[StreamSite]:
@@ -197,6 +198,12 @@ class _Resolver:
         bias = prefix + norm.bias if norm.bias else None
         bias = bias if bias in self.parameters else None
         return replace(norm, name=prefix + norm.name, bias=bias)
+
+    def _router(self, choice: Choice | None, prefix: str) -> Router | None:
+        if choice is None:
+            return None
+        top_k = 0 if choice.top_k is None else int(self._multiplier(choice.top_k, prefix))
+        return Router(prefix + choice.module, top_k)
 
     def _multiplier(self, multiplier: float | str, prefix: str) -> float:
         if not isinstance(multiplier, str):

@@ -22,6 +22,18 @@ from obliteratus.registry import Registry
 
 
 @dataclass(frozen=True)
+class Choice:
+    """How a router tells which experts it chose: see :class:`~obliteratus.models.anatomy.Router`.
+
+    ``module`` is named below its block; ``top_k`` is ``config.<name>``, or None where the module
+    returns indices.
+    """
+
+    module: str
+    top_k: str | None = None
+
+
+@dataclass(frozen=True)
 class Site:
     """One matrix of a family, named below its block (or below the model outside the blocks).
 
@@ -31,6 +43,7 @@ class Site:
     ``block.<name>`` or the path of an attribute below the model; so is ``stream_multiplier``.
     ``optional`` sites exist in some blocks only. ``width`` names the entry of the configuration
     that stands for d_model where a projection of the stream is read (the head of OPT-350m).
+    ``choice`` is given for a router.
     """
 
     weight: str
@@ -45,6 +58,7 @@ class Site:
     optional: bool = False
     stream_multiplier: float | str = 1.0
     width: str | None = None
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ ORTHONORMAL_TOLERANCE = 1e-6
 """Largest entry of |B Bᵀ − I| that passes: what float32 storage of a basis costs, with room."""
 DEPENDENT = 1e-6
 """A row keeping less than this share of its length after projection is dependent on the others."""
+TURNED_NOTHING = 1e-12
+"""Largest entry of |T − I| at which a change of basis T is rounding only."""
 
 
 def orthonormalise(
@@ -126,6 +128,55 @@ def orthogonal_bases(
         read = _centred(read)
     rows = orthonormalise(read)
     return rows, rows.clone()
+
+
+def independent(rows: Float[Tensor, "rank d_model"], *, tolerance: float) -> tuple[int, ...]:
+    """Return the indices of the rows that keep more than ``tolerance`` of their length.
+
+    Each row is projected on the complement of those kept before it, so of two near-dependent rows
+    the first stays. A row that is zero or not finite keeps nothing.
+    """
+    kept: list[int] = []
+    exact = rows.detach().to("cpu", torch.float64)
+    basis = exact[:0]
+    for index, row in enumerate(exact):
+        size = torch.linalg.vector_norm(row)
+        left = row / size
+        for _ in range(2):  # once loses digits to cancellation
+            left = left - (left @ basis.T) @ basis
+        share = torch.linalg.vector_norm(left)
+        if float(share) > tolerance and bool(torch.isfinite(size)):
+            kept.append(index)
+            basis = torch.cat([basis, (left / share)[None]])
+    return tuple(kept)
+
+
+def dual_bases(
+    vectors: Float[Tensor, "rank d_model"],
+    write: Float64[Tensor, "rank d_model"],
+    read: Float64[Tensor, "rank d_model"],
+    images: Float64[Tensor, "rank d_model"] | None = None,
+) -> tuple[Float64[Tensor, "rank d_model"], Float64[Tensor, "rank d_model"]]:
+    """Return U and V in which each of ``vectors``, not of an orthonormal basis, has a strength.
+
+    In the stream U = V₀ᵀ (the unit ``vectors``) and V = V₀⁺, so the edit is I − V₀ diag(α) V₀⁺: the
+    part that ``vectors`` j explains is scaled by 1 − α_j in whatever order they come, and equal
+    strengths give the orthogonal edit. ``write`` and ``read`` are the pair for the orthonormalised
+    vectors R at equal strengths; behind a post-norm that pair, whose read rows span the ``images``
+    Gᵀ R of the rows of R (g ⊙ R for a gain g), is turned within its spans. Orthonormal vectors
+    without images give it back.
+
+    Raises:
+        DirectionError: the vectors are dependent.
+    """
+    rows = orthonormalise(vectors)
+    units = vectors.to(rows) / torch.linalg.vector_norm(vectors.to(rows), dim=1, keepdim=True)
+    images = rows if images is None else images.to(rows)
+    align = images @ torch.linalg.pinv(read)  # images = align · read within the span of read
+    turn = torch.linalg.solve(rows @ units.T, align)
+    if float((turn - torch.eye(len(rows), dtype=turn.dtype)).abs().max()) <= TURNED_NOTHING:
+        return write, read
+    return torch.linalg.inv(turn).T @ write, turn @ read
 
 
 def _check_written(left: Tensor, whole: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Generator, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,10 +35,11 @@ def edited(
     """Apply ``edits`` to the raw writes while the block runs: w ← w − Uᵀ A V w + shift.
 
     A hook sits on the output of each edit's ``site.module``: after the bias, before a post-norm and
-    before a multiplier. It computes in float32 or better and casts back once. What an edit changes
-    in the bias of a LayerNorm behind its module is added to the output of that norm. An edit of the
-    stream acts where the stream changes otherwise (:class:`StreamEdit`). Edits of strength 0
-    without a shift install nothing. All hooks are gone when the block ends, also by an exception.
+    before a multiplier. The head, a reader, is edited on its input instead: h ← h − Vᵀ A U h. Hooks
+    compute in float32 or better and cast back once. What an edit changes in the bias of a LayerNorm
+    behind its module is added to the output of that norm. An edit of the stream acts where the
+    stream changes otherwise (:class:`StreamEdit`). Edits of strength 0 without a shift install
+    nothing. All hooks are gone when the block ends, also by an exception.
 
     Raises:
         EditError: an edit keeps a norm, which only an edit of weights can do (``ignore_norm`` lets
@@ -101,6 +103,10 @@ class _WriteHook:
         del module, args
         return with_block_output(output, self._edit(block_output(output)))
 
+    def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        del module
+        return (self._edit(args[0]), *args[1:])
+
     def _edit(self, write: Tensor) -> Tensor:
         wide = write.to(torch.promote_types(write.dtype, torch.float32))
         u, v, strengths, shift = self._in(wide.dtype)
@@ -140,6 +146,9 @@ class _Add:
 def _write_hook(model: LoadedModel, edit: WeightEdit) -> RemovableHandle:
     module = model.module.get_submodule(edit.site.module)
     place = next((part.device for part in module.parameters()), model.device)
+    if edit.site.role == "reader":
+        turned = replace(edit, write_basis=edit.read_basis, read_basis=edit.write_basis)
+        return module.register_forward_pre_hook(_WriteHook(turned, place).on_input)
     return module.register_forward_hook(_WriteHook(edit, place))
 
 

@@ -15,17 +15,21 @@ from pathlib import Path
 from obliteratus.directions.combine import orthogonal_to
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.permuted import permuted_directions
+from obliteratus.edits.affine import affine_target
 from obliteratus.edits.controls import matched_random
-from obliteratus.edits.exactness import prove_receipt, prove_saved
+from obliteratus.edits.exactness import prove_saved
+from obliteratus.edits.leaks import prove_edit
 from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
 from obliteratus.edits.post_norm import check_post_norm
-from obliteratus.edits.proof import StreamProof, prove_stream, prove_tensors
 from obliteratus.edits.receipt import Receipt
+from obliteratus.edits.residual import residual_energy, residuals
+from obliteratus.edits.routers import router_agreement, router_choices
+from obliteratus.edits.targets import check_targets
 from obliteratus.errors import ModelSourceError
-from obliteratus.events import Note, emit
+from obliteratus.events import Deviation, DeviationRecorded, Note, emit
 from obliteratus.measure.coherence import embed
-from obliteratus.measure.head import head_of
+from obliteratus.measure.head import Head, head_of
 from obliteratus.measure.log_odds import RefusalTokens
 from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
@@ -47,6 +51,7 @@ from obliteratus.store import Store, check_target
 from obliteratus.verify.compare import compare
 from obliteratus.verify.controls import Controls, measure_controls
 from obliteratus.verify.html import save_html
+from obliteratus.verify.left import edit_facts
 from obliteratus.verify.measure import measure_model
 from obliteratus.verify.measurement import Measurement
 from obliteratus.verify.report import REPORT_FILE, Report, save_report
@@ -105,6 +110,7 @@ class _Run:
         self.settings = settings
         self.store = store
         self.journal = Journal()
+        self.leaks: list[Deviation] = []
 
     def execute(self, name: str, output: Path, *, force: bool, fingerprint: str | None) -> Report:
         contrast = contrast_set(self.settings.prompts)
@@ -122,6 +128,7 @@ class _Run:
         planned = plan(model, directions, self.settings.edit)
         original = self._measure_original(model, splits, directions)
         controls = self._controls(model, activations, directions, planned, splits, tokens)
+        head = self._kept_head(model)
         passes = self._excise(model, splits, tokens, directions, planned)
         record = run_record(model, contrast, self.settings, self.journal)
         with releasing(output, force=force) as work:
@@ -130,7 +137,14 @@ class _Run:
             del model, first
             gc.collect()
             report = self._verify(
-                work, splits, original, passes, tokens, controls, edited_name=output.name
+                work,
+                splits,
+                original,
+                passes,
+                tokens,
+                controls,
+                original_head=head,
+                edited_name=output.name,
             )
             save_report(report, work / RECORDS / REPORT_FILE)
             save_html(report, work / RECORDS / "report.html")
@@ -143,6 +157,7 @@ class _Run:
         with self.journal.stage("summon", f"load {name}") as note:
             model = summon(name, self.settings.model, store=self.store)
             anatomy = model.anatomy
+            check_targets(anatomy, self.settings.edit)
             sizes = [len(part.harmful) for part in (splits.fit, splits.select, splits.test)]
             note.text = (
                 f"{anatomy.model_type}, {anatomy.n_layers} layers of width {anatomy.d_model}, "
@@ -227,6 +242,13 @@ class _Run:
             note.text = f"{len(controls.rows)} edits through hooks, strength 0 among them"
         return controls
 
+    def _kept_head(self, model: LoadedModel) -> Head | None:
+        """Return a copy of the original's head where it will be edited, else None."""
+        if self.settings.edit.strengths.of_component("head") == 0:
+            return None
+        head = head_of(model)
+        return dataclasses.replace(head, weight=head.weight.clone())
+
     def _excise(
         self,
         model: LoadedModel,
@@ -254,21 +276,31 @@ class _Run:
         self, model: LoadedModel, splits: Splits, directions: Directions, planned: EditPlan
     ) -> _Pass:
         self.journal.deviate(*planned.deviations)
-        effect = check_post_norm(model, planned, self._proof_ids(model, splits))
+        prompts, target = self._proof_ids(model, splits), affine_target(planned.edits)
+        effect = check_post_norm(model, planned, prompts)
+        before = residual_energy(model, directions.basis, prompts, target=target)
+        chosen = router_choices(model, prompts)
         receipt = excise(model, planned)
-        prove_receipt(model, receipt, allow_leak=self.settings.edit.allow_leak)
         self.journal.deviate(*receipt.deviations)
-        proof = self._prove(model, splits, planned)
-        receipt = dataclasses.replace(receipt, proof=proof, post_norm=effect)
+        allow = self.settings.edit.allow_leak
+        proof, leaks = prove_edit(model, planned, prompts, receipt=receipt, allow_leak=allow)
+        self._leak(leaks)
+        after = residual_energy(model, directions.basis, prompts, target=target)
+        again = router_choices(model, prompts)
+        receipt = dataclasses.replace(
+            receipt,
+            proof=proof,
+            post_norm=effect,
+            residual=residuals(before, after),
+            routers=router_agreement(chosen, again) if chosen and again else None,
+        )
         return _Pass(directions, planned, receipt)
 
-    def _prove(self, model: LoadedModel, splits: Splits, planned: EditPlan) -> StreamProof | None:
-        """Prove that an edit at full strength left nothing; another one leaves a part."""
-        if not all(bool((edit.strengths == 1).all()) for edit in planned):
-            return None
-        allow = self.settings.edit.allow_leak
-        prove_tensors(model, planned, allow_leak=allow)
-        return prove_stream(model, planned, self._proof_ids(model, splits), allow_leak=allow)
+    def _leak(self, leaks: Sequence[Deviation]) -> None:
+        for leak in leaks:
+            emit(DeviationRecorded(leak))
+        self.journal.deviate(*leaks)
+        self.leaks.extend(leaks)
 
     def _proof_ids(self, model: LoadedModel, splits: Splits) -> Sequence[Sequence[int]]:
         texts = [prompt.text for prompt in splits.fit.harmful[:PROOF_PROMPTS]]
@@ -322,6 +354,7 @@ class _Run:
         tokens: RefusalTokens,
         controls: Controls,
         *,
+        original_head: Head | None,
         edited_name: str,
     ) -> Report:
         settings = self.settings
@@ -333,8 +366,9 @@ class _Run:
             )
             edited = summon(str(work), as_saved, store=self.store)
             prove_saved(edited, [each.receipt for each in passes])
+            prompts, allow = self._proof_ids(edited, splits), settings.edit.allow_leak
             for each in passes:
-                self._prove(edited, splits, each.plan)
+                self._leak(prove_edit(edited, each.plan, prompts, allow_leak=allow)[1])
             measured = measure_model(
                 edited,
                 splits.test,
@@ -351,10 +385,14 @@ class _Run:
                 original,
                 measured,
                 edited_head=head,
+                original_head=original_head,
                 tokens=tokens,
                 embed=embed if settings.verify.coherence else None,
                 directions=passes[0].directions,
                 controls=controls,
+                edit=edit_facts(
+                    [each.receipt for each in passes], passes[0].directions, self.leaks
+                ),
                 deviations=self.journal.deviations,
                 edited_name=edited_name,
                 seed=settings.seed,

@@ -85,7 +85,7 @@ class Laboratory:
             select=self.splits.select.sha256,
             positions=settings.probe.positions,
             distill=settings.distill.model_dump(mode="json"),
-            embedding=settings.edit.embedding,
+            embedding=settings.edit.edits_embedding,
             post_norm=settings.edit.post_norm,
             seed=settings.seed,
             tokens=list(tokens.ids),
@@ -105,6 +105,6 @@ class Laboratory:
             tokens,
             prompts=self.settings.distill.select_prompts,
             system=self.settings.prompts.system,
-            embedding=self.settings.edit.embedding == "edit",
+            embedding=self.settings.edit.edits_embedding,
             post_norm=self.settings.edit.post_norm,
         )

@@ -12,6 +12,7 @@ from obliteratus.operator.edit import EditPlan
 from obliteratus.operator.serial import explain
 from obliteratus.settings import RunSettings
 from obliteratus.verify.formatting import VERDICT_WORDS, change, interval, number, shown
+from obliteratus.verify.left import left_lines
 from obliteratus.verify.report import Report
 
 CARD = "README.md"
@@ -43,6 +44,7 @@ def write_card(
         interval=interval,
         shown=shown,
         change=change,
+        left=[] if report.edit is None else left_lines(report.edit),
     )
     (folder / CARD).write_text(text, encoding="utf-8")
 

@@ -17,7 +17,8 @@ from obliteratus.shapes import Layer
 from obliteratus.statistics.estimate import Estimate
 
 KIND = "obliteratus.directions"
-VERSION = 2  # 2: the strength that DISTILL found
+VERSION = 2  # 2: the strength that DISTILL found, and the mean of affine edits
+MEAN = "mean"  # the tensor beside the layers
 
 
 def save_directions(directions: Directions, path: Path) -> None:
@@ -39,6 +40,8 @@ def save_directions(directions: Directions, path: Path) -> None:
         "provenance": dict(directions.provenance),
     }
     tensors = {layer_name(layer): rows.clone() for layer, rows in directions.basis.items()}
+    if directions.mean is not None:
+        tensors[MEAN] = directions.mean.clone()
     header = {"directions": json.dumps(facts, sort_keys=True)}
     try:
         save_file(tensors, path, metadata=header)
@@ -55,12 +58,11 @@ def load_directions(path: Path) -> Directions:
     try:
         with safe_open(path, framework="pt") as file:
             facts = _facts(path, file.metadata() or {})
-            basis: dict[Layer, Tensor] = {
-                _layer(name): file.get_tensor(name)
-                for name in file.keys()  # noqa: SIM118
-            }
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise StorageError(f"the directions at {path} cannot be read: {error}") from error
+    mean = tensors.pop(MEAN, None)
+    basis: dict[Layer, Tensor] = {_layer(name): rows for name, rows in tensors.items()}
     order: list[Layer] = sorted(basis, key=lambda layer: -1 if layer == "embedding" else layer)
     return Directions(
         basis={layer: basis[layer].to(torch.float64) for layer in order},
@@ -69,6 +71,7 @@ def load_directions(path: Path) -> Directions:
         source_layer=facts["source_layer"],
         position=facts["position"],
         strength=facts["strength"],
+        mean=None if mean is None else mean.to(torch.float64),
         strong_layers=tuple(facts["strong_layers"]),
         reliability={
             name: Estimate.from_json(value) for name, value in facts["reliability"].items()

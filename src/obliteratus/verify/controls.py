@@ -15,6 +15,7 @@ from obliteratus.measure.log_odds import RefusalTokens
 from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.edit import EditPlan
+from obliteratus.operator.grro import Operator, edit_matrix
 from obliteratus.operator.hooks import edited
 from obliteratus.probe.forward import automatic_batch_tokens, last_hidden
 from obliteratus.prompts.contrast import ContrastSet
@@ -99,6 +100,15 @@ def nothing(plan: EditPlan) -> EditPlan:
     return replace(plan, edits=edits)
 
 
+def edited_head(head: Head, plan: EditPlan) -> Head:
+    """Return ``head`` as ``plan`` would leave it: itself, unless the plan edits the head."""
+    edit = next((each for each in plan if each.site.component == "head"), None)
+    if edit is None or not bool(edit.strengths.any()):
+        return head
+    operator = Operator(edit.write_basis, edit.read_basis, edit.strengths, edit.site.layout)
+    return replace(head, weight=edit_matrix(head.weight, operator)[0])
+
+
 class _Bench:
     """The original on its prompts, run once, and every plan against it."""
 
@@ -143,10 +153,10 @@ class _Bench:
             self._original = (self._hidden(0), self._hidden(1))
         with edited(self._model, plan, ignore_norm=True):
             harmful, harmless = self._hidden(0), self._hidden(1)
-        before, head = self._original, self._head
+        before, head = self._original, edited_head(self._head, plan)
         return Effect(
             None if self._tokens is None else prompt_log_odds(harmful, head, self._tokens),
-            first_token_kl(before[1], head, harmless, head),
+            first_token_kl(before[1], self._head, harmless, head),
             torch.equal(before[0], harmful) and torch.equal(before[1], harmless),
         )
 

@@ -78,6 +78,11 @@ def p_value(value: float | None) -> str:
     return f"< {TINY:g}" if value < TINY else f"{value:.3f}"
 
 
+def tiny_share(value: float) -> str:
+    """Return a share that may be the rounding of nothing: ``2.3 %``, ``4.0·10⁻¹³`` or ``0``."""
+    return number(value, "share") if value >= TINY else number(value, "nats") if value else "0"
+
+
 def _power(value: float) -> str:
     exponent = math.floor(math.log10(abs(value)))
     mantissa = value / 10**exponent

@@ -20,7 +20,9 @@ from obliteratus.verify.formatting import (
     p_value,
     percent_change,
     shown,
+    tiny_share,
 )
+from obliteratus.verify.left import left_lines
 from obliteratus.verify.picture_style import DARK, LIGHT, as_svg
 from obliteratus.verify.report import Claim, Report, Row
 
@@ -77,6 +79,8 @@ def as_html(report: Report) -> str:
         pictures=_pictures(report),
         notes=_notes(report),
         facts=_facts(report),
+        left=[] if report.edit is None else left_lines(report.edit),
+        tiny_share=tiny_share,
     )
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from obliteratus.errors import StorageError
 from obliteratus.events import Deviation
 from obliteratus.measure.judges.base import Outcome
-from obliteratus.settings import VerifySettings
+from obliteratus.settings import Norm, VerifySettings
 from obliteratus.statistics.estimate import Estimate, Verdict
 from obliteratus.store import read_json, write_json
 from obliteratus.verify.identity import Subject
@@ -139,6 +139,54 @@ class ControlRow(Record):
     is_bitwise: bool | None = None
 
 
+class LayerLeft(Record):
+    """The share of the stream's energy along the directions at one layer: |R x|² / |x|².
+
+    Means and largest values over the tokens of the prompts that prove the edit.
+    """
+
+    layer: int | Literal["embedding"]
+    before: float
+    before_largest: float
+    after: float
+    after_largest: float
+
+
+class NormLeft(Record):
+    """What matrices whose ``norm`` was kept still write along their directions: ‖V W'‖ / ‖V W‖.
+
+    ``left`` is that of all matrices together, ``largest`` that of ``matrix``.
+    """
+
+    norm: Norm
+    left: float
+    largest: float
+    matrix: str
+
+
+class RoutersAgree(Record):
+    """The share of ``n`` (token, router) pairs with the same experts; ``lowest`` is ``worst``'s."""
+
+    share: float
+    n: int
+    worst: str
+    lowest: float
+
+
+class EditFacts(Record):
+    """What the executor measured: what the edit left, and what it was let through with.
+
+    ``shares`` maps a layer to the share of the mean difference that the direction used there keeps
+    (|r · δ| / ‖δ‖); it is empty where the directions do not tell.
+    """
+
+    layers: tuple[LayerLeft, ...] = ()
+    norm: NormLeft | None = None
+    routers: RoutersAgree | None = None
+    shares: dict[str, float] = {}
+    leaks: tuple[str, ...] = ()
+
+
 class Report(Record):
     """What is known about an edit. ``verdict`` is on all ``claims`` together."""
 
@@ -162,6 +210,7 @@ class Report(Record):
     controls: tuple[ControlRow, ...] = ()
     layers: tuple[LayerRow, ...] = ()
     candidates: tuple[CandidateRow, ...] = ()
+    edit: EditFacts | None = None
     deviations: tuple[Deviation, ...] = ()
     versions: dict[str, str] = {}
 

@@ -9,6 +9,7 @@ from obliteratus.models.families.parts import (
     mixer_internals,
     multiplied,
     post_normed,
+    routers,
     scaled_embedding,
 )
 from obliteratus.models.family import Site, register
@@ -61,7 +62,8 @@ GRANITE_MOE = register(
         writers=multiplied(RESIDUAL, LLAMA.writers[0], EXPERTS, *SHARED),
         readers=(
             *LLAMA.readers,
-            *linears("experts", "block_sparse_moe.router", "shared_mlp.input_linear"),
+            *routers("block_sparse_moe.router"),
+            *linears("experts", "shared_mlp.input_linear"),
             replace(EXPERTS, weight="block_sparse_moe.experts.gate_up_proj"),
         ),
     )

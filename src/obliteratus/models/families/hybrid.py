@@ -17,6 +17,7 @@ from obliteratus.models.families.parts import (
     multiplied,
     norms,
     post_normed,
+    routers,
     through,
 )
 from obliteratus.models.family import linear, register
@@ -48,7 +49,7 @@ JAMBA = register(
         readers=(
             *ATTENTION,
             *MAMBA_IN,
-            *linears("experts", "feed_forward.router"),
+            *routers("feed_forward.router"),
             fused("feed_forward.experts.gate_up_proj", "feed_forward"),
             *FEED_FORWARD[1:],
         ),
@@ -91,7 +92,8 @@ NEMOTRON_H = register(
         readers=(
             *linears("attention", *(f"mixer.{name}_proj" for name in "qkv")),
             *linears("state_space", "mixer.in_proj"),
-            *linears("experts", "mixer.gate", "mixer.shared_experts.up_proj"),
+            *routers("mixer.gate"),
+            *linears("experts", "mixer.shared_experts.up_proj"),
             fused("mixer.experts.up_proj", "mixer"),
             *linears("mlp", "mixer.up_proj"),
         ),
@@ -114,7 +116,7 @@ LFM2 = register(
         readers=(
             *ATTENTION,
             *linears("state_space", "conv.in_proj"),
-            *linears("experts", "feed_forward.gate"),
+            *routers("feed_forward.gate"),
             fused("feed_forward.experts.gate_up_proj", "feed_forward"),
             *linears("mlp", "feed_forward.w1", "feed_forward.w3"),
         ),

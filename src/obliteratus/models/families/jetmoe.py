@@ -3,7 +3,10 @@
 from dataclasses import replace
 
 from obliteratus.models.families.llama import LLAMA
+from obliteratus.models.families.parts import routers
 from obliteratus.models.family import Site, linear, register
+
+TOP_K = "config.num_experts_per_tok"
 
 
 def experts(weight: str, module: str, bias: str | None = None) -> Site:
@@ -26,10 +29,10 @@ JETMOE = register(
         ),
         readers=(
             experts("self_attention.experts.input_linear.weight", "self_attention"),
-            linear("self_attention.experts.router.layer", "experts"),
+            *routers("self_attention.experts.router.layer", top_k=TOP_K, optional=False),
             linear("self_attention.kv_proj", "attention"),
             experts("mlp.input_linear.weight", "mlp"),
-            linear("mlp.router.layer", "experts"),
+            *routers("mlp.router.layer", top_k=TOP_K, optional=False),
         ),
     )
 )

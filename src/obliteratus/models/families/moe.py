@@ -16,6 +16,7 @@ from obliteratus.models.families.parts import (
     linears,
     norms,
     post_normed,
+    routers,
     through,
 )
 from obliteratus.models.family import Site, linear, register
@@ -35,7 +36,9 @@ WRITERS = (
     *through("mlp", *linears("mlp", "mlp.down_proj")),
 )
 READERS = (
-    *linears("experts", "mlp.gate", "mlp.gate.wg", "mlp.router", "mlp.router.gate"),
+    *routers("mlp.gate", "mlp.router"),
+    *routers("mlp.router.gate", chosen_by="mlp.router"),
+    *routers("mlp.gate.wg", chosen_by="mlp.gate"),
     *linears("experts", "mlp.shared_expert_gate"),
     fused("mlp.experts.gate_up_proj"),
     *linears(

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from obliteratus.models.anatomy import Component, PostNorm, StreamSite
-from obliteratus.models.family import Site, linear
+from obliteratus.models.family import Choice, Site, linear
 
 
 def linears(component: Component, *modules: str) -> tuple[Site, ...]:
@@ -54,6 +54,26 @@ NORM_ON_STREAM = "a norm acts on the stream itself, and its gains turn what was 
 def stream_norms(*modules: str) -> tuple[StreamSite, ...]:
     """Return the norms of a block that the stream itself goes through."""
     return tuple(StreamSite(module, "through") for module in modules)
+
+
+def routers(
+    *modules: str,
+    chosen_by: str | None = None,
+    top_k: str | None = None,
+    optional: bool = True,
+) -> tuple[Site, ...]:
+    """Return the sites of routers, which some blocks may lack where ``optional``.
+
+    ``chosen_by`` is the module whose last output are the indices of the chosen experts (by default
+    the router itself), or logits of which the ``top_k`` largest are chosen.
+    """
+    return tuple(
+        replace(
+            linear(module, "experts", optional=optional),
+            choice=Choice(chosen_by or module, top_k),
+        )
+        for module in modules
+    )
 
 
 def norms(*modules: str) -> tuple[str, ...]:

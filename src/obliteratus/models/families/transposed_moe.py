@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from obliteratus.models.families.llama import LLAMA
 from obliteratus.models.families.moe import fused
-from obliteratus.models.families.parts import ATTENTION, embedding, linears, norms, through
+from obliteratus.models.families.parts import ATTENTION, embedding, linears, norms, routers, through
 from obliteratus.models.family import Site, linear, register
 
 
@@ -24,7 +24,7 @@ GPT_OSS = register(
         ),
         readers=(
             *ATTENTION,
-            linear("mlp.router", "experts"),
+            *routers("mlp.router", optional=False),
             transposed("mlp.experts.gate_up_proj", "mlp", bias="mlp.experts.gate_up_proj_bias"),
         ),
     )
@@ -58,7 +58,7 @@ LLAMA4 = register(
         ),
         readers=(
             *ATTENTION,
-            *linears("experts", "feed_forward.router"),
+            *routers("feed_forward.router", top_k="config.num_experts_per_tok"),
             transposed("feed_forward.experts.gate_up_proj", "feed_forward"),
             *linears("experts", *(f"feed_forward.shared_expert.{n}_proj" for n in ("gate", "up"))),
             *linears("mlp", "feed_forward.gate_proj", "feed_forward.up_proj"),
@@ -80,7 +80,7 @@ DBRX = register(
         ),
         readers=(
             linear("norm_attn_norm.attn.Wqkv", "attention"),
-            linear("ffn.router.layer", "experts"),
+            *routers("ffn.router.layer", top_k="config.ffn_config.moe_top_k", optional=False),
             Site("ffn.experts.mlp.w1", "experts", expert="routed", module="ffn"),
             Site("ffn.experts.mlp.v1", "experts", expert="routed", module="ffn"),
         ),
