@@ -29,7 +29,7 @@ def write_card(
         undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True
     )
     text = environment.from_string(template).render(
-        header=_header(source),
+        header=header(source),
         name=report.edited.name,
         original=source.identifier if source.kind in ("hub", "catalogue") else "A local model",
         home=HOME,
@@ -37,7 +37,7 @@ def write_card(
         report=report,
         changes=explain(plan),
         safety=_safety(report),
-        origin=_origin(source),
+        origin=origin(source),
         verdicts=VERDICT_WORDS,
         number=number,
         interval=interval,
@@ -47,18 +47,21 @@ def write_card(
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
-def _header(source: ModelSource) -> str:
-    header: dict[str, object] = {"tags": ["obliteratus", "refusal", "interpretability"]}
+def header(
+    source: ModelSource, *, relation: str = "finetune", library: str = "transformers"
+) -> str:
+    """Return the YAML header of a card: tags, licence, and which public model it comes from."""
+    facts: dict[str, object] = {"tags": ["obliteratus", "refusal", "interpretability"]}
     if source.license is not None:
-        header["license"] = LICENSE_IDS.get(source.license, source.license.lower())
+        facts["license"] = LICENSE_IDS.get(source.license, source.license.lower())
     if source.kind in ("hub", "catalogue"):
-        header["base_model"] = _hub_id(source)
-        header["base_model_relation"] = "finetune"
-    header["library_name"] = "transformers"
-    return yaml.safe_dump(header, sort_keys=True)
+        facts["base_model"] = hub_id(source)
+        facts["base_model_relation"] = relation
+    facts["library_name"] = library
+    return yaml.safe_dump(facts, sort_keys=True)
 
 
-def _origin(source: ModelSource) -> str:
+def origin(source: ModelSource) -> str:
     """Return which model it was, without where it lay on somebody's machine."""
     is_public = source.kind in ("hub", "catalogue")
     words = f"`{source.identifier}`" if is_public else "a local model"
@@ -69,7 +72,8 @@ def _origin(source: ModelSource) -> str:
     return words if is_public else f"{words} (fingerprint `{source.fingerprint}`)"
 
 
-def _hub_id(source: ModelSource) -> str:
+def hub_id(source: ModelSource) -> str:
+    """Return the Hub id of a public model."""
     return (
         catalogue_entry(source.identifier).hub if source.kind == "catalogue" else source.identifier
     )
