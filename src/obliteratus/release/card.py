@@ -29,7 +29,7 @@ def write_card(
         undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True
     )
     text = environment.from_string(template).render(
-        header=header(source),
+        header=header(source, lineage(source)),
         name=report.edited.name,
         original=source.identifier if source.kind in ("hub", "catalogue") else "A local model",
         home=HOME,
@@ -48,14 +48,18 @@ def write_card(
 
 
 def header(
-    source: ModelSource, *, relation: str = "finetune", library: str = "transformers"
+    source: ModelSource,
+    base: str | None,
+    *,
+    relation: str = "finetune",
+    library: str = "transformers",
 ) -> str:
-    """Return the YAML header of a card: tags, licence, and which public model it comes from."""
+    """Return the YAML header of a card: tags, licence, and its relation to the model ``base``."""
     facts: dict[str, object] = {"tags": ["obliteratus", "refusal", "interpretability"]}
     if source.license is not None:
         facts["license"] = LICENSE_IDS.get(source.license, source.license.lower())
-    if source.kind in ("hub", "catalogue"):
-        facts["base_model"] = hub_id(source)
+    if base is not None:
+        facts["base_model"] = base
         facts["base_model_relation"] = relation
     facts["library_name"] = library
     return yaml.safe_dump(facts, sort_keys=True)
@@ -72,11 +76,11 @@ def origin(source: ModelSource) -> str:
     return words if is_public else f"{words} (fingerprint `{source.fingerprint}`)"
 
 
-def hub_id(source: ModelSource) -> str:
-    """Return the Hub id of a public model."""
-    return (
-        catalogue_entry(source.identifier).hub if source.kind == "catalogue" else source.identifier
-    )
+def lineage(source: ModelSource) -> str | None:
+    """Return the Hub id of the public model that ``source`` is or came from; None if neither."""
+    if source.kind == "catalogue":
+        return catalogue_entry(source.identifier).hub
+    return source.identifier if source.kind == "hub" else None
 
 
 def _safety(report: Report) -> str:

@@ -76,9 +76,9 @@ def export_lora(
 ) -> LoraReceipt:
     """Write ``plan`` as a LoRA adapter for the **unedited** ``model``: W + B A = W − Uᵀ A V W.
 
-    B = −Uᵀ A and A = V W of the dequantised weight, at scale lora_alpha / r = 1, in float32 (float64
-    for a float64 model). Several plans, one per pass, become one adapter of the sum of their ranks.
-    Tied embeddings stay tied in the base: peft adds to what the embedding gives and leaves the head
+    lora_B = −Uᵀ A and lora_A = V W of the dequantised weight, at scale lora_alpha / r = 1, in
+    float32 (float64 for a float64 model). Several plans, one per pass, become one adapter of the
+    sum of their ranks. Tied embeddings stay tied in the base: peft adds to what the embedding gives and leaves the head
     as it was. The folder holds ``adapter_model.safetensors``, ``adapter_config.json``, a README and
     ``obliteratus/lora.json``; equal inputs give equal bytes. Before it is renamed into place the
     adapter is loaded back with peft and compared with the hooks on ``prompts`` (token ids; tokens
@@ -259,4 +259,6 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
     """Return peft's configuration with its sets in order, so that equal ones give equal bytes."""
-    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    return {
+        key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
+    }

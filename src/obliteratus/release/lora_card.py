@@ -1,5 +1,6 @@
 """The README of a LoRA adapter: for which base, how to load it, and how exact it is."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.edit import EditPlan
 from obliteratus.operator.serial import explain
 from obliteratus.release.card import CARD, HOME, header, origin
+from obliteratus.release.lora_layers import hub_base
 
 if TYPE_CHECKING:
     from obliteratus.release.lora import LoraReceipt
@@ -52,9 +54,11 @@ def write_lora_card(
         residual = f" At most {worst:.0e} of any write is left along what was removed."
     quantised = f", loaded in {model.quantization}" if model.quantization else ""
     text = TEXT.format(
-        header=header(model.source, relation="adapter", library="peft"),
+        header=header(model.source, hub_base(model.source), relation="adapter", library="peft"),
         home=HOME,
-        changes=" Then: ".join(explain(plan) for plan in plans),
+        changes=" Then: ".join(
+            explain(dataclasses.replace(plan, unties_head=False)) for plan in plans
+        ),
         origin=origin(model.source),
         fingerprint=model.source.fingerprint,
         quantised=quantised,

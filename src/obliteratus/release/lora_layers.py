@@ -13,9 +13,10 @@ from transformers.pytorch_utils import Conv1D
 
 from obliteratus.errors import EditError
 from obliteratus.models.anatomy import Layout
+from obliteratus.models.catalogue import catalogue_entry
 from obliteratus.models.loaded import LoadedModel, ModelSource
 from obliteratus.models.quantized import sharing_matrices
-from obliteratus.release.card import hub_id
+from obliteratus.release.card import lineage
 from obliteratus.release.lora_factors import Factors
 
 BiasMode = Literal["none", "lora_bias", "lora_only", "all"]
@@ -53,6 +54,16 @@ def is_layer(owner: nn.Module) -> bool:
     return isinstance(owner, (nn.Linear, Conv1D))
 
 
+def hub_base(source: ModelSource) -> str | None:
+    """Return the Hub id of the very model that ``source`` is; None where the Hub has only its base.
+
+    An adapter for a catalogue model into which another adapter was merged fits that model alone.
+    """
+    if source.kind == "catalogue" and catalogue_entry(source.identifier).base is not None:
+        return None
+    return lineage(source)
+
+
 def bias_mode(targets: Sequence[Target], biases: Mapping[str, Tensor], model: Any) -> BiasMode:
     """Return the least intrusive way in which peft can hold ``biases`` (parameter name -> b')."""
     if not biases:
@@ -75,8 +86,8 @@ def peft_config(
 ) -> Any:
     """Return the ``LoraConfig`` under which ΔW = B A for every target, at scale 1.
 
-    lora_alpha = r for each rank that occurs. All targets that are not layers share one rank, because
-    peft finds patterns of ranks for layers only (``Factors.padded`` brings them there).
+    lora_alpha = r for each rank that occurs. All targets that are not layers share one rank, to
+    which ``Factors.padded`` brings them: peft warns of patterns of ranks for anything but layers.
     """
     from peft import LoraConfig
 
@@ -91,7 +102,7 @@ def peft_config(
     }
     return LoraConfig(
         task_type="CAUSAL_LM",
-        base_model_name_or_path=hub_id(source) if source.kind in ("hub", "catalogue") else None,
+        base_model_name_or_path=hub_base(source),
         revision=source.revision,
         r=rank,
         lora_alpha=rank,

@@ -124,9 +124,7 @@ def compare(
     return Agreement(gap, change, spread, stream, is_gated)
 
 
-def _adapted_logits(
-    adapter: LoadedModel, tokens: Tensor
-) -> Float64[Tensor, "batch token vocab"]:
+def _adapted_logits(adapter: LoadedModel, tokens: Tensor) -> Float64[Tensor, "batch token vocab"]:
     try:
         return _logits(adapter, tokens)
     except AttributeError as error:  # the model asks peft's layer for a part of the one it wraps
