@@ -51,9 +51,12 @@ def exported(
         return export_lora(model, planned, folder, **options)
 
 
+def peft_model(model: LoadedModel, folder: Path) -> PeftModel:
+    return PeftModel.from_pretrained(copy.deepcopy(model.module), folder)
+
+
 def loaded(model: LoadedModel, folder: Path) -> LoadedModel:
-    module = PeftModel.from_pretrained(copy.deepcopy(model.module), folder)
-    return dataclasses.replace(model, module=module)
+    return dataclasses.replace(model, module=peft_model(model, folder).base_model.model)
 
 
 def gap(model: LoadedModel, planned: Sequence[WeightEdit], folder: Path) -> float:
@@ -165,7 +168,7 @@ def test_what_is_called_mergeable_merges_into_the_edit(tmp_path):
     model = tiny_model("llama")
     planned = simple(model)
     exported(model, planned, tmp_path / "a")
-    merged = loaded(model, tmp_path / "a").module.merge_and_unload()
+    merged = peft_model(model, tmp_path / "a").merge_and_unload()
     tokens = tokens_for(model)
     with edited(model, planned):
         reference = exact_logits(model, tokens)
@@ -179,8 +182,9 @@ def test_where_every_layer_has_a_bias_the_adapter_can_be_switched_off(tmp_path):
     planned = plan(model, directions, EditSettings(embedding="leave"))
     assert exported(model, planned, tmp_path / "a").bias == "lora_bias"
     assert gap(model, planned, tmp_path / "a") < AGREEMENT
-    other, tokens = loaded(model, tmp_path / "a"), tokens_for(model)
-    with other.module.disable_adapter():
+    adapter, tokens = peft_model(model, tmp_path / "a"), tokens_for(model)
+    other = dataclasses.replace(model, module=adapter.base_model.model)
+    with adapter.disable_adapter():
         assert torch.equal(exact_logits(other, tokens), exact_logits(model, tokens))
 
 

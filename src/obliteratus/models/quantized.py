@@ -1,6 +1,7 @@
 """The numbers behind a quantised weight, and a model that shares its matrices with another."""
 
 import copy
+import importlib
 from typing import Any
 
 import torch
@@ -35,14 +36,13 @@ def dequantised(model: LoadedModel, name: str) -> Tensor:
             f"{name} is packed as {weight.dtype} in a format that cannot be read ({kind}). Load "
             "the model unquantised, or with --quantize 4bit or 8bit."
         )
-    import bitsandbytes.functional
-
+    functional: Any = importlib.import_module("bitsandbytes.functional")  # it made the weight
     packed: Any = stored
     if kind == "Int8Params":  # the scales move from the weight to the layer at its first pass
         scales = owner.state.SCB if packed.SCB is None else packed.SCB
-        return bitsandbytes.functional.int8_vectorwise_dequant(packed.data, scales)
+        return functional.int8_vectorwise_dequant(packed.data, scales)
     owner.state_dict()  # undoes the layout that some CPUs give the bytes at the first pass
-    return bitsandbytes.functional.dequantize_4bit(packed.data, packed.quant_state)
+    return functional.dequantize_4bit(packed.data, packed.quant_state)
 
 
 def sharing_matrices(module: nn.Module) -> Any:

@@ -78,8 +78,10 @@ def export_lora(
 
     lora_B = −Uᵀ A and lora_A = V W of the dequantised weight, at scale lora_alpha / r = 1, in
     float32 (float64 for a float64 model). Several plans, one per pass, become one adapter of the
-    sum of their ranks. Tied embeddings stay tied in the base: peft adds to what the embedding gives and leaves the head
-    as it was. The folder holds ``adapter_model.safetensors``, ``adapter_config.json``, a README and
+    sum of their ranks. Tied embeddings stay tied in the base: peft adds to what the embedding gives
+    and leaves the head as it was.
+
+    The folder holds ``adapter_model.safetensors``, ``adapter_config.json``, a README and
     ``obliteratus/lora.json``; equal inputs give equal bytes. Before it is renamed into place the
     adapter is loaded back with peft and compared with the hooks on ``prompts`` (token ids; tokens
     spread over the vocabulary unless given). ``model`` is left as it was.
