@@ -1,5 +1,6 @@
 """A plan as a LoRA adapter: loaded back with peft it is the edit, or refused with a reason."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -47,7 +48,8 @@ pytestmark = pytest.mark.filterwarnings(
 def exported(
     model: LoadedModel, planned: EditPlan | Sequence[EditPlan], folder: Path, **options: object
 ) -> lora.LoraReceipt:
-    with ExactFloat64():
+    exact = ExactFloat64() if model.dtype == torch.float64 else contextlib.nullcontext()
+    with exact:
         return export_lora(model, planned, folder, **options)
 
 
@@ -190,7 +192,7 @@ def test_where_every_layer_has_a_bias_the_adapter_can_be_switched_off(tmp_path):
 
 @pytest.mark.parametrize(
     ("model_type", "mode"),
-    [("llama", "lora_only"), ("jetmoe", "all"), ("gpt_oss", "none"), ("qwen2", "none")],
+    [("llama", "lora_only"), ("jetmoe", "all"), ("gpt_oss", "lora_only"), ("qwen2", "none")],
 )
 def test_the_least_intrusive_place_for_biases_is_chosen(model_type, mode, tmp_path):
     model = tiny_model(model_type)
