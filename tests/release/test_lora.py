@@ -16,13 +16,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from obliteratus.directions.directions import Directions
+from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
 from obliteratus.errors import EditError, LeakError, StorageError, UsageError
+from obliteratus.models.adapters import merge_adapter
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.edit import EditPlan, WeightEdit
 from obliteratus.operator.hooks import edited
 from obliteratus.release import lora
 from obliteratus.release.lora import export_lora
+from obliteratus.release.lora_layers import check_adapted
 from obliteratus.settings import EditSettings
 from obliteratus.testing.float64 import ExactFloat64
 from obliteratus.testing.keystone import (
@@ -307,6 +310,14 @@ def test_another_model_is_refused(tmp_path):
     exported(model, simple(model), tmp_path / "a", fingerprint=model.source.fingerprint)
 
 
+def test_a_model_that_was_edited_already_is_refused(tmp_path):
+    model = tiny_model("llama")
+    planned = simple(model)
+    excise(model, planned)
+    with pytest.raises(EditError, match=r"was edited already\. Export from the unedited model"):
+        exported(model, planned, tmp_path / "a")
+
+
 def test_without_peft_the_package_is_named(tmp_path, monkeypatch):
     model = tiny_model("llama")
     monkeypatch.setattr(lora.importlib.util, "find_spec", lambda _name: None)
@@ -374,8 +385,6 @@ def test_an_adapter_that_does_not_reach_a_matrix_is_refused(tmp_path, monkeypatc
 
 
 def test_a_parameter_that_peft_adapts_besides_the_plan_is_refused():
-    from obliteratus.release.lora_layers import check_adapted
-
     with pytest.raises(EditError, match=r"for 1 parameters it also adapts b.weight"):
         check_adapted({"a.weight": None, "b.weight": None}, ["a.weight"])
     with pytest.raises(EditError, match=r"for 2 parameters it leaves out b.weight"):
@@ -393,9 +402,6 @@ def test_an_existing_folder_is_kept_unless_forced(tmp_path):
 
 def test_an_adapter_without_embeddings_and_biases_is_one_that_summon_merges(tmp_path):
     """The product's own reader takes plain adapters; it must come to the same weights."""
-    from obliteratus.edits.memory import excise
-    from obliteratus.models.adapters import merge_adapter
-
     model = tiny_model("qwen2", dtype=torch.float32)
     planned = plan(model, random_directions(model), EditSettings(embedding="leave"))
     exported(model, planned, tmp_path / "a")

@@ -19,7 +19,7 @@ from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.quantized import dequantised
 from obliteratus.operator.edit import EditPlan, WeightEdit
 from obliteratus.release.lora_card import write_lora_card
-from obliteratus.release.lora_factors import edited_bias, factors_of
+from obliteratus.release.lora_factors import Factors, edited_bias, factors_of
 from obliteratus.release.lora_layers import (
     BiasMode,
     Target,
@@ -38,6 +38,10 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 PROOF_TOKENS = 64
 """Tokens, spread over the vocabulary, that compare the adapter where no prompts are given."""
+
+ALREADY_GONE = 1e-2
+"""Share of a random direction's part in every matrix below which the plan was carried out before:
+several times what bfloat16 leaves of an exact edit, far below any model that was not edited."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,8 @@ def export_lora(
 
     Raises:
         UsageError: peft is not installed.
-        EditError: the model is another one, an edit keeps a norm or is malformed, the plan changes
-            nothing, or peft cannot express an edit of this architecture.
+        EditError: the model is another one or edited already, an edit keeps a norm or is malformed,
+            the plan changes nothing, or peft cannot express an edit of this architecture.
         LeakError: the adapter, loaded back, is not the edit.
         StorageError: ``folder`` exists and ``force`` is false, or it cannot be written.
     """
@@ -181,6 +185,7 @@ def _targets(
     """Return what the adapter changes, and the edited biases (b' in float64) by name."""
     targets: list[Target] = []
     biases: dict[str, Tensor] = {}
+    largest = 0.0
     for name, edits in by_site.items():
         site = edits[0].site
         weight = dequantised(model, name)
@@ -193,7 +198,9 @@ def _targets(
             )
         owner = model.module.get_submodule(name.rpartition(".")[0])
         as_layer = name.endswith(".weight") and is_layer(owner)
-        targets.append(Target(name, site.layout, factors_of(weight, edits), as_layer))
+        factors = factors_of(weight, edits)
+        largest = max(largest, _share(factors, weight, edits[0]))
+        targets.append(Target(name, site.layout, factors, as_layer))
         if site.bias is None:
             continue
         bias = dequantised(model, site.bias)
@@ -202,7 +209,21 @@ def _targets(
             targets.append(Target(site.bias, "in_out", factors, is_layer=False))
         else:
             biases[site.bias] = edited_bias(bias.to("cpu", torch.float64), edits)
+    if largest < ALREADY_GONE:
+        raise EditError(
+            f"no matrix has more than {largest:.0e} of a random direction's share along what the "
+            "plan removes: this model was edited already. Export from the unedited model."
+        )
     return targets, biases
+
+
+def _share(factors: Factors, weight: Tensor, edit: WeightEdit) -> float:
+    """Return ‖V W‖ √d_model / (‖V‖ ‖W‖), which is about 1 for a random direction."""
+    along, whole, rows = (
+        float(torch.linalg.vector_norm(part, dtype=torch.float64))
+        for part in (factors.read[:, : len(edit.read_basis)], weight, edit.read_basis)
+    )
+    return along * edit.read_basis.shape[1] ** 0.5 / (whole * rows) if whole else 0.0
 
 
 def _expressible(
