@@ -126,11 +126,7 @@ def export_lora(
             agreement=compare(model, adapter, plans, chosen),
             deviations=tuple(each for plan in plans for each in plan.deviations),
         )
-        (work / RECORDS).mkdir()
-        source = dataclasses.asdict(model.source)
-        if model.source.kind not in ("hub", "catalogue"):
-            del source["asked"], source["identifier"]  # where it lay on this machine
-        write_json(work / RECORDS / "lora.json", {"base": source, **receipt.as_json()})
+        _write_record(work, model, receipt)
         write_lora_card(work, model, plans, receipt)
     return receipt
 
@@ -278,6 +274,14 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
             f"the adapter cannot be written to {path.parent}: {error}. Free some space or choose "
             "another --output."
         ) from error
+
+
+def _write_record(folder: Path, model: LoadedModel, receipt: LoraReceipt) -> None:
+    (folder / RECORDS).mkdir()
+    source = dataclasses.asdict(model.source)
+    if model.source.kind not in ("hub", "catalogue"):
+        del source["asked"], source["identifier"]  # where it lay on this machine
+    write_json(folder / RECORDS / "lora.json", {"base": source, **receipt.as_json()})
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
