@@ -30,7 +30,7 @@ def write_card(
         undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True
     )
     text = environment.from_string(template).render(
-        header=_header(source),
+        header=header(source, lineage(source)),
         name=report.edited.name,
         original=source.identifier if source.kind in ("hub", "catalogue") else "A local model",
         home=HOME,
@@ -38,7 +38,7 @@ def write_card(
         report=report,
         changes=explain(plan),
         safety=_safety(report),
-        origin=_origin(source),
+        origin=origin(source),
         verdicts=VERDICT_WORDS,
         number=number,
         interval=interval,
@@ -61,18 +61,25 @@ def write_unverified_card(folder: Path, source: ModelSource, plan: EditPlan) -> 
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
-def _header(source: ModelSource) -> str:
-    header: dict[str, object] = {"tags": ["obliteratus", "refusal", "interpretability"]}
+def header(
+    source: ModelSource,
+    base: str | None,
+    *,
+    relation: str = "finetune",
+    library: str = "transformers",
+) -> str:
+    """Return the YAML header of a card: tags, licence, and its relation to the model ``base``."""
+    facts: dict[str, object] = {"tags": ["obliteratus", "refusal", "interpretability"]}
     if source.license is not None:
-        header["license"] = LICENSE_IDS.get(source.license, source.license.lower())
-    if source.kind in ("hub", "catalogue"):
-        header["base_model"] = _hub_id(source)
-        header["base_model_relation"] = "finetune"
-    header["library_name"] = "transformers"
-    return yaml.safe_dump(header, sort_keys=True)
+        facts["license"] = LICENSE_IDS.get(source.license, source.license.lower())
+    if base is not None:
+        facts["base_model"] = base
+        facts["base_model_relation"] = relation
+    facts["library_name"] = library
+    return yaml.safe_dump(facts, sort_keys=True)
 
 
-def _origin(source: ModelSource) -> str:
+def origin(source: ModelSource) -> str:
     """Return which model it was, without where it lay on somebody's machine."""
     is_public = source.kind in ("hub", "catalogue")
     words = f"`{source.identifier}`" if is_public else "a local model"
@@ -83,10 +90,11 @@ def _origin(source: ModelSource) -> str:
     return words if is_public else f"{words} (fingerprint `{source.fingerprint}`)"
 
 
-def _hub_id(source: ModelSource) -> str:
-    return (
-        catalogue_entry(source.identifier).hub if source.kind == "catalogue" else source.identifier
-    )
+def lineage(source: ModelSource) -> str | None:
+    """Return the Hub id of the public model that ``source`` is or came from; None if neither."""
+    if source.kind == "catalogue":
+        return catalogue_entry(source.identifier).hub
+    return source.identifier if source.kind == "hub" else None
 
 
 def _safety(report: Report) -> str:
