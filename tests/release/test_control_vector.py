@@ -14,7 +14,7 @@ from obliteratus.errors import DirectionError, StorageError
 from obliteratus.events import DeviationRecorded, listening
 from obliteratus.release.control_vector import export_control_vector
 
-GOLDEN = "GOLDEN_SHA"
+GOLDEN = "c5ce6540545d32bc4af9f7d4ec92d853f070ff007a171159acd8246c974e2867"
 """SHA-256 of the file that ``per_layer`` gives. It changes only when what a file means changes."""
 
 
