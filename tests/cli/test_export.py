@@ -96,12 +96,22 @@ def test_a_model_that_was_no_gguf_file_is_told_how_to_become_one(place, origin):
     assert place.is_unchanged()
 
 
-def test_the_plan_of_every_pass_is_carried_out(place, origin):
+def with_two_passes(place, origin: Path) -> Path:
     run = with_source(place, origin)
     for end in ("json", "safetensors"):
         plan = (run / RECORDS / f"plan.{end}").read_bytes()
         (run / RECORDS / f"plan-pass2.{end}").write_bytes(plan)
-    place.run("export", str(run), "--to", "gguf", "-o", "new.gguf")
+    return run
+
+
+def test_a_control_vector_says_that_it_is_of_the_first_pass(place, origin):
+    run = with_two_passes(place, origin)
+    done = place.run("export", str(run), "--to", "control-vector", "-o", "v.gguf")
+    assert "for layer 1, from the first of 2 passes;" in done.out
+
+
+def test_the_plan_of_every_pass_is_carried_out(place, origin):
+    run = with_two_passes(place, origin)
     done = place.run("export", str(run), "--to", "gguf", "-o", "b.gguf", "--json")
     assert "depends on those before it" in done.out  # the same direction twice: both were read
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from obliteratus.errors import UsageError, did_you_mean
 
-LLAMA_CPP_KINDS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+LLAMA_CPP_KINDS = {"float64": "f32", "float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 """What llama.cpp's converter calls the types of a saved folder."""
 
 
@@ -64,16 +64,17 @@ def _control_vector(request: Request) -> Exported:
     from obliteratus.release.directions_file import load_directions
     from obliteratus.release.run_folder import run_folder
 
-    model_type: str | None = None
+    model_type, n_passes = None, 1
     if request.run.is_file():
         directions = load_directions(request.run)
     else:
         run = run_folder(request.run)
-        directions, model_type = run.directions(), run.model_type()
+        directions, model_type, n_passes = run.directions(), run.model_type(), len(run.plans())
     layers, deviations = export_control_vector(
         directions, request.output, model_type=model_type, force=request.force
     )
     which = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
+    which += f", from the first of {n_passes} passes" if n_passes > 1 else ""
     return Exported(
         (
             f"A control vector for {which}; llama.cpp counts blocks as this program does.",
