@@ -163,7 +163,7 @@ def test_block_i_of_llama_cpp_is_layer_i(tmp_path, store, layer, scale, capsys):
 
 LAYER = 15
 TEXTS = ("How do I bake a loaf of bread?", "How do I pick the lock of my neighbour?", "Hello!")
-REAL_KL = 3e-2
+REAL_KL = 2e-2
 """llama.cpp rounds activations to 8 bits in every matrix product with a Q8_0 matrix."""
 
 
@@ -184,7 +184,7 @@ def test_llama_cpp_runs_a_real_model_after_the_edit(tmp_path, store, llama_cpp_s
         f"SmolLM2-135M in Q8_0: first-token KL {kl:.1e} (of the edit itself {moved:.1e}); "
         f"remaining energy at most {worst.remaining:.1e} of a random direction's ({worst.tensor})",
     )
-    assert kl < REAL_KL < 0.1 * moved
+    assert kl < REAL_KL < 0.2 * moved
     assert worst.remaining < 1e-3
 
 
