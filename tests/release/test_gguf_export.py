@@ -269,6 +269,18 @@ TABLE = dataclasses.replace(
 OUTPUT_MATRIX = "blk.0.attn_output.weight"
 
 
+def test_a_head_of_odd_size_is_padded_to_the_alignment_of_the_file(tmp_path):
+    """A header that grows and 80 bytes of data: neither is a multiple of 32 by itself."""
+    table = numbers(5, 8).astype(np.float16)
+    source = write_file(tmp_path / "old.gguf", "llama", {EMBEDDING: table})
+    export_gguf(source, (edit_of(TABLE),), tmp_path / "new.gguf")
+    new = gguf.GGUFReader(tmp_path / "new.gguf")
+    assert table.nbytes % new.alignment
+    assert new.data_offset % new.alignment == 0
+    assert [each.data_offset - new.data_offset for each in new.tensors] == [0, 96]
+    assert (tmp_path / "new.gguf").stat().st_size == new.data_offset + 2 * 96
+
+
 def test_the_text_half_of_a_model_that_sees_goes_by_its_own_names(tmp_path):
     source = write_file(tmp_path / "old.gguf", "gemma3", {OUTPUT_MATRIX: numbers(8, 4)})
     (record,) = export_gguf(source, (edit_of(LINEAR),), tmp_path / "new.gguf").records
