@@ -11,6 +11,7 @@ from obliteratus.cli.main import main
 
 HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "huggingface_hub", "datasets")
 FASTEST = 0.5  # seconds of processor time, which does not depend on what else the machine does
+COMMANDS = ("obliterate", "verify", "export", "demo", "inspect", "chat", "models", "methods")
 ATTEMPTS = 5  # a busy machine shares its caches and its clock
 CODE = """
 import sys
@@ -62,13 +63,11 @@ def test_version(capsys):
 def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    for command in ("obliterate", "verify", "demo", "inspect", "chat", "models", "methods"):
+    for command in COMMANDS:
         assert command in out
 
 
-@pytest.mark.parametrize(
-    "command", ["obliterate", "verify", "demo", "inspect", "chat", "models", "methods"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
     assert main([command, "--help"]) == 0
     assert "Usage: obliteratus " + command in capsys.readouterr().out

@@ -1,113 +1,27 @@
 """A .gguf file becomes an ordinary folder, once; a damaged one becomes a clear error."""
 
-import re
 from pathlib import Path
 
 import gguf
-import numpy as np
 import pytest
 import torch
-from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from obliteratus.errors import ModelSourceError, UnsupportedArchitectureError
 from obliteratus.events import DeviationRecorded, Note, Progress
 from obliteratus.models.gguf import gguf_folder, gguf_license
 from obliteratus.models.gguf_header import read_header
 from obliteratus.store import sha256_of_file
-
-HEADS, KV_HEADS, WIDTH = 4, 2, 32
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
-TOKENS = ["<unk>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "aa"]
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
+from obliteratus.testing.tiny_gguf import TEMPLATE, TOKENS, tiny_gguf, tiny_llama
 
 
-def llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(TOKENS),
-            hidden_size=WIDTH,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=HEADS,
-            num_key_value_heads=KV_HEADS,
-            max_position_embeddings=64,
-        )
-    ).eval()
-
-
-def gguf_name(name: str) -> str:
-    name = re.sub(r"^model\.layers\.", "blk.", name)
-    for ours, theirs in NAMES.items():
-        name = name.replace(ours, theirs)
-    return name
-
-
-def rotary_order(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """The order in which GGUF files keep the rows of q and k."""
-    split = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
-    return split.swapaxes(1, 2).reshape(weight.shape)
-
-
-def write_gguf(path: Path, module: LlamaForCausalLM, *, arch="llama", extra=None, leave_out=()):
-    writer = gguf.GGUFWriter(path, arch)
-    writer.add_name("A tiny llama")
-    writer.add_string("general.license", "mit")
-    writer.add_context_length(64)
-    writer.add_embedding_length(WIDTH)
-    writer.add_block_count(2)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_vocab_size(len(TOKENS))
-    writer.add_rope_dimension_count(WIDTH // HEADS)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3] * 3 + [1] * (len(TOKENS) - 3))
-    writer.add_token_merges(["a a"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(2)
-    writer.add_chat_template(TEMPLATE)
-    for key, value in (extra or {}).items():
-        writer.add_uint16(key, value)
-    for name, weight in module.state_dict().items():
-        if gguf_name(name) in leave_out:
-            continue
-        heads = {"q_proj": HEADS, "k_proj": KV_HEADS}.get(name.split(".")[-2])
-        stored = (rotary_order(weight, heads) if heads else weight).numpy()
-        if "ffn_down" in gguf_name(name):
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(gguf_name(name), gguf.quants.quantize(stored, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(gguf_name(name), stored)
-    if "rope_freqs" in (extra or {}):
-        writer.add_tensor("rope_freqs.weight", np.ones(4, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+def write_gguf(path, module, **options):
+    return tiny_gguf(path, module, kinds={"ffn_down": "Q8_0"}, **options)
 
 
 @pytest.fixture(scope="module")
 def module() -> LlamaForCausalLM:
-    return llama()
+    return tiny_llama()
 
 
 @pytest.fixture
@@ -164,7 +78,9 @@ def test_the_readers_of_the_libraries_are_put_back(path, store):
 
 def test_the_header_names_every_tensor_and_field(path, module):
     header = read_header(path)
-    assert set(header.tensors) == {gguf_name(name) for name in module.state_dict()}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, len(module.model.layers))
+    expected = {names.get_name(name, (".weight",)) for name in module.state_dict()}
+    assert set(header.tensors) == expected
     assert header.fields["general.architecture"] == "llama"
     assert header.fields["tokenizer.ggml.tokens"] == len(TOKENS)
     assert header.fields["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-6)
@@ -204,13 +120,13 @@ def test_a_tensor_that_is_not_there_is_not_made_up(tmp_path, module, store):
 
 
 def test_an_architecture_that_transformers_cannot_read_is_unsupported(tmp_path, module, store):
-    path = write_gguf(tmp_path / "new.gguf", module, arch="grok")
+    path = write_gguf(tmp_path / "new.gguf", module, architecture="grok")
     with pytest.raises(UnsupportedArchitectureError, match="grok is not supported yet"):
         gguf_folder(path, store)
 
 
 def test_rotary_scaling_that_is_not_read_is_a_deviation(tmp_path, module, store, events):
-    path = write_gguf(tmp_path / "rope.gguf", module, extra={"rope_freqs": 1})
+    path = write_gguf(tmp_path / "rope.gguf", module, ones=("rope_freqs.weight",))
     for _ in ("converted", "found in the store"):
         events.clear()
         gguf_folder(path, store)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from obliteratus import __version__
-from obliteratus.cli import chat, demo, inspect, methods, models, obliterate, verify
+from obliteratus.cli import chat, demo, export, inspect, methods, models, obliterate, verify
 from obliteratus.cli.errors import FAILURE, InterruptedRunError, report
 from obliteratus.cli.options import NO_VALUE
 
@@ -35,7 +35,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 for panel, commands in {
-    "Do": {"obliterate": obliterate.obliterate, "verify": verify.verify, "demo": demo.demo},
+    "Do": {
+        "obliterate": obliterate.obliterate,
+        "verify": verify.verify,
+        "export": export.export,
+        "demo": demo.demo,
+    },
     "Look": {"inspect": inspect.inspect, "chat": chat.chat},
     "List": {"models": models.models, "methods": methods.methods},
 }.items():

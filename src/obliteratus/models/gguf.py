@@ -21,7 +21,7 @@ from transformers import (
 
 from obliteratus.errors import ModelSourceError, UnsupportedArchitectureError
 from obliteratus.events import Deviation, DeviationRecorded, Note, emit, track
-from obliteratus.models.gguf_header import read_header
+from obliteratus.models.gguf_header import check_is_one_file, read_header
 from obliteratus.models.quiet import quiet
 from obliteratus.store import Store, content_key, read_json, sha256_of_file, write_json
 
@@ -69,11 +69,7 @@ def gguf_license(folder: Path) -> str | None:
 def _checked_facts(path: Path) -> dict[str, Any]:
     """Return what the file says of itself, after checking that all of it can be used."""
     header = read_header(path)
-    parts = header.fields.get("split.count", 1)
-    if parts > 1:
-        raise ModelSourceError(
-            f"{path} is one of {parts} parts. Join them first with `llama-gguf-split --merge`."
-        )
+    check_is_one_file(path, header)
     keys = ("architecture", "name", "license")
     return {
         **{key: header.fields.get(f"general.{key}") for key in keys},

@@ -1,4 +1,4 @@
-"""The header of a GGUF file: what it says of itself, and whether the file is whole."""
+"""The header of a GGUF file: what it says of itself, where its tensors lie, if it is whole."""
 
 import mmap
 import struct
@@ -33,11 +33,32 @@ STRING, ARRAY = 8, 9
 
 
 @dataclass(frozen=True)
+class GgufTensor:
+    """One tensor: ``shape`` with the rows first as in numpy, ``offset`` from the start of the data.
+
+    ``size`` counts the bytes of the tensor without the padding that follows it.
+    """
+
+    shape: tuple[int, ...]
+    kind: GGMLQuantizationType
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
 class GgufHeader:
-    """Scalar and text fields by key (arrays as their length) and the names of all tensors."""
+    """Scalar and text fields by key (arrays as their length), and all tensors by name, in order.
+
+    ``infos_end`` is the byte after the last tensor's entry, ``data_start`` that of the first tensor
+    and ``data_size`` how far the last tensor reaches from there.
+    """
 
     fields: dict[str, Any]
-    tensors: tuple[str, ...]
+    tensors: dict[str, GgufTensor]
+    alignment: int
+    infos_end: int
+    data_start: int
+    data_size: int
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -55,12 +76,13 @@ def read_header(path: Path) -> GgufHeader:
             )
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                header, end = _parse(_Cursor(data, len(MAGIC)))
+                header = _parse(_Cursor(data, len(MAGIC)))
             except (struct.error, ValueError, KeyError, IndexError) as error:
                 raise ModelSourceError(
                     f"the header of {path} is truncated or damaged ({size} bytes: {error!r}). "
                     "Download the file again."
                 ) from error
+    end = header.data_start + header.data_size
     if end > size:
         raise ModelSourceError(
             f"{path} is truncated: it has {size} bytes and its tensors end at {end}. Download it "
@@ -103,8 +125,20 @@ class _Cursor:
         return count
 
 
-def _parse(cursor: _Cursor) -> tuple[GgufHeader, int]:
-    """Return the header and the byte at which the last tensor ends."""
+def check_is_one_file(path: Path, header: GgufHeader) -> None:
+    """Check that ``path`` is not one of several parts of a model.
+
+    Raises:
+        ModelSourceError: it is.
+    """
+    parts = header.fields.get("split.count", 1)
+    if parts > 1:
+        raise ModelSourceError(
+            f"{path} is one of {parts} parts. Join them first with `llama-gguf-split --merge`."
+        )
+
+
+def _parse(cursor: _Cursor) -> GgufHeader:
     version, n_tensors, n_fields = (cursor.scalar(form) for form in ("<I", "<Q", "<Q"))
     if version not in VERSIONS:
         raise ValueError(f"version {version}")
@@ -114,13 +148,25 @@ def _parse(cursor: _Cursor) -> tuple[GgufHeader, int]:
     for _ in range(n_fields):
         key = cursor.string()
         fields[key] = cursor.value(cursor.scalar("<I"))
-    names: list[str] = []
-    data_end = 0
+    tensors: dict[str, GgufTensor] = {}
     for _ in range(n_tensors):
-        names.append(cursor.string())
-        shape = [cursor.scalar("<Q") for _ in range(cursor.scalar("<I"))]
-        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(cursor.scalar("<I"))]
-        data_end = max(data_end, cursor.scalar("<Q") + prod(shape) // block * block_bytes)
+        name = cursor.string()
+        sides = [cursor.scalar("<Q") for _ in range(cursor.scalar("<I"))]
+        kind = GGMLQuantizationType(cursor.scalar("<I"))
+        block, block_bytes = GGML_QUANT_SIZES[kind]
+        size = prod(sides) // block * block_bytes
+        tensors[name] = GgufTensor(tuple(reversed(sides)), kind, cursor.scalar("<Q"), size)
     alignment = fields.get("general.alignment", ALIGNMENT)
-    start = -(-cursor.position // alignment) * alignment
-    return GgufHeader(fields, tuple(names)), start + data_end
+    return GgufHeader(
+        fields=fields,
+        tensors=tensors,
+        alignment=alignment,
+        infos_end=cursor.position,
+        data_start=padded(cursor.position, alignment),
+        data_size=max((each.offset + each.size for each in tensors.values()), default=0),
+    )
+
+
+def padded(size: int, alignment: int) -> int:
+    """Return ``size`` rounded up to a multiple of ``alignment``."""
+    return -(-size // alignment) * alignment

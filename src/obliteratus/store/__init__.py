@@ -3,6 +3,7 @@
 from obliteratus.store.cache import Store as Store
 from obliteratus.store.cache import content_key as content_key
 from obliteratus.store.cache import default_root as default_root
+from obliteratus.store.files import atomic_file as atomic_file
 from obliteratus.store.files import atomic_folder as atomic_folder
 from obliteratus.store.files import check_target as check_target
 from obliteratus.store.files import is_disk_full as is_disk_full

@@ -59,6 +59,33 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Generator[Path]:
             library that met it raises).
     """
     check_target(target, replace=replace)
+    with _part_of(target) as work:
+        yield work
+        replace_folder(work, target)
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path, *, replace: bool = False) -> Generator[Path]:
+    """Yield the path of a temporary file that becomes ``target`` when the block succeeds.
+
+    The block creates the file. Whatever stops it leaves ``target`` as it was, with no new folders
+    above it, as :func:`atomic_folder` does.
+
+    Raises:
+        StorageError: ``target`` exists and ``replace`` is false, is a folder, or the disk is full.
+    """
+    check_target(target, replace=replace)
+    if target.is_dir():
+        raise StorageError(f"{target} is a folder. Choose another --output.")
+    with _part_of(target) as work:
+        file = work / target.name
+        yield file
+        file.replace(target)
+
+
+@contextlib.contextmanager
+def _part_of(target: Path) -> Generator[Path]:
+    """Yield a temporary folder beside ``target``; it is gone when the block ends."""
     new = [folder for folder in target.parents if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +96,6 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Generator[Path]:
     try:
         work.chmod(0o755)
         yield work
-        replace_folder(work, target)
     except OSError as error:
         raise storage_error(error, target) from error
     except Exception as error:
