@@ -1,7 +1,7 @@
 """Edits and steering at run time: the reference that every edit of weights must agree with."""
 
 import contextlib
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import torch
@@ -23,23 +23,31 @@ from obliteratus.models.plumbing import (
 from obliteratus.operator.edit import WeightEdit
 from obliteratus.shapes import Layer
 
+Change = Callable[[Tensor], Tensor | None]
+"""From the residual stream to what is added to it; None leaves it as it is."""
+
 
 @contextlib.contextmanager
 def edited(
-    model: LoadedModel, edits: Iterable[WeightEdit], *, ignore_norm: bool = False
+    model: LoadedModel,
+    edits: Iterable[WeightEdit],
+    *,
+    ignore_norm: bool = False,
+    gain: Callable[[WeightEdit], float] | None = None,
 ) -> Generator[None]:
-    """Apply ``edits`` to the raw writes while the block runs: w ← w − Uᵀ A V w + shift.
+    """Apply ``edits`` to the raw writes while the block runs: w ← w + γ (shift − Uᵀ A V w).
 
     A hook sits on the output of each edit's ``site.module``: after the bias, before a post-norm and
-    before a multiplier. It computes in float32 or better and casts back once. Edits of strength 0
-    without a shift install nothing. All hooks are gone when the block ends, also by an exception.
+    before a multiplier. It computes in float32 or better and casts back once. ``gain`` gives γ and
+    is asked at every pass (1 without it); where it is 0 the write is not touched. Edits of strength
+    0 without a shift install nothing. All hooks are gone when the block ends, also by an exception.
 
     Raises:
         EditError: an edit keeps a norm, which only an edit of weights can do (``ignore_norm`` lets
             it through without), or two edits of one module differ.
     """
     active = _by_module(edits, ignore_norm=ignore_norm)
-    with hooked(_write_hook(model, edit) for edit in active):
+    with hooked(_write_hook(model, edit, gain) for edit in active):
         yield
 
 
@@ -59,9 +67,27 @@ def adding(model: LoadedModel, layer: Layer, vector: Float[Tensor, " d_model"]) 
             f"a vector of length {vector.shape[0]} cannot be added to a stream of width "
             f"{model.anatomy.d_model}; use one from this model."
         )
+    constant = vector.detach()
+    with changing(model, layer, lambda stream: constant.to(stream.device, stream.dtype)):
+        yield
+
+
+@contextlib.contextmanager
+def changing(model: LoadedModel, layer: Layer, change: Change) -> Generator[None]:
+    """Add ``change`` of the residual stream to it at ``layer`` while the block runs.
+
+    x_layer ← x_layer + change(x_layer), at every token, where ``embedding`` is the input of block
+    0. ``change`` gets the stream in float32 or better; the sum is cast back once. Where it returns
+    None the stream is not touched. Several at one layer run in the order in which they were
+    entered, each on what the one before left. The hook is gone when the block ends, also by an
+    exception.
+
+    Raises:
+        UsageError: the model has no such layer.
+    """
     check_layer(model, layer)
     owner = block(model, 0 if layer == "embedding" else layer)
-    step = _Add(vector.detach())
+    step = _Change(change)
     if layer == "embedding":
         handle = owner.register_forward_pre_hook(step.before_block, with_kwargs=True)
     else:
@@ -73,7 +99,13 @@ def adding(model: LoadedModel, layer: Layer, vector: Float[Tensor, " d_model"]) 
 class _WriteHook:
     """Subtracts Uᵀ A V w from a module's output w."""
 
-    def __init__(self, edit: WeightEdit, device: torch.device) -> None:
+    def __init__(
+        self,
+        edit: WeightEdit,
+        device: torch.device,
+        gain: Callable[[WeightEdit], float] | None,
+    ) -> None:
+        self._gain = None if gain is None else lambda: gain(edit)
         self._bases = (edit.write_basis, edit.read_basis, edit.strengths)
         self._device = device
         shift = edit.bias_shift
@@ -84,13 +116,16 @@ class _WriteHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         del module, args
-        return with_block_output(output, self._edit(block_output(output)))
+        gain = 1.0 if self._gain is None else self._gain()
+        if gain == 0:
+            return output
+        return with_block_output(output, self._edit(block_output(output), gain))
 
-    def _edit(self, write: Tensor) -> Tensor:
+    def _edit(self, write: Tensor, gain: float) -> Tensor:
         wide = write.to(torch.promote_types(write.dtype, torch.float32))
         u, v, strengths, shift = self._in(wide.dtype)
-        change = ((wide @ v.T) * strengths) @ u
-        result = wide - change if shift is None else wide - change + shift
+        change = ((wide @ v.T) * (gain * strengths)) @ u
+        result = wide - change if shift is None else wide - change + gain * shift
         return result.to(write.dtype)
 
     def _in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -101,11 +136,11 @@ class _WriteHook:
         return self._prepared[dtype]
 
 
-class _Add:
-    """Adds a vector to what a block receives or returns."""
+class _Change:
+    """Adds what a function says to what a block receives or returns."""
 
-    def __init__(self, vector: Tensor) -> None:
-        self._vector = vector
+    def __init__(self, change: Change) -> None:
+        self._change = change
 
     def before_block(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -118,14 +153,17 @@ class _Add:
         return with_block_output(output, self._sum(block_output(output)))
 
     def _sum(self, stream: Tensor) -> Tensor:
-        wide = torch.promote_types(stream.dtype, torch.float32)
-        return (stream.to(wide) + self._vector.to(stream.device, wide)).to(stream.dtype)
+        wide = stream.to(torch.promote_types(stream.dtype, torch.float32))
+        change = self._change(wide)
+        return stream if change is None else (wide + change).to(stream.dtype)
 
 
-def _write_hook(model: LoadedModel, edit: WeightEdit) -> RemovableHandle:
+def _write_hook(
+    model: LoadedModel, edit: WeightEdit, gain: Callable[[WeightEdit], float] | None
+) -> RemovableHandle:
     module = model.module.get_submodule(edit.site.module)
     place = next((part.device for part in module.parameters()), model.device)
-    return module.register_forward_hook(_WriteHook(edit, place))
+    return module.register_forward_hook(_WriteHook(edit, place, gain))
 
 
 def _by_module(edits: Iterable[WeightEdit], *, ignore_norm: bool) -> list[WeightEdit]:
