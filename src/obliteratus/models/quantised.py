@@ -1,0 +1,153 @@
+"""Weights that are stored or loaded packed, and their way back to ordinary ones.
+
+Packed bytes are never edited: requantising an edited matrix puts part of what was removed back
+(docs/design/quantised.md). What transformers can unpack is unpacked, the rest is refused.
+"""
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import torch
+from torch import nn
+from transformers import FineGrainedFP8Config, Mxfp4Config, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from obliteratus.errors import EditError, ModelSourceError, UsageError
+from obliteratus.models.loaded import LoadedModel
+from obliteratus.models.quiet import quiet
+
+BITSANDBYTES = "bitsandbytes"
+UNPACKED = ("fp8", "mxfp8", "mxfp4", BITSANDBYTES)
+"""The methods of which transformers gives the real weights back on every device."""
+ROOM = 1.1
+"""The memory that unpacking takes per byte that it adds: one matrix is there twice meanwhile."""
+
+
+def stored_method(config: Mapping[str, Any], folder: Path) -> str | None:
+    """Return how the weights of a model folder are packed by its ``config.json``, or None.
+
+    Raises:
+        ModelSourceError: by a method that transformers cannot undo.
+    """
+    stored = config.get("quantization_config")
+    if not stored:
+        return None
+    packing = cast(Mapping[str, Any], stored)
+    method = str(packing.get("quant_method", "unknown"))
+    if packing.get("load_in_4bit") or packing.get("load_in_8bit"):
+        method = BITSANDBYTES
+    if method not in UNPACKED:
+        raise ModelSourceError(
+            f"the weights of {folder} are stored quantised ({method}), which cannot be turned back "
+            "into the weights that an edit needs. Use the unquantised checkpoint, and --quantize "
+            f"to load it in 4 or 8 bits; {', '.join(UNPACKED)} checkpoints can be used as they are."
+        )
+    return method
+
+
+def unpacking(method: str) -> dict[str, Any]:
+    """Return what ``from_pretrained`` takes so that ``method`` is undone while loading.
+
+    bitsandbytes is loaded packed and undone by :func:`unpack` afterwards.
+
+    Raises:
+        UsageError: bitsandbytes is not installed.
+    """
+    if method == BITSANDBYTES:
+        need_bitsandbytes("a checkpoint that bitsandbytes stored")
+        return {}
+    wanted = Mxfp4Config if method == "mxfp4" else FineGrainedFP8Config
+    return {"quantization_config": wanted(dequantize=True)}
+
+
+def need_bitsandbytes(what: str) -> None:
+    """Check that bitsandbytes is installed.
+
+    Raises:
+        UsageError: it is not; ``what`` needs it.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageError(
+            f"{what} needs bitsandbytes. Install it with `pip install 'obliteratus[quantize]'`, or "
+            "use unquantised weights."
+        )
+
+
+def unpack(module: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Replace what is packed in ``module`` by ordinary weights of ``dtype``, one module at a time.
+
+    Its configuration then names no quantisation, and saving it writes ordinary weights.
+    """
+    turned = [
+        name
+        for name, part in module.named_modules()
+        if issubclass(getattr(part, "source_cls", nn.Module), Conv1D)
+    ]
+    if getattr(module, "hf_quantizer", None) is not None:
+        with quiet():
+            module.dequantize(dtype)
+    for name in turned:
+        module.set_submodule(name, _as_conv1d(module.get_submodule(name)))
+    # What was undone while loading is remembered, and save_pretrained would do it again.
+    if hasattr(module, "_weight_conversions"):
+        del module._weight_conversions
+    module.eval()
+    module.requires_grad_(requires_grad=False)
+
+
+def dequantised(model: LoadedModel) -> LoadedModel:
+    """Return ``model`` with the values of its packed weights in ordinary ones, unpacked in place.
+
+    The loss of the quantisation stays: weights are those that the packed model computed with.
+
+    Raises:
+        EditError: there is not enough memory (see :func:`check_room`).
+    """
+    if model.quantization is None:
+        return model
+    check_room(model)
+    unpack(model.module, model.dtype)
+    return replace(model, quantization=None, unpacked_from=model.quantization)
+
+
+def check_room(model: LoadedModel) -> None:
+    """Check that the weights of ``model`` would fit in memory unpacked, beside what is there.
+
+    Raises:
+        EditError: they would not; the message says how much is missing.
+    """
+    needed = int(ROOM * _growth(model))
+    if model.device.type == "cuda":
+        free = torch.cuda.mem_get_info(model.device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    if needed > free:
+        raise EditError(
+            f"{model.source.asked} was loaded in {model.quantization} and is edited unpacked, "
+            f"which takes {needed / 1e9:.1f} GB more; {free / 1e9:.1f} GB are free on "
+            f"{model.device}. Use --dtype bfloat16, --device-map cpu or a larger machine."
+        )
+
+
+def _growth(model: LoadedModel) -> int:
+    """Return the bytes that the packed matrices take more when they are unpacked."""
+    return sum(
+        part.in_features * part.out_features * model.dtype.itemsize
+        - part.weight.numel() * part.weight.element_size()
+        for part in model.module.modules()
+        if isinstance(part, nn.Linear) and not part.weight.is_floating_point()
+    )
+
+
+def _as_conv1d(linear: nn.Module) -> Conv1D:
+    """Return the Conv1D that bitsandbytes packed as a linear layer: its matrix turned back."""
+    weight, bias = linear.get_parameter("weight"), linear.get_parameter("bias")
+    with torch.device("meta"):
+        conv = Conv1D(*weight.shape)
+    conv.weight = nn.Parameter(weight.detach().T.contiguous(), requires_grad=False)
+    conv.bias = bias
+    return conv
