@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from obliteratus.edits.exactness import prove_saved
@@ -26,11 +25,15 @@ from obliteratus.release.save import release
 from obliteratus.settings import ModelSettings
 from obliteratus.testing.keystone import random_directions, tokens_for
 from obliteratus.testing.packed import pack_fp8, pack_mxfp4
-from obliteratus.testing.tiny import randomise_parameters, tiny_folder, tiny_tokenizer
-from obliteratus.testing.tiny_configs import CONFIGS
+from obliteratus.testing.tiny import tiny_folder
 
 ON_CPU = ModelSettings(device_map="cpu")
-NF4_BLOCK = 64
+WIDE = {
+    "llama": {"hidden_size": 64, "intermediate_size": 128},
+    "gpt2": {"n_embd": 64, "n_inner": 128},
+    "gemma2": {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16},
+}
+"""Widths of which bitsandbytes can make blocks of 64."""
 
 
 def fp8_folder(path: Path) -> tuple[Path, dict[str, Tensor]]:
@@ -48,18 +51,12 @@ def fp8_experts(path: Path) -> tuple[Path, dict[str, Tensor]]:
 
 
 def mxfp4_folder(path: Path) -> tuple[Path, dict[str, Tensor]]:
-    tokenizer = tiny_tokenizer()
-    sizes = {"hidden_size": 64, "intermediate_size": 32, "vocab_size": len(tokenizer)}
-    config = AutoConfig.for_model("gpt_oss", **{**CONFIGS["gpt_oss"], **sizes})
-    module = AutoModelForCausalLM.from_config(config)
-    randomise_parameters(module, buffers=False)
-    module.save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    tiny_folder(path, "gpt_oss", sizes={"hidden_size": 64, "intermediate_size": 32})
     return path, pack_mxfp4(path)
 
 
 def bitsandbytes_folder(path: Path, bits: str) -> tuple[Path, dict[str, Tensor]]:
-    plain = tiny_folder(path.with_name("plain"))
+    plain = tiny_folder(path.with_name("plain"), sizes=WIDE["llama"])
     model = summon(str(plain), ModelSettings(quantize=bits, device_map="cpu"))
     model.module.save_pretrained(path)
     model.tokenizer.save_pretrained(path)
@@ -80,8 +77,8 @@ def nf4_values(stored: dict[str, Tensor], name: str) -> Tensor:
     packed = stored[name].flatten().long()
     codes = torch.stack([packed >> 4, packed & 15], dim=1).flatten()
     numbers = stored[f"{name}.quant_map"].double()[codes]
-    scale = stored[f"{name}.absmax"].double().repeat_interleave(NF4_BLOCK)
-    return numbers * scale[: len(numbers)]
+    scale = stored[f"{name}.absmax"].double()
+    return numbers * scale.repeat_interleave(-(-len(numbers) // len(scale)))[: len(numbers)]
 
 
 FOLDERS: dict[str, Callable[[Path], tuple[Path, dict[str, Tensor]]]] = {
@@ -141,7 +138,7 @@ def test_what_was_packed_is_edited_and_saved_as_ordinary_weights(packed, tmp_pat
 def test_a_model_loaded_packed_is_unpacked_to_what_it_computed_with(
     model_type: str, bits: str, tmp_path: Path
 ) -> None:
-    folder = tiny_folder(tmp_path / "tiny", model_type)
+    folder = tiny_folder(tmp_path / "tiny", model_type, sizes=WIDE[model_type])
     original = summon(str(folder), ON_CPU)
     model = summon(str(folder), ModelSettings(quantize=bits, device_map="cpu"))
     ids = tokens_for(model)
@@ -176,8 +173,13 @@ def test_packed_bytes_are_never_edited(folder: Path) -> None:
     excise(dequantised(model), planned)
 
 
+def test_a_width_that_is_read_wrongly_is_refused(folder: Path) -> None:
+    with pytest.raises(ModelSourceError, match=r"has 16 inputs.*multiple of 64.*--quantize 8bit"):
+        summon(str(folder), ModelSettings(quantize="4bit", device_map="cpu"))
+
+
 def test_too_little_memory_is_said_before_the_work(folder: Path, monkeypatch) -> None:
-    model = summon(str(folder), ModelSettings(quantize="4bit", device_map="cpu"))
+    model = summon(str(folder), ModelSettings(quantize="8bit", device_map="cpu"))
     free = dataclasses.make_dataclass("Memory", [("available", int, 1000)])
     monkeypatch.setattr(quantised.psutil, "virtual_memory", free)
     with pytest.raises(EditError, match=r"edited unpacked, .* GB more; 0.0 GB are free"):

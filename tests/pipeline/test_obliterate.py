@@ -71,11 +71,10 @@ def test_every_record_is_there(result: RunResult) -> None:
     assert run["prompts"]["harmful"] == 48
 
 
-@pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_a_model_probed_packed_is_edited_and_measured_unpacked(
-    bits: str, refuser: Path, store: Store, tmp_path: Path
+    refuser: Path, store: Store, tmp_path: Path
 ) -> None:
-    settings = tiny_settings(refuser, "advanced", f"model.quantize={bits}", "verify.prompts=16")
+    settings = tiny_settings(refuser, "advanced", "model.quantize=8bit", "verify.prompts=16")
     result = obliterate(str(refuser), tmp_path / "edited", settings, store=store)
     refusal = row(result.report, "refusal_harmful")
     assert refusal.original.value == 1.0
@@ -83,7 +82,7 @@ def test_a_model_probed_packed_is_edited_and_measured_unpacked(
     assert {result.report.original.quantization, result.report.edited.quantization} == {None}
     run = json.loads((result.folder / "obliteratus" / "run.json").read_text())
     (deviation,) = [each for each in run["executed"] if each["where"] == "model"]
-    assert f"its {bits} weights were unpacked to float32" in deviation["done"]
+    assert "its 8bit weights were unpacked to float32" in deviation["done"]
     assert deviation in [vars(each) for each in result.report.deviations]
     receipt = json.loads((result.folder / "obliteratus" / "receipt.json").read_text())
     assert receipt["proof"]["worst"] <= receipt["proof"]["tolerance"]
@@ -97,7 +96,7 @@ def test_too_little_memory_to_unpack_is_said_before_probe(
 ) -> None:
     monkeypatch.setattr("obliteratus.models.quantised.ROOM", 1e9)
     seen: list[Event] = []
-    settings = tiny_settings(refuser, "advanced", "model.quantize=4bit")
+    settings = tiny_settings(refuser, "advanced", "model.quantize=8bit")
     with listening(seen.append), pytest.raises(EditError, match="is edited unpacked, which takes"):
         obliterate(str(refuser), tmp_path / "edited", settings, store=store)
     assert [event.stage for event in seen if isinstance(event, StageFinished)] == ["summon"]

@@ -5,7 +5,7 @@ Packed bytes are never edited: requantising an edited matrix puts part of what w
 """
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -77,6 +77,27 @@ def need_bitsandbytes(what: str) -> None:
         )
 
 
+def check_unpackable(module: PreTrainedModel, name: str) -> None:
+    """Check that bitsandbytes computes with the weights of ``module`` as they are packed.
+
+    On the CPU it gives a number of a 4-bit matrix the scale of another block where the width is no
+    multiple of the block (bitsandbytes 0.50.2).
+
+    Raises:
+        ModelSourceError: that would happen; the message names the matrix.
+    """
+    for path, part in module.named_modules():
+        state: Any = getattr(getattr(part, "weight", None), "quant_state", None)
+        if state is not None and part.weight.device.type == "cpu":
+            width = int(state.shape[-1])
+            if width % state.blocksize:
+                raise ModelSourceError(
+                    f"{path} of {name} has {width} inputs, and on the CPU bitsandbytes reads "
+                    f"4-bit matrices wrongly unless that is a multiple of {state.blocksize}. Use "
+                    "--quantize 8bit, unquantised weights or an accelerator."
+                )
+
+
 def unpack(module: PreTrainedModel, dtype: torch.dtype) -> None:
     """Replace what is packed in ``module`` by ordinary weights of ``dtype``, one module at a time.
 
@@ -92,6 +113,10 @@ def unpack(module: PreTrainedModel, dtype: torch.dtype) -> None:
             module.dequantize(dtype)
     for name in turned:
         module.set_submodule(name, _as_conv1d(module.get_submodule(name)))
+    kept: Iterable[str] = module._keep_in_fp32_modules or ()
+    for name, weight in module.named_parameters():  # those that were not packed keep their own
+        if weight.is_floating_point() and not any(part in name for part in kept):
+            weight.data = weight.data.to(dtype)
     # What was undone while loading is remembered, and save_pretrained would do it again.
     if hasattr(module, "_weight_conversions"):
         del module._weight_conversions

@@ -30,7 +30,13 @@ from obliteratus.models.catalogue import catalogue
 from obliteratus.models.describe import describe
 from obliteratus.models.folders import read_config
 from obliteratus.models.loaded import LoadedModel
-from obliteratus.models.quantised import need_bitsandbytes, stored_method, unpack, unpacking
+from obliteratus.models.quantised import (
+    check_unpackable,
+    need_bitsandbytes,
+    stored_method,
+    unpack,
+    unpacking,
+)
 from obliteratus.models.quiet import quiet
 from obliteratus.models.sources import DEFAULTS, resolve
 from obliteratus.settings import ModelSettings
@@ -77,6 +83,7 @@ def summon(
         module = _load_module(
             resolved.folder, name, settings, placement | (unpacking(packed) if packed else {})
         )
+    check_unpackable(module, name)
     if packed:
         unpack(module, placement["dtype"])
         dtype = str(placement["dtype"]).removeprefix("torch.")
