@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from obliteratus.operator.edit import EditPlan as EditPlan
     from obliteratus.operator.edit import WeightEdit as WeightEdit
     from obliteratus.operator.hooks import edited as edited
+    from obliteratus.operator.steering import steering as steering
     from obliteratus.pipeline.methods import settings_for as settings_for
     from obliteratus.pipeline.obliterate import obliterate as obliterate
     from obliteratus.probe.activations import Activations as Activations
@@ -59,6 +60,7 @@ _HOMES = {
     "release": "release.save",
     "settings_for": "pipeline.methods",
     "split": "prompts.split",
+    "steering": "operator.steering",
     "summon": "models.summon",
     "verify": "verify.verify",
 }
@@ -86,6 +88,7 @@ __all__ = [
     "release",
     "settings_for",
     "split",
+    "steering",
     "summon",
     "verify",
 ]

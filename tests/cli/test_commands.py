@@ -1,13 +1,23 @@
 """The commands that only look: models, methods, inspect and chat, on tiny model folders."""
 
+import dataclasses
 import io
 import json
+from pathlib import Path
 
 import pytest
 
 from obliteratus.cli.main import main
+from obliteratus.cli.steer import directions_and_strength
+from obliteratus.edits.memory import excise
+from obliteratus.edits.planner import plan
 from obliteratus.models.catalogue import catalogue
+from obliteratus.models.summon import summon
 from obliteratus.pipeline.methods import methods
+from obliteratus.release.directions_file import load_directions, save_directions
+from obliteratus.release.save import release
+from obliteratus.settings import EditSettings
+from obliteratus.testing.keystone import random_directions
 from obliteratus.testing.tiny import tiny_folder
 
 
@@ -96,6 +106,56 @@ def test_chat_remembers_until_it_is_told_to_start_over(folder, monkeypatch, caps
     _, alone = chat(monkeypatch, capsys, "two\n", str(folder))
     assert fresh.out.endswith(alone.out)
     assert not kept.out.endswith(alone.out)
+
+
+def one_random_direction(folder):
+    model = summon(str(folder))
+    save_directions(random_directions(model), folder / "directions.safetensors")
+    return str(folder / "directions.safetensors")
+
+
+def test_chat_is_steered_as_the_edited_model_would_answer(folder, tmp_path, monkeypatch, capsys):
+    file = one_random_direction(folder)
+    directions = load_directions(Path(file))
+    model = summon(str(folder))
+    excise(model, plan(model, directions, EditSettings(strength=1.5)))
+    release(model, tmp_path / "edited")
+    _, edited = chat(monkeypatch, capsys, "hello\n", str(tmp_path / "edited"))
+    _, plain = chat(monkeypatch, capsys, "hello\n", str(folder))
+    code, steered = chat(monkeypatch, capsys, "hello\n", str(folder), "--steer", f"{file}:1.5")
+    assert code == 0
+    assert steered.out == edited.out != plain.out
+    _, turned = chat(
+        monkeypatch, capsys, "/steer 1.5\nhello\n", str(folder), "--steer", f"{file}:0"
+    )
+    assert turned.out == f"strength 1.5\n{steered.out}"
+    _, untouched = chat(monkeypatch, capsys, "hello\n", str(folder), "--steer", f"{file}:0")
+    assert untouched.out == plain.out
+
+
+def test_steering_starts_at_the_strength_of_the_directions(folder):
+    file = one_random_direction(folder)
+    directions = dataclasses.replace(load_directions(Path(file)), strength=1.3)
+    save_directions(directions, Path(file))
+    assert directions_and_strength(file)[1] == 1.3
+    assert directions_and_strength(f"{file}:-0.5")[1] == -0.5
+
+
+@pytest.mark.parametrize(
+    ("line", "flags", "why"),
+    [
+        ("/steer 1", [], "/steer needs directions: start chat with --steer FILE"),
+        ("/steer much", ["--steer", "{file}"], "'/steer much' sets no strength"),
+        ("/steer nan", ["--steer", "{file}"], "'/steer nan' sets no strength"),
+        ("hello", ["--steer", "./missing:1"], "there is no file missing to steer along"),
+    ],
+)
+def test_chat_says_why_it_cannot_steer(line, flags, why, folder, monkeypatch, capsys):
+    file = one_random_direction(folder)
+    given = [flag.format(file=file) for flag in flags]
+    code, captured = chat(monkeypatch, capsys, f"{line}\n", str(folder), *given)
+    assert code == 2
+    assert why in captured.err
 
 
 def test_chat_says_when_the_conversation_is_too_long(folder, monkeypatch, capsys):

@@ -30,8 +30,15 @@ def origin(tmp_path_factory) -> Path:
     directions = Directions(bases, dict.fromkeys(bases, 2.0), "planted", source_layer=1)
     receipt = excise(model, plan)
     run = release(model, folder / "run", directions=directions, plan=plan, receipt=receipt)
-    record = {"kind": "gguf", "identifier": str(source), "sha256": sha256_of_file(source)}
-    write_json(run / RECORDS / "run.json", {"source": record, "dtype": "float32"})
+    record = {
+        "kind": "gguf",
+        "identifier": str(source),
+        "sha256": sha256_of_file(source),
+        "revision": None,
+        "fingerprint": model.source.fingerprint,
+    }
+    asked = {"source": record, "dtype": "float32", "model": str(source)}
+    write_json(run / RECORDS / "run.json", asked)
     return folder
 
 
@@ -153,3 +160,19 @@ def test_a_format_is_one_entry_of_the_table(place, monkeypatch):
     done = place.run("export", ".", "--to", "other", "-o", "made", "--json")
     assert json.loads(done.out.splitlines()[-1])["size"] == 4
     assert (place.work / "made").read_text() == "made"
+
+
+def test_an_adapter_is_written_for_the_model_that_the_run_began_with(place, origin):
+    done = place.run("export", str(origin / "run"), "--to", "lora", "-o", "adapter")
+    assert (done.code, done.err) == (0, "")
+    assert "An adapter of rank 1 on 7 matrices" in done.out
+    assert "Loaded back with peft" in done.out
+    assert (place.work / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_no_adapter_is_written_for_another_model(place, origin):
+    run = with_source(place, origin, fingerprint="0" * 64)
+    done = place.run("export", str(run), "--to", "lora", "-o", "adapter")
+    assert done.code == 1
+    assert "the plan was made for a model with fingerprint 000000000000" in done.err
+    assert not (place.work / "adapter").exists()

@@ -147,7 +147,7 @@ def test_a_malformed_setting_is_a_usage_error(folder, settings, why):
 
 
 def test_quantisation_without_its_package_names_it(folder, monkeypatch):
-    monkeypatch.setattr(summon_file.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(UsageError, match=r"4bit needs bitsandbytes.*obliteratus\[quantize\]"):
         summon(str(folder), ModelSettings(quantize="4bit"))
 

@@ -7,7 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from obliteratus.errors import LeakError, ModelSourceError, StorageError, UsageError
+from obliteratus.errors import (
+    EditError,
+    LeakError,
+    ModelSourceError,
+    StorageError,
+    UsageError,
+)
 from obliteratus.events import Event, StageFinished, listening
 from obliteratus.pipeline import obliterate as pipeline
 from obliteratus.pipeline.obliterate import RunResult, obliterate
@@ -69,6 +75,37 @@ def test_every_record_is_there(result: RunResult) -> None:
     assert set(run["seconds"]) == {"summon", "probe", "distill", "excise", "rebirth", "verify"}
     assert run["source"]["fingerprint"]
     assert run["prompts"]["harmful"] == 48
+
+
+def test_a_model_probed_packed_is_edited_and_measured_unpacked(
+    refuser: Path, store: Store, tmp_path: Path
+) -> None:
+    settings = tiny_settings(refuser, "advanced", "model.quantize=8bit", "verify.prompts=16")
+    result = obliterate(str(refuser), tmp_path / "edited", settings, store=store)
+    refusal = row(result.report, "refusal_harmful")
+    assert refusal.original.value == 1.0
+    assert refusal.edited.value <= 0.25
+    assert {result.report.original.quantization, result.report.edited.quantization} == {None}
+    run = json.loads((result.folder / "obliteratus" / "run.json").read_text())
+    (deviation,) = [each for each in run["executed"] if each["where"] == "model"]
+    assert "its 8bit weights were unpacked to float32" in deviation["done"]
+    assert deviation in [vars(each) for each in result.report.deviations]
+    receipt = json.loads((result.folder / "obliteratus" / "receipt.json").read_text())
+    assert receipt["proof"]["worst"] <= receipt["proof"]["tolerance"]
+    assert "quantization_config" not in json.loads((result.folder / "config.json").read_text())
+    module = AutoModelForCausalLM.from_pretrained(result.folder)
+    assert {weight.dtype for weight in module.parameters()} == {torch.float32}
+
+
+def test_too_little_memory_to_unpack_is_said_before_probe(
+    refuser: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("obliteratus.models.quantised.ROOM", 1e9)
+    seen: list[Event] = []
+    settings = tiny_settings(refuser, "advanced", "model.quantize=8bit")
+    with listening(seen.append), pytest.raises(EditError, match="is edited unpacked, which takes"):
+        obliterate(str(refuser), tmp_path / "edited", settings, store=store)
+    assert [event.stage for event in seen if isinstance(event, StageFinished)] == ["summon"]
 
 
 def test_a_strength_above_one_is_found_and_used(

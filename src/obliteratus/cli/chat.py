@@ -12,14 +12,17 @@ from obliteratus.cli import options
 from obliteratus.cli.errors import write_paragraph
 from obliteratus.cli.render import rendering
 from obliteratus.cli.stage import stage
+from obliteratus.cli.steer import COMMAND, directions_and_strength, steered, turn
 from obliteratus.errors import UsageError
 
 if TYPE_CHECKING:
     import obliteratus.cli.conversation
+    from obliteratus.operator.steering import Dial
 
 PROMPT = "> "
 EXIT = ("/exit", "/quit")
 HELP = "/exit or Ctrl-D ends, /new starts over, Ctrl-C stops an answer."
+STEER_HELP = f"{COMMAND} NUMBER sets the strength: 0 is the model as it is, 1 removes."
 
 
 def chat(
@@ -34,6 +37,13 @@ def chat(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Longest answer, in tokens.", metavar="N")
     ] = 512,
+    steer: Annotated[
+        str | None,
+        typer.Option(
+            help="Talk as if edited along directions.safetensors; nothing is changed.",
+            metavar="FILE[:STRENGTH]",
+        ),
+    ] = None,
     seed: options.Seed = None,
     dtype: options.Dtype = None,
     device_map: options.DeviceMap = None,
@@ -50,10 +60,11 @@ def chat(
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
+    found = None if steer is None else directions_and_strength(steer)
     with rendering(quiet=not (is_typed and sys.stdout.isatty()), stages=("summon",)) as screen:
         screen.title(f"chat with {model}")
         with stage("summon", f"load {model}") as result:
-            from obliteratus.cli.conversation import NEW, Conversation
+            from obliteratus.cli.conversation import Conversation
             from obliteratus.cli.loading import load, summary
 
             loaded = load(model, flags)
@@ -62,14 +73,23 @@ def chat(
     if seed is not None:
         talk.seed(seed)
     if is_typed:
-        screen.say(HELP)
+        screen.say(HELP if found is None else f"{HELP} {STEER_HELP}")
+    with steered(loaded, found) as dial:
+        _converse(talk, dial, is_typed=is_typed)
+
+
+def _converse(
+    talk: "obliteratus.cli.conversation.Conversation", dial: "Dial | None", *, is_typed: bool
+) -> None:
+    from obliteratus.cli.conversation import NEW
+
     for line in _lines(is_typed):
         if line in EXIT:
             return
         if line == NEW:
             talk.forget()
         elif line:
-            _answer(talk, line, is_typed=is_typed)
+            _answer(talk, dial, line, is_typed=is_typed)
 
 
 def _lines(is_typed: bool) -> Iterator[str]:
@@ -91,10 +111,17 @@ def _lines(is_typed: bool) -> Iterator[str]:
 
 
 def _answer(
-    talk: "obliteratus.cli.conversation.Conversation", line: str, *, is_typed: bool
+    talk: "obliteratus.cli.conversation.Conversation",
+    dial: "Dial | None",
+    line: str,
+    *,
+    is_typed: bool,
 ) -> None:
     """Let the model answer; when typed, what it cannot answer does not end the conversation."""
     try:
+        if line.split(maxsplit=1)[0] == COMMAND:
+            sys.stdout.write(f"{turn(dial, line)}\n")
+            return
         talk.ask(line)
         if is_typed:
             sys.stdout.write("\n")

@@ -84,7 +84,8 @@ def _check(model: LoadedModel, active: list[WeightEdit]) -> None:
     if model.quantization is not None:
         raise EditError(
             f"the model is loaded in {model.quantization}, and requantising an edited matrix puts "
-            "the removed part back. Load it without --quantize."
+            "part of what was removed back. Load it without --quantize, or unpack it first with "
+            "models.quantised.dequantised."
         )
     names = [name for edit in active for name in (edit.site.name, edit.norm_bias) if name]
     twice = next((name for name in names if names.count(name) > 1), None)

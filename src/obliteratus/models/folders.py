@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from obliteratus.errors import ModelSourceError, StorageError
 from obliteratus.events import track
+from obliteratus.models.quantised import stored_method
 from obliteratus.store import read_json, sha256_of_file
 
 INDEX = "model.safetensors.index.json"
@@ -117,7 +118,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return ``config.json`` of a model folder.
 
     Raises:
-        ModelSourceError: it is missing or not readable, or the weights are stored quantised.
+        ModelSourceError: it is missing or not readable, or the weights are stored quantised in a
+            way that cannot be undone.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -134,13 +136,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelSourceError(f"{path} names no model_type. It is not that of a language model.")
     stored = cast(dict[str, Any], config)
-    quantization = stored.get("quantization_config")
-    if quantization:
-        method = cast(dict[str, Any], quantization).get("quant_method", "unknown")
-        raise ModelSourceError(
-            f"the weights of {folder} are stored quantised ({method}); edits need the real ones. "
-            "Use the unquantised checkpoint, and --quantize to load it in 4 or 8 bits."
-        )
+    stored_method(stored, folder)
     return stored
 
 

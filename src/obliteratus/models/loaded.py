@@ -49,12 +49,15 @@ class ModelOutline:
 class LoadedModel(ModelOutline):
     """What ``summon`` returns. ``module`` is in evaluation mode, gradients off.
 
+    ``quantization`` says how the weights are packed in memory, ``unpacked_from`` how those of an
+    ordinary module were packed before (fp8, mxfp4, bitsandbytes, 4bit, 8bit, ...).
     ``chat_template_sha256`` is None for a base model without a chat template.
     """
 
     tokenizer: PreTrainedTokenizerBase
     quantization: Literal["4bit", "8bit"] | None = None
     chat_template_sha256: str | None = None
+    unpacked_from: str | None = None
 
     @property
     def device(self) -> torch.device:

@@ -1,7 +1,6 @@
 """SUMMON: from a name to a model in memory, in evaluation mode, with its anatomy and its origin."""
 
 import hashlib
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -31,6 +30,13 @@ from obliteratus.models.catalogue import catalogue
 from obliteratus.models.describe import describe
 from obliteratus.models.folders import read_config
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.models.quantised import (
+    check_unpackable,
+    need_bitsandbytes,
+    stored_method,
+    unpack,
+    unpacking,
+)
 from obliteratus.models.quiet import quiet
 from obliteratus.models.sources import DEFAULTS, resolve
 from obliteratus.settings import ModelSettings
@@ -50,6 +56,7 @@ def summon(
     slower without matrix units. Without ``device_map`` the whole model goes to the first
     accelerator, or to the CPU. Float32 weights on the CPU are mapped from the file, so that pages
     that nothing has touched take no memory; editing them changes the memory and never the file.
+    Weights that are stored in fp8, mxfp4 or by bitsandbytes are unpacked to ``dtype``, with a Note.
 
     Raises:
         UsageError: the name means nothing, or a setting is malformed or lacks its package.
@@ -70,9 +77,17 @@ def summon(
         describe(outline(folder, settings))
 
     resolved = resolve(name, settings, store=store, check=check)
+    packed = _stored_packed(resolved.folder, name, settings)
     with quiet():
         tokenizer = _load_tokenizer(resolved.folder, name, settings)
-        module = _load_module(resolved.folder, name, settings, placement)
+        module = _load_module(
+            resolved.folder, name, settings, placement | (unpacking(packed) if packed else {})
+        )
+    check_unpackable(module, name)
+    if packed:
+        unpack(module, placement["dtype"])
+        dtype = str(placement["dtype"]).removeprefix("torch.")
+        emit(Note(f"{name}: its weights are stored in {packed} and were unpacked to {dtype}."))
     module.eval()
     module.requires_grad_(False)
     return LoadedModel(
@@ -83,6 +98,7 @@ def summon(
         dtype=placement["dtype"],
         quantization=settings.quantize,
         chat_template_sha256=_template_sha256(tokenizer),
+        unpacked_from=packed,
     )
 
 
@@ -189,16 +205,22 @@ def _max_memory(text: str) -> dict[int | str, str]:
 
 
 def _quantization(bits: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UsageError(
-            f"--quantize {bits} needs bitsandbytes. Install it with "
-            "`pip install 'obliteratus[quantize]'`, or leave --quantize out."
-        )
+    need_bitsandbytes(f"--quantize {bits}")
     if bits == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
     )
+
+
+def _stored_packed(folder: Path, name: str, settings: ModelSettings) -> str | None:
+    method = stored_method(read_config(folder), folder)
+    if method is not None and settings.quantize is not None:
+        raise UsageError(
+            f"the weights of {name} are stored in {method} and are unpacked when they are loaded. "
+            "Leave --quantize out."
+        )
+    return method
 
 
 def _load_tokenizer(folder: Path, name: str, settings: ModelSettings) -> PreTrainedTokenizerBase:

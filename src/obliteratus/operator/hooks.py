@@ -1,7 +1,7 @@
 """Edits and steering at run time: the reference that every edit of weights must agree with."""
 
 import contextlib
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -27,18 +27,28 @@ from obliteratus.operator.grro import edit_vector
 from obliteratus.operator.stream_hooks import stream_hooks
 from obliteratus.shapes import Layer
 
+Change = Callable[[Tensor], Tensor | None]
+"""From the residual stream to what is added to it; None leaves it as it is."""
+Gain = Callable[[WeightEdit | StreamEdit], float]
+"""By how much an edit counts right now; 0 leaves everything as it is."""
+
 
 @contextlib.contextmanager
 def edited(
-    model: LoadedModel, edits: Iterable[WeightEdit | StreamEdit], *, ignore_norm: bool = False
+    model: LoadedModel,
+    edits: Iterable[WeightEdit | StreamEdit],
+    *,
+    ignore_norm: bool = False,
+    gain: Gain | None = None,
 ) -> Generator[None]:
-    """Apply ``edits`` to the raw writes while the block runs: w ← w − Uᵀ A V w + shift.
+    """Apply ``edits`` to the raw writes while the block runs: w ← w + γ (shift − Uᵀ A V w).
 
     A hook sits on the output of each edit's ``site.module``: after the bias, before a post-norm and
     before a multiplier. The head, a reader, is edited on its input instead: h ← h − Vᵀ A U h. Hooks
     compute in float32 or better and cast back once. What an edit changes in the bias of a LayerNorm
     behind its module is added to the output of that norm. An edit of the stream acts where the
-    stream changes otherwise (:class:`StreamEdit`). Edits of strength 0 without a shift install
+    stream changes otherwise (:class:`StreamEdit`). ``gain`` gives γ and is asked at every pass (1
+    without it); where it is 0 nothing is touched. Edits of strength 0 without a shift install
     nothing. All hooks are gone when the block ends, also by an exception.
 
     Raises:
@@ -51,12 +61,12 @@ def edited(
         (edit for edit in all_edits if isinstance(edit, WeightEdit)), ignore_norm=ignore_norm
     )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(hooked(_write_hook(model, edit) for edit in active))
+        stack.enter_context(hooked(_write_hook(model, edit, gain) for edit in active))
         biased = (edit for edit in active if edit.norm_bias is not None)
-        stack.enter_context(hooked(_norm_bias_hook(model, edit) for edit in biased))
+        stack.enter_context(hooked(_norm_bias_hook(model, edit, gain) for edit in biased))
         for edit in of_stream:
             if bool(edit.strengths.any()):
-                stack.enter_context(hooked(stream_hooks(model, edit)))
+                stack.enter_context(hooked(stream_hooks(model, edit, _gain_of(edit, gain))))
         yield
 
 
@@ -76,9 +86,27 @@ def adding(model: LoadedModel, layer: Layer, vector: Float[Tensor, " d_model"]) 
             f"a vector of length {vector.shape[0]} cannot be added to a stream of width "
             f"{model.anatomy.d_model}; use one from this model."
         )
+    constant = vector.detach()
+    with changing(model, layer, lambda stream: constant.to(stream.device, stream.dtype)):
+        yield
+
+
+@contextlib.contextmanager
+def changing(model: LoadedModel, layer: Layer, change: Change) -> Generator[None]:
+    """Add ``change`` of the residual stream to it at ``layer`` while the block runs.
+
+    x_layer ← x_layer + change(x_layer), at every token, where ``embedding`` is the input of block
+    0. ``change`` gets the stream in float32 or better; the sum is cast back once. Where it returns
+    None the stream is not touched. Several at one layer run in the order in which they were
+    entered, each on what the one before left. The hook is gone when the block ends, also by an
+    exception.
+
+    Raises:
+        UsageError: the model has no such layer.
+    """
     check_layer(model, layer)
     owner = block(model, 0 if layer == "embedding" else layer)
-    step = _Add(vector.detach())
+    step = _Change(change)
     if layer == "embedding":
         handle = owner.register_forward_pre_hook(step.before_block, with_kwargs=True)
     else:
@@ -90,7 +118,13 @@ def adding(model: LoadedModel, layer: Layer, vector: Float[Tensor, " d_model"]) 
 class _WriteHook:
     """Subtracts Uᵀ A V w from a module's output w."""
 
-    def __init__(self, edit: WeightEdit, device: torch.device) -> None:
+    def __init__(
+        self,
+        edit: WeightEdit,
+        device: torch.device,
+        gain: Callable[[], float],
+    ) -> None:
+        self._gain = gain
         self._bases = (edit.write_basis, edit.read_basis, edit.strengths)
         self._device = device
         shift = edit.bias_shift
@@ -101,17 +135,21 @@ class _WriteHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         del module, args
-        return with_block_output(output, self._edit(block_output(output)))
+        gain = self._gain()
+        if gain == 0:
+            return output
+        return with_block_output(output, self._edit(block_output(output), gain))
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         del module
-        return (self._edit(args[0]), *args[1:])
+        gain = self._gain()
+        return args if gain == 0 else (self._edit(args[0], gain), *args[1:])
 
-    def _edit(self, write: Tensor) -> Tensor:
+    def _edit(self, write: Tensor, gain: float) -> Tensor:
         wide = write.to(torch.promote_types(write.dtype, torch.float32))
         u, v, strengths, shift = self._in(wide.dtype)
-        change = ((wide @ v.T) * strengths) @ u
-        result = wide - change if shift is None else wide - change + shift
+        change = ((wide @ v.T) * (gain * strengths)) @ u
+        result = wide - change if shift is None else wide - change + gain * shift
         return result.to(write.dtype)
 
     def _in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -122,11 +160,11 @@ class _WriteHook:
         return self._prepared[dtype]
 
 
-class _Add:
-    """Adds a vector to what a module receives or returns."""
+class _Change:
+    """Adds what a function says to what a module receives or returns."""
 
-    def __init__(self, vector: Tensor) -> None:
-        self._vector = vector
+    def __init__(self, change: Change) -> None:
+        self._change = change
 
     def before_block(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -139,24 +177,37 @@ class _Add:
         return with_block_output(output, self._sum(block_output(output)))
 
     def _sum(self, stream: Tensor) -> Tensor:
-        wide = torch.promote_types(stream.dtype, torch.float32)
-        return (stream.to(wide) + self._vector.to(stream.device, wide)).to(stream.dtype)
+        wide = stream.to(torch.promote_types(stream.dtype, torch.float32))
+        change = self._change(wide)
+        return stream if change is None else (wide + change).to(stream.dtype)
 
 
-def _write_hook(model: LoadedModel, edit: WeightEdit) -> RemovableHandle:
+def _gain_of(edit: WeightEdit | StreamEdit, gain: Gain | None) -> Callable[[], float]:
+    return (lambda: 1.0) if gain is None else (lambda: gain(edit))
+
+
+def _write_hook(model: LoadedModel, edit: WeightEdit, gain: Gain | None) -> RemovableHandle:
     module = model.module.get_submodule(edit.site.module)
+    turn = _gain_of(edit, gain)
     place = next((part.device for part in module.parameters()), model.device)
     if edit.site.role == "reader":
         turned = replace(edit, write_basis=edit.read_basis, read_basis=edit.write_basis)
-        return module.register_forward_pre_hook(_WriteHook(turned, place).on_input)
-    return module.register_forward_hook(_WriteHook(edit, place))
+        return module.register_forward_pre_hook(_WriteHook(turned, place, turn).on_input)
+    return module.register_forward_hook(_WriteHook(edit, place, turn))
 
 
-def _norm_bias_hook(model: LoadedModel, edit: WeightEdit) -> RemovableHandle:
+def _norm_bias_hook(model: LoadedModel, edit: WeightEdit, gain: Gain | None) -> RemovableHandle:
     assert edit.norm_bias is not None
     bias = model.module.get_parameter(edit.norm_bias).detach()
     wide = bias.to(torch.promote_types(bias.dtype, torch.float32))
-    step = _Add(edit_vector(wide, norm_bias_operator(edit)) - wide)
+    constant = edit_vector(wide, norm_bias_operator(edit)) - wide
+    turn = _gain_of(edit, gain)
+
+    def change(stream: Tensor) -> Tensor | None:
+        factor = turn()
+        return None if factor == 0 else factor * constant.to(stream)
+
+    step = _Change(change)
     norm = model.module.get_submodule(edit.norm_bias.rpartition(".")[0])
     return norm.register_forward_hook(step.after_block)
 

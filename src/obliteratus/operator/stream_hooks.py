@@ -1,6 +1,6 @@
 """Hooks where the stream changes other than by a write: its norms, its scales, its start."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,11 +17,16 @@ from obliteratus.models.plumbing import (
 from obliteratus.operator.edit import StreamEdit
 
 
-def stream_hooks(model: LoadedModel, edit: StreamEdit) -> Iterator[RemovableHandle]:
-    """Register the hooks of one edit of the stream and yield their handles."""
+def stream_hooks(
+    model: LoadedModel, edit: StreamEdit, gain: Callable[[], float]
+) -> Iterator[RemovableHandle]:
+    """Register the hooks of one edit of the stream and yield their handles.
+
+    ``gain`` is asked at every pass and multiplies the strengths; at 0 nothing is touched.
+    """
     site = edit.site
     module = model.module.get_submodule(site.module)
-    step = _StreamStep(edit)
+    step = _StreamStep(edit, gain)
     if site.kind == "start":
         yield module.register_forward_pre_hook(step.at_start, with_kwargs=True)
         return
@@ -34,8 +39,9 @@ def stream_hooks(model: LoadedModel, edit: StreamEdit) -> Iterator[RemovableHand
 class _StreamStep:
     """Subtracts Rᵀ A R δ from what follows a change δ of the stream."""
 
-    def __init__(self, edit: StreamEdit) -> None:
+    def __init__(self, edit: StreamEdit, gain: Callable[[], float]) -> None:
         self._site = edit.site
+        self._gain = gain
         self._bases = (edit.basis, edit.strengths)
         self._before: Tensor | None = None
         self.scale: Tensor | None = None
@@ -63,7 +69,11 @@ class _StreamStep:
         return with_block_output(output, self._edited(stream, change))
 
     def _edited(self, stream: Tensor, change: Tensor) -> Tensor:
+        gain = self._gain()
+        if gain == 0:
+            return stream
         rows, strengths = (part.to(change) for part in self._bases)
+        strengths = gain * strengths
         return (_wide(stream) - ((change @ rows.T) * strengths) @ rows).to(stream.dtype)
 
 

@@ -33,6 +33,7 @@ from obliteratus.measure.head import Head, head_of
 from obliteratus.measure.log_odds import RefusalTokens
 from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.models.quantised import check_room, dequantised
 from obliteratus.models.summon import summon
 from obliteratus.operator.edit import EditPlan
 from obliteratus.pipeline.journal import Journal
@@ -122,9 +123,12 @@ class _Run:
                 f"{model.source.fingerprint[:12]}…, recorded is {fingerprint[:12]}…. Give the "
                 "model's revision with --revision, or its folder as MODEL."
             )
+        if model.quantization is not None:
+            check_room(model)  # before the long stages: it is unpacked after them
         first = Laboratory(model, splits, self.settings, self.store)
         activations = self._probe(first)
         tokens, directions = self._distill(first, activations)
+        model = self._unpacked(model)
         planned = plan(model, directions, self.settings.edit)
         original = self._measure_original(model, splits, directions)
         controls = self._controls(model, activations, directions, planned, splits, tokens)
@@ -198,6 +202,25 @@ class _Run:
                     )
                 )
         return tokens, directions
+
+    def _unpacked(self, model: LoadedModel) -> LoadedModel:
+        """Unpack a model that was probed packed; what is measured and edited is one precision."""
+        if model.quantization is not None:
+            with self.journal.stage("excise", f"unpack the {model.quantization} weights") as note:
+                model = dequantised(model)
+                note.text = f"{model.unpacked_from} to {str(model.dtype).removeprefix('torch.')}"
+        if model.unpacked_from is not None:
+            self.journal.deviate(
+                Deviation(
+                    where="model",
+                    asked=f"an edit of {model.source.asked}",
+                    done=f"its {model.unpacked_from} weights were unpacked to "
+                    f"{str(model.dtype).removeprefix('torch.')}; they are the original that is "
+                    "measured, and the edited model is saved unpacked",
+                    reason="packed weights cannot be edited exactly; what packing lost is in both",
+                )
+            )
+        return model
 
     def _measure_original(
         self, model: LoadedModel, splits: Splits, directions: Directions

@@ -16,7 +16,7 @@ from obliteratus.errors import EditError, StorageError, UsageError
 from obliteratus.events import Deviation
 from obliteratus.models.describe import is_tied
 from obliteratus.models.loaded import LoadedModel
-from obliteratus.models.quantized import dequantised
+from obliteratus.models.quantised import unpacked_weight
 from obliteratus.operator.edit import EditPlan, WeightEdit
 from obliteratus.release.lora_card import write_lora_card
 from obliteratus.release.lora_factors import Factors, edited_bias, factors_of
@@ -190,7 +190,7 @@ def _targets(
     largest = 0.0
     for name, edits in by_site.items():
         site = edits[0].site
-        weight = dequantised(model, name)
+        weight = unpacked_weight(model, name)
         axis = -2 if site.layout == "out_in" else -1
         if weight.ndim not in {2, 3} or weight.shape[axis] != edits[0].read_basis.shape[1]:
             raise EditError(
@@ -205,7 +205,7 @@ def _targets(
         targets.append(Target(name, site.layout, factors, as_layer))
         if site.bias is None:
             continue
-        bias = dequantised(model, site.bias)
+        bias = unpacked_weight(model, site.bias)
         if bias.ndim == 2:  # a bias for each expert is a matrix [expert, d_model]
             factors = factors_of(bias, edits, layout="in_out")
             targets.append(Target(site.bias, "in_out", factors, is_layer=False))

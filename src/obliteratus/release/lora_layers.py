@@ -15,7 +15,7 @@ from obliteratus.errors import EditError
 from obliteratus.models.anatomy import Layout
 from obliteratus.models.catalogue import catalogue_entry
 from obliteratus.models.loaded import LoadedModel, ModelSource
-from obliteratus.models.quantized import sharing_matrices
+from obliteratus.models.quantised import sharing_matrices
 from obliteratus.release.card import lineage
 from obliteratus.release.lora_factors import Factors
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from obliteratus.edits.proof import StreamProof, prove_stream
 from obliteratus.errors import EditError, LeakError
 from obliteratus.models.loaded import LoadedModel
-from obliteratus.models.quantized import sharing_matrices
+from obliteratus.models.quantised import sharing_matrices
 from obliteratus.operator.edit import EditPlan
 from obliteratus.operator.hooks import edited
 from obliteratus.release.lora_layers import adapted, check_adapted

@@ -1,7 +1,9 @@
 """Tiny models of every supported family, random in everything that an edit could get wrong."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -78,13 +80,16 @@ def tiny_declaration(model_type: str) -> Family:
     return family_of(config)
 
 
-def tiny_folder(path: Path, model_type: str = "llama", *, seed: int = 0) -> Path:
+def tiny_folder(
+    path: Path, model_type: str = "llama", *, seed: int = 0, sizes: Mapping[str, int] | None = None
+) -> Path:
     """Save a tiny float32 model and its tokenizer at ``path`` as a transformers folder.
 
-    Scalar buffers keep their defaults, because a checkpoint does not hold them.
+    Scalar buffers keep their defaults, because a checkpoint does not hold them. ``sizes`` replaces
+    sizes of the configuration, for formats that need a width of 32 or 64.
     """
     tokenizer = tiny_tokenizer()
-    module = _module(model_type, tokenizer, torch.float32, seed)
+    module = _module(model_type, tokenizer, torch.float32, seed, sizes or {})
     randomise_parameters(module, seed=seed, buffers=False)
     module.save_pretrained(path)
     tokenizer.save_pretrained(path)
@@ -140,7 +145,11 @@ def randomise_parameters(module: nn.Module, *, seed: int = 0, buffers: bool = Tr
 
 
 def _module(
-    model_type: str, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype, seed: int
+    model_type: str,
+    tokenizer: PreTrainedTokenizerFast,
+    dtype: torch.dtype,
+    seed: int,
+    sizes: Mapping[str, int] = MappingProxyType({}),
 ) -> PreTrainedModel:
     vocabulary = {
         "vocab_size": len(tokenizer),
@@ -148,7 +157,7 @@ def _module(
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")],
     }
-    asked: dict[str, Any] = CONFIGS[model_type]
+    asked: dict[str, Any] = {**CONFIGS[model_type], **sizes}
     if "text_config" in asked:
         asked = {**asked, "text_config": {**asked["text_config"], **vocabulary}}
     else:

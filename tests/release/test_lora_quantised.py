@@ -8,7 +8,7 @@ import torch
 from obliteratus.edits.planner import plan
 from obliteratus.errors import EditError
 from obliteratus.models.loaded import LoadedModel
-from obliteratus.models.quantized import dequantised
+from obliteratus.models.quantised import unpacked_weight
 from obliteratus.models.summon import summon
 from obliteratus.release.lora import LoraReceipt, export_lora
 from obliteratus.settings import EditSettings, ModelSettings
@@ -70,7 +70,7 @@ def test_the_dequantised_weight_is_what_the_layer_multiplies_with(bits, tmp_path
     layer = model.module.get_submodule("model.layers.0.self_attn.o_proj")
     inputs = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     for _ in range(2):  # before and after the first pass, which moves the scales
-        weight = dequantised(model, "model.layers.0.self_attn.o_proj.weight")
+        weight = unpacked_weight(model, "model.layers.0.self_attn.o_proj.weight")
         found = layer(inputs) - layer.bias
         assert torch.allclose(found, inputs @ weight.T, atol=2e-6 if bits == "4bit" else 5e-2)
 
