@@ -111,7 +111,7 @@ class _Files:
 
     def copying(self, start: int, stop: int) -> _Job:
         def run() -> _Done:
-            _write(self.new, memoryview(_read(self.old, start, stop - start)), start + self.shift)
+            _write(self.new, _read(self.old, start, stop - start).data, start + self.shift)
             return []
 
         return _Job(stop - start, run)
@@ -122,7 +122,7 @@ class _Files:
             assert slab.tensor.dtype is not None  # the planner of slabs refuses packed tensors
             tensor = torch.from_numpy(data).view(slab.tensor.dtype).view(slab.shape)
             change = slab.edit(tensor)
-            _write(self.new, memoryview(data), slab.start + self.shift)
+            _write(self.new, data.data, slab.start + self.shift)
             return [] if change is None else [(slab.tensor.name, change)]
 
         return _Job(slab.stop - slab.start, run)
@@ -182,7 +182,7 @@ def _header_with(header: dict[str, object], extra: Extra) -> bytes:
 
 def _read(file: int, start: int, size: int) -> np.ndarray:
     data = np.empty(size, dtype=np.uint8)
-    view = memoryview(data)
+    view = data.data
     while view:
         n_read = os.preadv(file, [view], start)
         if n_read == 0:

@@ -123,21 +123,21 @@ def excise_shards(
         if path.name in finished and target.is_file():
             continue
         target.unlink(missing_ok=True)
-        records = _write_file(shards, path, target, allow_leak=allow_leak)
+        finished[path.name] = _write_file(shards, path, target, allow_leak=allow_leak)
+        line = {"file": path.name, "edits": finished[path.name]}
         with (progress / FINISHED).open("a", encoding="utf-8") as file:
-            lines = {"file": path.name, "edits": records}
-            file.write(json.dumps(lines) + "\n")
+            file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        finished[path.name] = records
     _write_index(shards, work)
     deviations = [*shards.deviations]
     records: list[EditRecord] = []
     for path in shards.checkpoint.files:
         for entry in finished[path.name]:
             deviations += [Deviation(**each) for each in entry["deviations"]]
-            record = {**entry["record"], "strengths": tuple(entry["record"]["strengths"])}
-            records.append(EditRecord(**record))
+            facts: dict[str, Any] = entry["record"]
+            facts["strengths"] = tuple(facts["strengths"])
+            records.append(EditRecord(**facts))
     grown = 0 if shards.extra is None else shards.extra.of.stop - shards.extra.of.start
     return Receipt(tuple(records), shards.untied, grown, tuple(deviations))
 

@@ -56,7 +56,10 @@ def write_unverified_card(folder: Path, source: ModelSource, plan: EditPlan) -> 
         undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True
     )
     text = environment.from_string(template.read_text("utf-8")).render(
-        header=_header(source), home=HOME, changes=explain(plan), origin=_origin(source)
+        header=header(source, lineage(source)),
+        home=HOME,
+        changes=explain(plan),
+        origin=origin(source),
     )
     (folder / CARD).write_text(text, encoding="utf-8")
 

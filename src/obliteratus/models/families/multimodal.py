@@ -36,7 +36,7 @@ def seeing(
         model_types=model_types,
         backbone=TEXT,
         blocks=below(text.blocks),
-        final_norm=below(text.final_norm),
+        final_norm=text.final_norm and below(text.final_norm),
         embeddings=(
             *(
                 replace(
