@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from obliteratus.directions.directions import Directions
+from obliteratus.edits import rewrite as rewrite_module
 from obliteratus.edits import shards as shards_module
 from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
@@ -313,6 +314,38 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_tensor_that_cannot_be_read_is_named_and_the_run_goes_on_later(
+    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    along = directions_of(sharded)
+
+    def broken(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rewrite_module.os, "preadv", broken)
+        with pytest.raises(ModelSourceError, match=r"cannot be read at byte \d+ \(Input/output"):
+            stream(str(sharded), tmp_path / "out", settings(), along)
+    assert not (tmp_path / "out").exists()
+    assert stream(str(sharded), tmp_path / "out", settings(), along).folder.exists()
+
+
+def test_a_disk_that_fills_up_keeps_what_is_finished(
+    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    along = directions_of(sharded)
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rewrite_module.os, "pwrite", full)
+        with pytest.raises(StorageError, match=r"is full .* the same command goes on"):
+            stream(str(sharded), tmp_path / "out", settings(), along)
+    assert not (tmp_path / "out").exists()
+    assert stream(str(sharded), tmp_path / "out", settings(), along).folder.exists()
+
+
 def test_too_little_room_is_refused(
     sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,3 +373,37 @@ def test_the_output_may_not_be_the_model(tmp_path: Path) -> None:
     source = folder(tmp_path / "model")
     with pytest.raises(StorageError, match="the output is the model itself"):
         stream(str(source), source, settings(), directions_of(source), force=True)
+
+
+@pytest.mark.parametrize("model_type", ["cohere", "gemma2", "llama"])
+def test_an_edited_head_is_written_as_from_memory(model_type: str, tmp_path: Path) -> None:
+    source = folder(tmp_path / "model", model_type)
+    along, asked = directions_of(source), settings("edit.strengths={components: {head: 0.5}}")
+    edited = in_memory(source, tmp_path / "memory", along, asked)
+    result = stream(str(source), tmp_path / "stream", asked, along)
+    assert_same(result.folder, edited)
+    before = tensors(source).get("lm_head.weight", tensors(source)["model.embed_tokens.weight"])
+    assert not torch.equal(tensors(result.folder)["lm_head.weight"], before)
+
+
+def test_an_affine_edit_is_written_as_from_memory(tmp_path: Path) -> None:
+    source = folder(tmp_path / "model", "granite")
+    model = summon(str(source))
+    found = random_directions(model, rank=2)
+    mean = torch.linspace(-1, 1, model.anatomy.d_model, dtype=torch.float64)
+    along = dataclasses.replace(found, provenance={"sample": model.source.sample}, mean=mean)
+    asked = settings("edit.affine=mean", strength=1)
+    edited = in_memory(source, tmp_path / "memory", along, asked)
+    assert_same(stream(str(source), tmp_path / "stream", asked, along).folder, edited)
+
+
+def test_an_affine_edit_by_an_unknown_multiplier_is_refused(tmp_path: Path) -> None:
+    source = folder(tmp_path / "model", "gemma")
+    model = summon(str(source))
+    found = random_directions(model)
+    mean = torch.linspace(-1, 1, model.anatomy.d_model, dtype=torch.float64)
+    along = dataclasses.replace(found, provenance={"sample": model.source.sample}, mean=mean)
+    asked = settings("edit.affine=mean", strength=1)
+    refused(
+        source, tmp_path / "out", EditError, "is not in the checkpoint", along=along, asked=asked
+    )

@@ -425,3 +425,10 @@ def test_no_pattern_of_a_rank_matches_another_layer(tmp_path):
     for pattern in config["rank_pattern"]:
         paths = [path for path in config["target_modules"] if re.search(pattern + "$", path)]
         assert len(paths) == 1, pattern
+
+
+def test_the_bias_of_a_layer_norm_behind_is_refused(tmp_path):
+    model = tiny_model("bloom")
+    with pytest.raises(EditError, match=r"also changes .*word_embeddings_layernorm\.bias"):
+        export_lora(model, plan(model, random_directions(model)), tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()

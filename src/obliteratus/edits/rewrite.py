@@ -10,13 +10,14 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from obliteratus.errors import ModelSourceError
 from obliteratus.events import track
 from obliteratus.models.checkpoint import StoredTensor, read_header
 from obliteratus.operator.grro import MatrixChange
@@ -65,7 +66,8 @@ def rewrite(
 
     Raises:
         EditError: see ``edit_matrix``.
-        OSError: reading or writing failed.
+        ModelSourceError: ``source`` cannot be read.
+        OSError: writing failed.
     """
     header, begin = read_header(source)
     size = source.stat().st_size
@@ -74,11 +76,11 @@ def rewrite(
     part = target.with_name(target.name + PART)
     with source.open("rb") as old, part.open("wb") as new:
         new.truncate(size + shift + (0 if extra is None else extra.of.stop - extra.of.start))
-        files = _Files(old.fileno(), new.fileno(), shift)
+        files = _Files(source, old.fileno(), new.fileno(), shift)
         jobs = list(_jobs(0 if head is None else begin, size, slabs, files))
         if head is not None and extra is not None:
             _write(files.new, memoryview(head), 0)
-            moved = _Files(files.old, files.new, size + shift - extra.of.start)
+            moved = replace(files, shift=size + shift - extra.of.start)
             jobs += _jobs(extra.of.start, extra.of.stop, extra.slabs, moved)
         changes = _run(jobs, f"write {target.name}")
         new.flush()
@@ -103,22 +105,45 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Files:
-    """File descriptors of both files; what lies at i in the old lies at i + shift in the new."""
+    """File descriptors of both files; what lies at i in the old lies at i + shift in the new.
 
+    ``source`` is the path of the old one.
+    """
+
+    source: Path
     old: int
     new: int
     shift: int
 
+    def read(self, start: int, stop: int) -> np.ndarray:
+        data = np.empty(stop - start, dtype=np.uint8)
+        view = data.data
+        while view:
+            try:
+                n_read = os.preadv(self.old, [view], stop - len(view))
+            except OSError as error:
+                raise self._unreadable(stop - len(view), error.strerror) from error
+            if n_read == 0:
+                raise self._unreadable(stop - len(view), "the file ends there")
+            view = view[n_read:]
+        return data
+
+    def _unreadable(self, place: int, why: str | None) -> ModelSourceError:
+        return ModelSourceError(
+            f"{self.source} cannot be read at byte {place} ({why}). Check the disk, or download or "
+            "copy the file again."
+        )
+
     def copying(self, start: int, stop: int) -> _Job:
         def run() -> _Done:
-            _write(self.new, _read(self.old, start, stop - start).data, start + self.shift)
+            _write(self.new, self.read(start, stop).data, start + self.shift)
             return []
 
         return _Job(stop - start, run)
 
     def editing(self, slab: Slab) -> _Job:
         def run() -> _Done:
-            data = _read(self.old, slab.start, slab.stop - slab.start)
+            data = self.read(slab.start, slab.stop)
             assert slab.tensor.dtype is not None  # the planner of slabs refuses packed tensors
             tensor = torch.from_numpy(data).view(slab.tensor.dtype).view(slab.shape)
             change = slab.edit(tensor)
@@ -178,17 +203,6 @@ def _header_with(header: dict[str, object], extra: Extra) -> bytes:
     text = json.dumps({**header, extra.name: entry}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns the data to eight bytes
     return struct.pack("<Q", len(text)) + text
-
-
-def _read(file: int, start: int, size: int) -> np.ndarray:
-    data = np.empty(size, dtype=np.uint8)
-    view = data.data
-    while view:
-        n_read = os.preadv(file, [view], start)
-        if n_read == 0:
-            raise OSError(f"a file ended at byte {start}, before its tensors did")
-        view, start = view[n_read:], start + n_read
-    return data
 
 
 def _write(file: int, view: memoryview, start: int) -> None:

@@ -115,7 +115,8 @@ def excise_shards(
         LeakError: a matrix did not take its strengths to the rounding of its type (unless
             ``allow_leak``).
         EditError: a matrix holds numbers that are not finite.
-        OSError: a file cannot be read or written.
+        ModelSourceError: a file of the checkpoint cannot be read.
+        OSError: a file cannot be written.
     """
     finished = _finished(progress / FINISHED)
     for path in shards.checkpoint.files:
