@@ -8,7 +8,11 @@ import torch
 from obliteratus.edits.planner import plan
 from obliteratus.errors import EditError
 from obliteratus.models.loaded import LoadedModel
+<<<<<<< HEAD:tests/release/test_lora_quantised.py
 from obliteratus.models.quantised import unpacked_weight
+=======
+from obliteratus.models.quantized import dequantised, sharing_matrices
+>>>>>>> e541c1afc8803ae6fcee050cca7798eac2529be7:tests/release/test_lora_quantized.py
 from obliteratus.models.summon import summon
 from obliteratus.release.lora import LoraReceipt, export_lora
 from obliteratus.settings import EditSettings, ModelSettings
@@ -44,6 +48,19 @@ def test_the_packed_bytes_stay_as_they_were(bits, tmp_path):
     exported(model, tmp_path / "adapter")
     after = dict(model.module.named_parameters())
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+@pytest.mark.parametrize("copy_first", [True, False])
+def test_a_sharing_copy_and_its_model_run_in_any_order(bits, copy_first, tmp_path):
+    model = quantised(bits, tmp_path / "model").module
+    copy = sharing_matrices(model)
+    tokens = torch.arange(12)[None]
+    with torch.no_grad():
+        order = (copy, model) if copy_first else (model, copy)
+        one, other = (each(input_ids=tokens).logits for each in order)
+    assert torch.equal(one, other)
 
 
 @needs_bitsandbytes
