@@ -8,11 +8,7 @@ import torch
 from obliteratus.edits.planner import plan
 from obliteratus.errors import EditError
 from obliteratus.models.loaded import LoadedModel
-<<<<<<< HEAD:tests/release/test_lora_quantised.py
-from obliteratus.models.quantised import unpacked_weight
-=======
-from obliteratus.models.quantized import dequantised, sharing_matrices
->>>>>>> e541c1afc8803ae6fcee050cca7798eac2529be7:tests/release/test_lora_quantized.py
+from obliteratus.models.quantised import sharing_matrices, unpacked_weight
 from obliteratus.models.summon import summon
 from obliteratus.release.lora import LoraReceipt, export_lora
 from obliteratus.settings import EditSettings, ModelSettings
