@@ -13,8 +13,9 @@ from typing import Any, cast
 import psutil
 import torch
 from torch import nn
-from transformers import FineGrainedFP8Config, Mxfp4Config, PreTrainedModel
+from transformers import FineGrainedFP8Config, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.utils.quantization_config import Mxfp4Config
 
 from obliteratus.errors import EditError, ModelSourceError, UsageError
 from obliteratus.models.loaded import LoadedModel
@@ -113,7 +114,7 @@ def unpack(module: PreTrainedModel, dtype: torch.dtype) -> None:
             module.dequantize(dtype)
     for name in turned:
         module.set_submodule(name, _as_conv1d(module.get_submodule(name)))
-    kept: Iterable[str] = module._keep_in_fp32_modules or ()
+    kept: Iterable[str] = getattr(module, "_keep_in_fp32_modules", None) or ()
     for name, weight in module.named_parameters():  # those that were not packed keep their own
         if weight.is_floating_point() and not any(part in name for part in kept):
             weight.data = weight.data.to(dtype)

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
@@ -149,7 +150,7 @@ def _module(
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")],
     }
-    asked = {**CONFIGS[model_type], **sizes}
+    asked: dict[str, Any] = {**CONFIGS[model_type], **sizes}
     if "text_config" in asked:
         asked = {**asked, "text_config": {**asked["text_config"], **vocabulary}}
     else:
