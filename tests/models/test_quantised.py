@@ -29,7 +29,7 @@ from obliteratus.testing.tiny import tiny_folder
 
 ON_CPU = ModelSettings(device_map="cpu")
 WIDE = {
-    "llama": {"hidden_size": 64, "intermediate_size": 128},
+    "llama": {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16},
     "gpt2": {"n_embd": 64, "n_inner": 128},
     "gemma2": {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16},
 }

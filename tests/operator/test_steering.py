@@ -253,7 +253,7 @@ def test_steering_computes_in_float32_and_casts_back_once() -> None:
 def test_a_quantised_model_is_steered_and_its_bytes_are_not(
     kind: Kind, bits: str, tmp_path: Path
 ) -> None:
-    wide = {"hidden_size": 64, "intermediate_size": 128}
+    wide = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
     folder = tiny_folder(tmp_path / "tiny", sizes=wide)
     model = summon(str(folder), ModelSettings(quantize=bits, device_map="cpu"))
     packed = {name: weight.clone() for name, weight in model.module.named_parameters()}

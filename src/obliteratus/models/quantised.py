@@ -26,7 +26,6 @@ from obliteratus.models.quiet import quiet
 BITSANDBYTES = "bitsandbytes"
 UNPACKED = ("fp8", "mxfp8", "mxfp4", BITSANDBYTES)
 """The methods of which transformers gives the real weights back on every device."""
-KEPT = "_keep_in_fp32_modules"  # what transformers calls those that stay in float32
 ROOM = 1.1
 """The memory that unpacking takes per byte that it adds: one matrix is there twice meanwhile."""
 
@@ -117,7 +116,7 @@ def unpack(module: PreTrainedModel, dtype: torch.dtype) -> None:
             module.dequantize(dtype)
     for name in turned:
         module.set_submodule(name, _as_conv1d(module.get_submodule(name)))
-    kept: Iterable[str] = getattr(module, KEPT) or ()
+    kept: Iterable[str] = getattr(module, "_keep_in_fp32_modules", None) or ()
     for name, weight in module.named_parameters():  # those that were not packed keep their own
         if weight.is_floating_point() and not any(part in name for part in kept):
             weight.data = weight.data.to(dtype)
