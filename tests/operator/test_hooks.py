@@ -136,6 +136,21 @@ def test_hooks_compute_in_float32_and_cast_back_once() -> None:
     assert torch.equal(result, exact.bfloat16())
 
 
+def test_a_gain_weakens_the_edit_and_at_zero_does_not_touch_the_write(llama: LoadedModel) -> None:
+    edit = plan(llama, random_directions(llama)).edits[1]
+    module = llama.module.get_submodule(edit.site.module)
+    inputs = torch.randn(4, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    raw = module(inputs)
+    with edited(llama, [edit], gain=lambda _edit: 0.25):
+        left = module(inputs) @ edit.read_basis.T
+    torch.testing.assert_close(left, 0.75 * (raw @ edit.read_basis.T))
+    huge = inputs * torch.finfo(torch.float64).max  # some writes overflow to infinity
+    overflowed = module(huge)
+    assert overflowed.isinf().any()
+    with edited(llama, [edit], gain=lambda _edit: 0.0):
+        torch.testing.assert_close(module(huge), overflowed, rtol=0, atol=0, equal_nan=True)
+
+
 def test_gradients_flow_through_both_hooks(llama: LoadedModel) -> None:
     tokens = tokens_for(llama)
     stream = torch.zeros(16, dtype=torch.float64)
