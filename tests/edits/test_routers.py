@@ -10,12 +10,13 @@ from obliteratus.edits.planner import plan
 from obliteratus.edits.routers import RouterChoices, router_agreement, router_choices
 from obliteratus.errors import EditError, UnsupportedArchitectureError
 from obliteratus.models.describe import describe
-from obliteratus.models.family import FAMILIES
 from obliteratus.testing.keystone import copied, random_directions
-from obliteratus.testing.tiny import MODEL_TYPES, tiny_model
+from obliteratus.testing.tiny import MODEL_TYPES, tiny_declaration, tiny_model
 
 PROMPTS = ((3, 17, 80, 200, 9), (1, 2, 5))
-ROUTED = tuple(name for name in MODEL_TYPES if any(site.choice for site in FAMILIES[name].readers))
+ROUTED = tuple(
+    name for name in MODEL_TYPES if any(site.choice for site in tiny_declaration(name).readers)
+)
 GIVES_LOGITS = ("dbrx", "jetmoe", "llama4_text")
 """Types whose routers return logits, and whose experts are not handed the indices."""
 

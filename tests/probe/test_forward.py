@@ -9,7 +9,6 @@ from obliteratus.errors import MeasurementError
 from obliteratus.events import Note, Progress, listening
 from obliteratus.models.anatomy import Anatomy
 from obliteratus.models.chat import Encoded, encode
-from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.plumbing import block, capture, hooked
 from obliteratus.probe.forward import automatic_batch_tokens, forward_batches, last_hidden
 from obliteratus.probe.prefix import can_share_prefix, shared_prefix
@@ -244,7 +243,7 @@ def recurrent_model():
         sites=(),
     )
     module = MambaForCausalLM(config).eval().requires_grad_(False)
-    return LoadedModel(module, like.tokenizer, anatomy, like.source, torch.float32)
+    return replace(like, module=module, anatomy=anatomy, dtype=torch.float32)
 
 
 def test_a_recurrent_model_runs_whole_prompts_and_says_so(recurrent_model):

@@ -36,7 +36,13 @@ from obliteratus.testing.tiny_gguf import LAYERS, WIDTH, tiny_gguf, tiny_llama
 def in_memory(module: LlamaForCausalLM) -> LoadedModel:
     """The model of a file, without reading the file."""
     source = ModelSource("tiny", "gguf", "/nonexistent/tiny.gguf", "0" * 64)
-    return LoadedModel(module, tiny_tokenizer(), describe(module), source, torch.float32)
+    return LoadedModel(
+        module=module,
+        tokenizer=tiny_tokenizer(),
+        anatomy=describe(module),
+        source=source,
+        dtype=torch.float32,
+    )
 
 
 MODEL = in_memory(tiny_llama())

@@ -19,6 +19,8 @@ needs_bitsandbytes = pytest.mark.skipif(
     "not __import__('importlib.util').util.find_spec('bitsandbytes')",
     reason="bitsandbytes is not installed (tests/QUARANTINES.md)",
 )
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+"""Widths that bitsandbytes reads rightly in 4 bits on the CPU."""
 LEFT = {"4bit": 1e-6, "8bit": 5e-2}
 """Largest |R x| / |x| of a write: 4-bit layers multiply with the dequantised weight, to float32
 rounding; 8-bit layers round their input too, and that part the adapter cannot know."""
@@ -26,7 +28,7 @@ rounding; 8-bit layers round their input too, and that part the adapter cannot k
 
 def quantised(bits: str, folder: Path) -> LoadedModel:
     settings = ModelSettings(quantize=bits, device_map="cpu")
-    return summon(str(tiny_folder(folder)), settings)
+    return summon(str(tiny_folder(folder, sizes=WIDE)), settings)
 
 
 def exported(model: LoadedModel, folder: Path) -> LoraReceipt:
