@@ -81,6 +81,8 @@ def test_every_mixture_declares_its_routers() -> None:
     """A router is a reader of experts outside them: forgetting one would leave it out silently."""
     for name in MODEL_TYPES:
         model = tiny_model(name)
+        if model.anatomy.hooks_only is not None:
+            continue  # its weights are not edited, so no choice of experts is compared
         layers = {s.layer for s in model.anatomy.writers if s.expert in ("fused", "routed")}
         assert layers == {s.layer for s in model.anatomy.sites if s.router}, name
 

@@ -1,4 +1,5 @@
 import contextlib
+from dataclasses import replace
 
 import psutil
 import pytest

@@ -83,7 +83,7 @@ def test_on_a_4_bit_base_the_adapter_is_the_hooks(tmp_path):
 def test_the_dequantised_weight_is_what_the_layer_multiplies_with(bits, tmp_path):
     model = quantised(bits, tmp_path / "model")
     layer = model.module.get_submodule("model.layers.0.self_attn.o_proj")
-    inputs = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    inputs = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
     for _ in range(2):  # before and after the first pass, which moves the scales
         weight = unpacked_weight(model, "model.layers.0.self_attn.o_proj.weight")
         found = layer(inputs) - layer.bias
