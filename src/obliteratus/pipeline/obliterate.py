@@ -15,16 +15,10 @@ from pathlib import Path
 from obliteratus.directions.combine import orthogonal_to
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.permuted import permuted_directions
-from obliteratus.edits.affine import affine_target
 from obliteratus.edits.controls import matched_random
 from obliteratus.edits.exactness import prove_saved
 from obliteratus.edits.leaks import prove_edit
-from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
-from obliteratus.edits.post_norm import check_post_norm
-from obliteratus.edits.receipt import Receipt
-from obliteratus.edits.residual import residual_energy, residuals
-from obliteratus.edits.routers import router_agreement, router_choices
 from obliteratus.edits.targets import check_targets
 from obliteratus.errors import ModelSourceError
 from obliteratus.events import Deviation, DeviationRecorded, Note, emit
@@ -37,6 +31,7 @@ from obliteratus.models.quantised import check_room, dequantised
 from obliteratus.models.summon import summon
 from obliteratus.operator.edit import EditPlan
 from obliteratus.pipeline.journal import Journal
+from obliteratus.pipeline.passes import Pass, carry_out
 from obliteratus.pipeline.record import run_record
 from obliteratus.pipeline.stages import ACTIVATIONS_FILE, Laboratory
 from obliteratus.probe.activations import Activations
@@ -68,15 +63,6 @@ class RunResult:
     folder: Path
     report: Report
     seconds: float
-
-
-@dataclass
-class _Pass:
-    """What one pass found and did."""
-
-    directions: Directions
-    plan: EditPlan
-    receipt: Receipt
 
 
 def obliterate(
@@ -279,7 +265,7 @@ class _Run:
         tokens: RefusalTokens,
         directions: Directions,
         planned: EditPlan,
-    ) -> list[_Pass]:
+    ) -> list[Pass]:
         with self.journal.stage("excise", f"edit {len(planned)} matrices") as note:
             done = [self._edit(model, splits, directions, planned)]
             while len(done) < self.settings.edit.passes:
@@ -297,27 +283,13 @@ class _Run:
 
     def _edit(
         self, model: LoadedModel, splits: Splits, directions: Directions, planned: EditPlan
-    ) -> _Pass:
+    ) -> Pass:
         self.journal.deviate(*planned.deviations)
-        prompts, target = self._proof_ids(model, splits), affine_target(planned.edits)
-        effect = check_post_norm(model, planned, prompts)
-        before = residual_energy(model, directions.basis, prompts, target=target)
-        chosen = router_choices(model, prompts)
-        receipt = excise(model, planned)
-        self.journal.deviate(*receipt.deviations)
-        allow = self.settings.edit.allow_leak
-        proof, leaks = prove_edit(model, planned, prompts, receipt=receipt, allow_leak=allow)
-        self._leak(leaks)
-        after = residual_energy(model, directions.basis, prompts, target=target)
-        again = router_choices(model, prompts)
-        receipt = dataclasses.replace(
-            receipt,
-            proof=proof,
-            post_norm=effect,
-            residual=residuals(before, after),
-            routers=router_agreement(chosen, again) if chosen and again else None,
-        )
-        return _Pass(directions, planned, receipt)
+        prompts, allow = self._proof_ids(model, splits), self.settings.edit.allow_leak
+        done = carry_out(model, directions, planned, prompts, allow_leak=allow)
+        self.journal.deviate(*done.receipt.deviations)
+        self._leak(done.leaks)
+        return done
 
     def _leak(self, leaks: Sequence[Deviation]) -> None:
         for leak in leaks:
@@ -330,7 +302,7 @@ class _Run:
         return encode(model, texts, system=self.settings.prompts.system).ids
 
     def _next_pass(
-        self, model: LoadedModel, splits: Splits, tokens: RefusalTokens, done: list[_Pass]
+        self, model: LoadedModel, splits: Splits, tokens: RefusalTokens, done: list[Pass]
     ) -> tuple[Directions, EditPlan] | None:
         """Distill again on the edited model; None when that no longer lowers refusal."""
         laboratory = Laboratory(model, splits, self.settings, self.store)
@@ -356,7 +328,7 @@ class _Run:
         return directions, plan(model, directions, self.settings.edit)
 
     def _rebirth(
-        self, model: LoadedModel, work: Path, passes: list[_Pass], activations: Activations
+        self, model: LoadedModel, work: Path, passes: list[Pass], activations: Activations
     ) -> None:
         with self.journal.stage("rebirth", "write the edited model") as note:
             write_model(model, work)
@@ -373,7 +345,7 @@ class _Run:
         work: Path,
         splits: Splits,
         original: Measurement,
-        passes: list[_Pass],
+        passes: list[Pass],
         tokens: RefusalTokens,
         controls: Controls,
         *,
