@@ -187,7 +187,7 @@ def _edit_one(old: Tensor, new: Tensor, operator: Operator) -> MatrixChange:
         by_rows, row_error = keep_rows(exact, projected, operator.write, operator.read)
     unit, kept = _look(operator)
     sums = torch.zeros(6, dtype=dtype, device=old.device)
-    columns_lost = 0
+    columns_lost, rounding = 0, Rounding(operator.read, new.dtype)
     for chunk in chunks(old):
         before = old[:, chunk].to(dtype, copy=True)  # `new` may be the same memory
         scale: Tensor | float = 1.0
@@ -196,7 +196,8 @@ def _edit_one(old: Tensor, new: Tensor, operator: Operator) -> MatrixChange:
             scale, lost = keep_columns(before, after)
             after = after * scale
             columns_lost += lost
-        store_rounded(after, operator.read, new[:, chunk])
+        rounding.begin(after.shape[1])
+        rounding.store(after, 0, new[:, chunk])
         stored = new[:, chunk].to(dtype)
         old_read, new_read = unit @ before, unit @ stored
         error = new_read - kept * old_read * scale
@@ -218,12 +219,13 @@ def _by_rows(old: Tensor, new: Tensor, operator: Operator, scale: float = 1.0) -
     old_read = torch.zeros((len(unit), old.shape[1]), dtype=dtype, device=device)
     new_read = torch.zeros_like(old_read)
     sums = torch.zeros(3, dtype=dtype, device=device)
-    rounding = Rounding(operator.read, old.shape[1], new.dtype)
     for rows, columns in blocks:
         before = _buffer(buffers[0], old[rows, columns]).copy_(old[rows, columns])
         old_read[:, columns] += unit[:, rows] @ before
         sums[0] += torch.linalg.vector_norm(before).square()
     spent = operator.strengths[:, None] * length * old_read
+    rounding = Rounding(operator.read, new.dtype)
+    rounding.begin(old.shape[1])
     for rows, columns in blocks:
         if operator.is_identity:
             break
@@ -231,10 +233,9 @@ def _by_rows(old: Tensor, new: Tensor, operator: Operator, scale: float = 1.0) -
         before.copy_(old[rows, columns])
         torch.addmm(before, operator.write[:, rows].T, spent[:, columns], alpha=-1, out=stored)
         exact = stored if scale == 1 else stored.mul_(scale)
-        if columns == slice(None):
-            rounding.store(exact, rows.start, new[rows])
-        else:
-            store_rounded(exact, operator.read, new[:, columns])
+        if columns != slice(None):
+            rounding.begin(exact.shape[1])
+        rounding.store(exact, rows.start or 0, new[rows, columns])
         stored.copy_(new[rows, columns])
         new_read[:, columns] += unit[:, rows] @ stored
         sums[1] += torch.linalg.vector_norm(stored).square()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from obliteratus.models.anatomy import Layout
 
-CHUNK_NUMBERS = 1 << 18
+CHUNK_NUMBERS = 1 << 19
 """Numbers worked on at once: 4 MB in float64, about what stays in a cache between the passes."""
 
 

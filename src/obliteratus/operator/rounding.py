@@ -26,42 +26,55 @@ class Rounding:
     Types of more than 16 bits are rounded to the nearest: their error is too small to matter.
     """
 
-    def __init__(
-        self, read: Float[Tensor, "rank d_model"], n_columns: int, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, read: Float[Tensor, "rank d_model"], dtype: torch.dtype) -> None:
         self._read = read
-        self._dtype = dtype
-        self._left = torch.zeros((len(read), n_columns), dtype=read.dtype, device=read.device)
+        self._is_short = dtype in SHORT
+        self._width = max(1, -(-read.shape[1] // BLOCKS))
+        self._inverses: dict[tuple[int, int], Tensor | None] = {}
+        self._left = read[:, :0]
+
+    def begin(self, n_columns: int) -> None:
+        """Forget what is left: other columns come."""
+        shape = (len(self._read), n_columns)
+        self._left = torch.zeros(shape, dtype=self._read.dtype, device=self._read.device)
 
     def store(self, exact: Float[Tensor, "coordinate column"], first: int, result: Tensor) -> None:
         """Write the coordinates from ``first`` on, ``exact``, to ``result``.
 
         ``exact`` is used up.
         """
-        if self._dtype not in SHORT:
+        if not self._is_short:
             result.copy_(exact)
             return
-        width = max(1, -(-self._read.shape[1] // BLOCKS))
-        for start in range(0, len(exact), width):
-            stop = min(start + width, len(exact))
-            read = self._read[:, first + start : first + stop]
-            self._store(exact[start:stop], read, result[start:stop])
+        for start in range(0, len(exact), self._width):
+            stop = min(start + self._width, len(exact))
+            self._store(exact[start:stop], first + start, result[start:stop])
 
-    def _store(self, exact: Tensor, read: Tensor, result: Tensor) -> None:
-        gram = read @ read.T
-        if self._takes_up(gram, read.shape[1]):
-            exact.addmm_(read.T, torch.linalg.solve(gram, self._left), alpha=-1)
+    def _store(self, exact: Tensor, first: int, result: Tensor) -> None:
+        last = first + len(exact)
+        read = self._read[:, first:last]
+        if (first, last) not in self._inverses:
+            self._inverses[first, last] = self._inverse(read)
+        inverse = self._inverses[first, last]
+        if inverse is not None:
+            exact.addmm_(read.T, inverse @ self._left, alpha=-1)
             self._left.zero_()
         result.copy_(exact)
-        self._left -= read @ exact.sub_(result)
+        self._left.addmm_(read, exact.sub_(result), alpha=-1)
 
-    def _takes_up(self, gram: Float[Tensor, "rank rank"], n_rows: int) -> bool:
-        even = self._read.square().sum(dim=1).min() * n_rows / self._read.shape[1]
-        return bool(torch.linalg.eigvalsh(gram)[0] >= WELL_CONDITIONED * even)
+    def _inverse(self, read: Float[Tensor, "rank coordinate"]) -> Tensor | None:
+        """Return (V Vᵀ)⁻¹ of the block, or None where it leaves the error to the next."""
+        gram = read @ read.T
+        even = self._read.square().sum(dim=1).min() * read.shape[1] / self._read.shape[1]
+        if not bool(torch.linalg.eigvalsh(gram)[0] >= WELL_CONDITIONED * even):
+            return None
+        return torch.linalg.inv(gram)
 
 
 def store_rounded(
     exact: Float[Tensor, "d_model column"], read: Float[Tensor, "rank d_model"], result: Tensor
 ) -> None:
     """Write all coordinates of ``exact`` to ``result`` in its type; ``exact`` is used up."""
-    Rounding(read, exact.shape[1], result.dtype).store(exact, 0, result)
+    rounding = Rounding(read, result.dtype)
+    rounding.begin(exact.shape[1])
+    rounding.store(exact, 0, result)
