@@ -137,6 +137,7 @@ class _Files:
     def copying(self, start: int, stop: int) -> _Job:
         def run() -> _Done:
             _write(self.new, self.read(start, stop).data, start + self.shift)
+            os.fdatasync(self.new)  # now, while another thread computes, not all at the end
             return []
 
         return _Job(stop - start, run)
