@@ -58,6 +58,7 @@ def main() -> None:
     source = asked.folder / f"{asked.gigabytes:g}GB"
     if not (source / "model.safetensors.index.json").is_file():
         generate(source, asked.gigabytes)
+        os.execv(sys.executable, [sys.executable, *sys.argv])  # a child inherits its parent's peak
     directions = asked.folder / f"{asked.gigabytes:g}GB.safetensors"
     n_layers = json.loads((source / "config.json").read_text())["num_hidden_layers"]
     save_directions(random_directions(n_layers, sample(read_checkpoint(source))), directions)
