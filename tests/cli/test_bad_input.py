@@ -95,6 +95,18 @@ LINES = {
         2,
         "give --directions FILE .* or --plan FILE",
     ),
+    "a flag that an edit on disk does not look at": (
+        ("obliterate", "{tiny}", "--stream", "--directions", "d", "--quantize", "4bit"),
+        None,
+        2,
+        "so model.quantize mean nothing to it",
+    ),
+    "settings beside a plan": (
+        ("obliterate", "{tiny}", "--stream", "--plan", "p.json", "--set", "edit.strength=2"),
+        None,
+        2,
+        "a plan says what is edited and how",
+    ),
     "directions without stream": (
         ("obliterate", "{tiny}", "--directions", "d.safetensors"),
         None,

@@ -407,3 +407,14 @@ def test_an_affine_edit_by_an_unknown_multiplier_is_refused(tmp_path: Path) -> N
     refused(
         source, tmp_path / "out", EditError, "is not in the checkpoint", along=along, asked=asked
     )
+
+
+def test_an_oblique_edit_that_would_blow_up_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder(tmp_path / "model", "olmo2")
+    along = directions_of(source)
+    monkeypatch.setattr("obliteratus.edits.planner.SIZE_GATE", 1e-3)
+    with pytest.raises(EditError, match=r"the oblique edit of .* would change it by"):
+        stream(str(source), tmp_path / "out", settings(), along)
+    assert not (tmp_path / "out").exists()

@@ -96,8 +96,10 @@ def obliterate(
 
         job = what_to_do(model, method, repeated, assignments or [], flags)
         if stream:
+            from obliteratus.cli.stream import check_flags
             from obliteratus.cli.stream import run as run_on_disk
 
+            check_flags(flags, has_plan=plan is not None, given=method or assignments)
             run_on_disk(screen, job, output, directions=directions, plan=plan, force=force)
         elif directions is not None or plan is not None:
             raise UsageError("--directions and --plan go with --stream. Add it, or leave them out.")

@@ -1,6 +1,8 @@
 """``obliterate --stream``: edit a checkpoint on disk along known directions, shard by shard."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from obliteratus.cli.main_job import Job, check_replaceable, default_output
 from obliteratus.cli.render import Screen
@@ -9,6 +11,9 @@ from obliteratus.cli.words import size
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import UsageError
 from obliteratus.operator.edit import EditPlan
+
+USED = ("revision", "trust_remote_code")
+"""The model flags that decide which checkpoint is read."""
 
 
 def run(
@@ -55,6 +60,26 @@ def run(
             "worst_error": receipt.worst_error,
         },
     )
+
+
+def check_flags(flags: Mapping[str, Any], *, has_plan: bool, given: object) -> None:
+    """Check that no flag is given that an edit on disk would not look at.
+
+    Raises:
+        UsageError: one is; it is named.
+    """
+    unused = [name for name in ("seed", "prompts", "probe", "verify") if flags.get(name)]
+    unused += [f"model.{name}" for name in flags.get("model", {}) if name not in USED]
+    if unused:
+        raise UsageError(
+            f"--stream loads no model and runs no prompts, so {', '.join(unused)} mean nothing to "
+            "it; leave those flags out."
+        )
+    if has_plan and given:
+        raise UsageError(
+            "a plan says what is edited and how: leave --method and --set out, or give "
+            "--directions instead of --plan."
+        )
 
 
 def _along(directions: Path | None, plan: Path | None) -> Directions | EditPlan:

@@ -188,10 +188,22 @@ def _check_size(model: ModelOutline, edit: WeightEdit) -> None:
     """Refuse an oblique edit whose ‖ΔW‖ / ‖W‖ exceeds ``SIZE_GATE``."""
     weight = model.module.get_parameter(edit.site.name).detach()
     if weight.is_meta:
-        return  # the executor that reads the weights looks
+        return  # edits/shards.py looks, when it has the matrix
     norm = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
     size = change_energy(edit, weight) ** 0.5 / norm if norm else 0.0
-    if size > SIZE_GATE:
+    check_size(edit, size)
+
+
+def check_size(edit: WeightEdit, size: float) -> None:
+    """Check ‖ΔW‖ / ‖W‖ = ``size`` of an edit before a post-norm.
+
+    Raises:
+        EditError: it is an oblique edit, and ``size`` exceeds ``SIZE_GATE``.
+    """
+    is_oblique = edit.site.post_norm is not None and not torch.equal(
+        edit.write_basis, edit.read_basis
+    )
+    if is_oblique and size > SIZE_GATE:
         raise EditError(
             f"the oblique edit of {edit.site.name} would change it by {size:.1f} times its own "
             f"norm (at most {SIZE_GATE:g}): small gains of its post-norm blow R ⊘ g up. Set "

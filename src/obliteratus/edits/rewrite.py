@@ -186,9 +186,8 @@ def _run(jobs: Sequence[_Job], task: str) -> _Done:
             done: _Done = []
             for each in track(waiting, task=task, total=len(waiting), unit="pieces"):
                 done.extend(each.result())
-        except BaseException:
+        finally:  # where one failed, the rest need not be tried
             pool.shutdown(cancel_futures=True)
-            raise
     return done
 
 

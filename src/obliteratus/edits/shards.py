@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from obliteratus.edits.memory import deviations_of
+from obliteratus.edits.planner import check_size
 from obliteratus.edits.proof import TOLERANCE
 from obliteratus.edits.receipt import EditRecord, Receipt, record_of
 from obliteratus.edits.rewrite import PIECE, Extra, Slab, rewrite
@@ -114,7 +115,8 @@ def excise_shards(
     Raises:
         LeakError: a matrix did not take its strengths to the rounding of its type (unless
             ``allow_leak``).
-        EditError: a matrix holds numbers that are not finite.
+        EditError: a matrix holds numbers that are not finite, or an oblique edit changes one by
+            more than twice its own norm.
         ModelSourceError: a file of the checkpoint cannot be read.
         OSError: a file cannot be written.
     """
@@ -244,6 +246,7 @@ def _write_file(
         if task.role == "weight":
             change = total_change(changes[task.part.tensor.name])
             record = _record(task, change)
+            check_size(task.edit, record.change / record.norm_before if record.norm_before else 0.0)
             if not allow_leak:
                 _check_error(record, task.part.tensor)
             deviations = [asdict(each) for each in deviations_of(task.edit, change)]
