@@ -22,7 +22,7 @@ from obliteratus.events import track
 from obliteratus.models.checkpoint import StoredTensor, read_header
 from obliteratus.operator.grro import MatrixChange
 
-PIECE = 1 << 26  # 64 MiB: small enough for several threads, large enough for a disk
+PIECE = 1 << 24  # 16 MiB: small enough for several threads, large enough for a disk
 THREADS = 4  # more wait for the disk
 PART = ".writing"
 
@@ -136,8 +136,10 @@ class _Files:
 
     def copying(self, start: int, stop: int) -> _Job:
         def run() -> _Done:
-            _write(self.new, self.read(start, stop).data, start + self.shift)
-            os.fdatasync(self.new)  # now, while another thread computes, not all at the end
+            first = self._copy_in_kernel(start, stop)
+            if first < stop:
+                _write(self.new, self.read(first, stop).data, first + self.shift)
+            self._forget(start, stop)
             return []
 
         return _Job(stop - start, run)
@@ -149,9 +151,35 @@ class _Files:
             tensor = torch.from_numpy(data).view(slab.tensor.dtype).view(slab.shape)
             change = slab.edit(tensor)
             _write(self.new, data.data, slab.start + self.shift)
+            self._forget(slab.start, slab.stop)
             return [] if change is None else [(slab.tensor.name, change)]
 
         return _Job(slab.stop - slab.start, run)
+
+    def _copy_in_kernel(self, start: int, stop: int) -> int:
+        """Copy bytes without a way through this process; return where that ended."""
+        while hasattr(os, "copy_file_range") and start < stop:  # Linux
+            try:
+                done = os.copy_file_range(
+                    self.old, self.new, stop - start, start, start + self.shift
+                )
+            except OSError:  # reading and writing work everywhere, or tell which of them failed
+                return start
+            if not done:
+                return start
+            start += done
+        return start
+
+    def _forget(self, start: int, stop: int) -> None:
+        """Begin to write the bytes to the disk, and free the memory in which the system keeps them.
+
+        Otherwise all of it waits for the end of the file, and a checkpoint larger than memory
+        pushes everything else out.
+        """
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            size = stop - start
+            os.posix_fadvise(self.new, start + self.shift, size, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self.old, start, size, os.POSIX_FADV_DONTNEED)
 
 
 def _jobs(start: int, stop: int, slabs: Sequence[Slab], files: _Files) -> Iterator[_Job]:
@@ -179,7 +207,7 @@ def _run(jobs: Sequence[_Job], task: str) -> _Done:
         with large:
             return job.run()
 
-    threads = min(THREADS, os.cpu_count() or 1)
+    threads = min(THREADS, 1 + (os.cpu_count() or 1))  # one may wait for the disk
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting = [pool.submit(guarded, job) for job in jobs]
         try:

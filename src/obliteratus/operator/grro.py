@@ -173,99 +173,54 @@ def _project(columns: Tensor, operator: Operator) -> Tensor:
 
 
 def _edit_one(old: Tensor, new: Tensor, operator: Operator) -> MatrixChange:
-    """Edit the view ``old`` [d_model, d_in] into ``new``, which may be the same memory."""
-    dtype = operator.read.dtype
-    if operator.norm == "frobenius":
-        whole = frobenius_scale(old, partial(_project, operator=operator), dtype)
-        return _by_rows(old, new, operator, whole)
-    if operator.norm == "none" or operator.is_identity:
-        return _by_rows(old, new, operator)
-    by_rows, row_error = None, 0.0
-    if operator.norm == "row":
-        exact = old.to(dtype)
-        projected = _project(exact, operator)
-        by_rows, row_error = keep_rows(exact, projected, operator.write, operator.read)
-    unit, kept = _look(operator)
-    sums = torch.zeros(6, dtype=dtype, device=old.device)
-    columns_lost, rounding = 0, Rounding(operator.read, new.dtype)
-    for chunk in chunks(old):
-        before = old[:, chunk].to(dtype, copy=True)  # `new` may be the same memory
-        scale: Tensor | float = 1.0
-        after = _project(before, operator) if by_rows is None else by_rows[:, chunk]
-        if operator.norm == "column":
-            scale, lost = keep_columns(before, after)
-            after = after * scale
-            columns_lost += lost
-        rounding.begin(after.shape[1])
-        rounding.store(after, 0, new[:, chunk])
-        stored = new[:, chunk].to(dtype)
-        old_read, new_read = unit @ before, unit @ stored
-        error = new_read - kept * old_read * scale
-        sums += _squares(before, stored, stored - before, old_read, new_read, error)
-    return _change(sums, columns_lost, row_error)
+    """Edit the view ``old`` [d_model, d_in] into ``new``, which may be the same memory.
 
-
-def _by_rows(old: Tensor, new: Tensor, operator: Operator, scale: float = 1.0) -> MatrixChange:
-    """Edit ``old`` into scale · (W − Uᵀ A V W), reading it twice in the order it is stored in.
-
-    Two buffers serve all blocks: fresh ones would cost more in page faults than the arithmetic.
+    Two buffers serve all chunks: fresh ones would cost more in page faults than the arithmetic.
     """
     dtype, device = operator.read.dtype, old.device
-    unit, kept = _look(operator)
+    scale: Tensor | float = 1.0
+    by_rows, row_error, columns_lost = None, 0.0, 0
+    if operator.norm == "frobenius":
+        scale = frobenius_scale(old, partial(_project, operator=operator), dtype)
+    elif operator.norm == "row" and not operator.is_identity:
+        wide = old.to(dtype)
+        projected = _project(wide, operator)
+        by_rows, row_error = keep_rows(wide, projected, operator.write, operator.read)
     length = torch.linalg.vector_norm(operator.read, dim=1, keepdim=True)
-    blocks = _blocks(old)
-    size = max((old[block].numel() for block in blocks), default=0)
+    strengths, rounding = operator.strengths[:, None], Rounding(operator.read, new.dtype)
+    slices = list(chunks(old))
+    size = max((old[:, chunk].numel() for chunk in slices), default=0)
     buffers = [torch.empty(size, dtype=dtype, device=device) for _ in range(2)]
-    old_read = torch.zeros((len(unit), old.shape[1]), dtype=dtype, device=device)
-    new_read = torch.zeros_like(old_read)
-    sums = torch.zeros(3, dtype=dtype, device=device)
-    for rows, columns in blocks:
-        before = _buffer(buffers[0], old[rows, columns]).copy_(old[rows, columns])
-        old_read[:, columns] += unit[:, rows] @ before
-        sums[0] += torch.linalg.vector_norm(before).square()
-    spent = operator.strengths[:, None] * length * old_read
-    rounding = Rounding(operator.read, new.dtype)
-    rounding.begin(old.shape[1])
-    for rows, columns in blocks:
+    sums = torch.zeros(6, dtype=dtype, device=device)
+    for chunk in slices:
+        before, after = (_buffer(buffer, old[:, chunk]) for buffer in buffers)
+        before.copy_(old[:, chunk])
+        read = operator.read @ before
         if operator.is_identity:
-            break
-        before, stored = (_buffer(buffer, old[rows, columns]) for buffer in buffers)
-        before.copy_(old[rows, columns])
-        torch.addmm(before, operator.write[:, rows].T, spent[:, columns], alpha=-1, out=stored)
-        exact = stored if scale == 1 else stored.mul_(scale)
-        if columns != slice(None):
-            rounding.begin(exact.shape[1])
-        rounding.store(exact, rows.start or 0, new[rows, columns])
-        stored.copy_(new[rows, columns])
-        new_read[:, columns] += unit[:, rows] @ stored
-        sums[1] += torch.linalg.vector_norm(stored).square()
-        sums[2] += torch.linalg.vector_norm(before.sub_(stored)).square()
-    if operator.is_identity:
-        sums[1], new_read = sums[0], old_read
-    return _change(
-        torch.cat([sums, _squares(old_read, new_read, new_read - kept * old_read * scale)])
-    )
-
-
-def _blocks(matrix: Tensor) -> list[tuple[slice, slice]]:
-    """Return blocks of whole rows of what is stored, each about ``CHUNK_NUMBERS`` numbers."""
-    whole = slice(None)
-    if matrix.is_contiguous():
-        return [(rows, whole) for rows in chunks(matrix.T)]
-    return [(whole, columns) for columns in chunks(matrix)]
+            sums += _squares(before, before, read[:0], read / length, read / length, read[:0])
+            continue
+        if by_rows is None:
+            torch.addmm(before, operator.write.T, strengths * read, alpha=-1, out=after)
+        else:
+            after.copy_(by_rows[:, chunk])
+        if operator.norm == "column":
+            scale, lost = keep_columns(before, after)
+            columns_lost += lost
+        if operator.norm in {"column", "frobenius"}:
+            after.mul_(scale)
+        stored_read = rounding.store(after, new[:, chunk])
+        error = stored_read - (1 - strengths) * read * scale
+        reads = (part / length for part in (read, stored_read, error))
+        norms = _squares(before, after)  # before it becomes the change
+        sums += torch.cat([norms, _squares(before.sub_(after), *reads)])
+    return _change(sums, columns_lost, row_error)
 
 
 def _buffer(memory: Tensor, like: Tensor) -> Tensor:
     """Return the beginning of ``memory`` with the shape and the order of ``like``."""
-    if like.is_contiguous():
+    if like.stride(1) == 1:
         return memory[: like.numel()].view(like.shape)
     return memory[: like.numel()].view(like.shape[::-1]).T
-
-
-def _look(operator: Operator) -> tuple[Tensor, Tensor]:
-    """Return the rows of V at unit length, and 1 − strength of each."""
-    unit = operator.read / torch.linalg.vector_norm(operator.read, dim=1, keepdim=True)
-    return unit, 1 - operator.strengths[:, None]
 
 
 def _squares(*parts: Tensor) -> Float[Tensor, " part"]:

@@ -43,7 +43,8 @@ def keep_columns(
     A column that lay in the basis (less than ``KEPT_COLUMN`` of it is left) keeps its remainder,
     factor 1; the number of those is returned too.
     """
-    old, new = (torch.linalg.vector_norm(part, dim=0) for part in (before, after))
+    ones = before.new_ones(len(before))  # a product is several times faster than a norm over rows
+    old, new = ((ones @ part.square()).sqrt() for part in (before, after))
     is_kept = new > KEPT_COLUMN * old
     scale = torch.where(is_kept, old / new.clamp_min(torch.finfo(new.dtype).tiny), 1.0)
     return scale, int((~is_kept & (old > 0)).sum())
