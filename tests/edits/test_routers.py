@@ -17,7 +17,7 @@ PROMPTS = ((3, 17, 80, 200, 9), (1, 2, 5))
 ROUTED = tuple(
     name for name in MODEL_TYPES if any(site.choice for site in tiny_declaration(name).readers)
 )
-GIVES_LOGITS = ("dbrx", "jetmoe", "llama4_text")
+GIVES_LOGITS = ("dbrx", "jetmoe", "llama4", "llama4_text")
 """Types whose routers return logits, and whose experts are not handed the indices."""
 
 

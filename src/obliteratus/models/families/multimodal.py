@@ -6,10 +6,12 @@ the embedding. The encoder in front of it has a stream of its own, which is left
 
 from dataclasses import replace
 
-from obliteratus.models.families.gemma import GEMMA
+from obliteratus.models.families.gemma import GEMMA, GEMMA4, GEMMA4_MOE, has_experts
 from obliteratus.models.families.hybrid import QWEN3_NEXT
 from obliteratus.models.families.llama import LLAMA
-from obliteratus.models.family import Family, Site, register
+from obliteratus.models.families.moe import MOE
+from obliteratus.models.families.transposed_moe import LLAMA4
+from obliteratus.models.family import Family, Site, Variant, linear, register
 
 TEXT = "model.language_model"
 
@@ -20,21 +22,25 @@ def projector(module: str) -> Site:
 
 
 def seeing(
-    text: Family, *model_types: str, projectors: tuple[Site, ...], encoder: tuple[str, ...]
+    text: Family,
+    *model_types: str,
+    projectors: tuple[Site, ...],
+    encoder: tuple[str, ...],
+    backbone: str = TEXT,
 ) -> Family:
-    """Return ``text`` one level down, with what writes images into its stream.
+    """Return ``text`` with its backbone one level down, and what writes images into its stream.
 
     ``encoder`` are the patterns of the parameters in front of the projectors' last matrices.
     """
 
     def below(path: str) -> str:
-        return path.replace("model.", f"{TEXT}.", 1)
+        return path.replace("model.", f"{backbone}.", 1)
 
     return replace(
         text,
         name="multimodal",
         model_types=model_types,
-        backbone=TEXT,
+        backbone=backbone,
         blocks=below(text.blocks),
         final_norm=text.final_norm and below(text.final_norm),
         embeddings=(
@@ -50,7 +56,7 @@ def seeing(
             ),
             *projectors,
         ),
-        model_internals=encoder,
+        model_internals=(*map(below, text.model_internals), *encoder),
     )
 
 
@@ -100,6 +106,9 @@ QWEN3_PROJECTORS = (
 than eight of them would be unmatched."""
 
 QWEN3_VL = register(seeing(LLAMA, "qwen3_vl", projectors=QWEN3_PROJECTORS, encoder=QWEN3_ENCODER))
+QWEN3_VL_MOE = register(
+    seeing(MOE, "qwen3_vl_moe", projectors=QWEN3_PROJECTORS, encoder=QWEN3_ENCODER)
+)
 QWEN3_5 = register(
     seeing(
         QWEN3_NEXT,
@@ -122,5 +131,33 @@ GEMMA3 = register(
             ),
         ),
         encoder=("model.vision_tower.*", "model.multi_modal_projector.mm_soft_emb_norm.*"),
+    )
+)
+
+GEMMA4_PROJECTORS = (
+    projector("model.embed_vision.embedding_projection"),
+    projector("model.embed_audio.embedding_projection"),
+)
+GEMMA4_ENCODER = ("model.vision_tower.*", "model.audio_tower.*")
+
+
+def gemma4(text: Family, *variants: Variant) -> Family:
+    """Return a Gemma 4 that sees and perhaps hears."""
+    family = seeing(text, "gemma4", projectors=GEMMA4_PROJECTORS, encoder=GEMMA4_ENCODER)
+    return replace(family, variants=variants)
+
+
+register(gemma4(GEMMA4, Variant(has_experts, gemma4(GEMMA4_MOE))))
+
+LLAMA4_VL = register(
+    replace(
+        seeing(
+            LLAMA4,
+            "llama4",
+            projectors=(projector("multi_modal_projector.linear_1"),),
+            encoder=("vision_model.*",),
+            backbone="language_model.model",
+        ),
+        head=linear("language_model.lm_head", "head"),
     )
 )
