@@ -330,6 +330,25 @@ def test_a_tensor_that_cannot_be_read_is_named_and_the_run_goes_on_later(
     assert stream(str(sharded), tmp_path / "out", settings(), along).folder.exists()
 
 
+def test_bytes_are_copied_where_the_kernel_does_not(
+    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    along = directions_of(sharded)
+    first = stream(str(sharded), tmp_path / "first", settings(), along).folder
+
+    def cross_device(*_: object) -> int:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(rewrite_module.os, "copy_file_range", cross_device)
+    refused_copy = stream(str(sharded), tmp_path / "refused", settings(), along).folder
+    monkeypatch.delattr(rewrite_module.os, "copy_file_range")
+    monkeypatch.delattr(rewrite_module.os, "posix_fadvise")
+    without = stream(str(sharded), tmp_path / "without", settings(), along).folder
+    for path in first.glob("*.safetensors"):
+        assert path.read_bytes() == (refused_copy / path.name).read_bytes()
+        assert path.read_bytes() == (without / path.name).read_bytes()
+
+
 def test_a_disk_that_fills_up_keeps_what_is_finished(
     sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
