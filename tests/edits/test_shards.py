@@ -186,6 +186,8 @@ def stopping_after(n_files: int, seen: list[str]) -> Callable[..., object]:
     def rewrite(source: Path, target: Path, *args: object, **more: object) -> object:
         if len(seen) == n_files:
             target.with_name(target.name + ".writing").write_bytes(source.read_bytes()[:100])
+            with (target.parent / ".progress" / shards_module.FINISHED).open("a") as file:
+                file.write('{"file": "mod')  # and the kill came within a line
             raise StoppedError
         seen.append(source.name)
         return whole(source, target, *args, **more)
@@ -206,11 +208,13 @@ def stopped_once(
     return done
 
 
-def test_a_killed_run_goes_on_at_its_shard(
+def test_a_run_killed_twice_goes_on_at_its_shard(
     sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = stream(str(sharded), tmp_path / "whole", settings(), directions_of(sharded))
     done = stopped_once(sharded, tmp_path / "stream", monkeypatch)
+    done += stopped_once(sharded, tmp_path / "stream", monkeypatch, n_files=1)
+    assert len(done) == len(set(done)) == 3
     later: list[str] = []
     monkeypatch.setattr(shards_module, "rewrite", stopping_after(99, later))
     result = stream(str(sharded), tmp_path / "stream", settings(), directions_of(sharded))

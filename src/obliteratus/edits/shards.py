@@ -354,11 +354,11 @@ def _write_index(shards: ShardsPlan, work: Path) -> None:
 
 
 def _finished(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the files noted as finished; a line cut off by a kill does not count."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                entry = json.loads(line)
-                found[entry["file"]] = entry["edits"]
-    return found
+    """Return the files noted as finished; a line cut off by a kill is taken out of ``path``."""
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    path.write_text("".join(whole), encoding="utf-8")
+    entries = map(json.loads, whole)
+    return {entry["file"]: entry["edits"] for entry in entries}
