@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +114,25 @@ def test_16_bits_are_written_as_from_memory_and_leave_nothing(tmp_path: Path) ->
     result = stream(str(source), tmp_path / "stream", asked, along)
     assert_same(result.folder, tmp_path / "memory")
     assert 0 < result.receipt.worst_error < 5e-3
+
+
+def test_experts_that_are_stored_turned_are_edited_the_right_way_round(tmp_path: Path) -> None:
+    """As Qwen publishes them; transformers turns them when it loads."""
+    source, turned = folder(tmp_path / "model", "qwen3_vl_moe"), tmp_path / "turned"
+    shutil.copytree(source, turned)
+    stored = load_file(source / "model.safetensors")
+    experts = [name for name in stored if ".experts." in name]
+    assert experts
+    for name in experts:
+        stored[name] = stored[name].transpose(1, 2).contiguous()
+    save_file(stored, turned / "model.safetensors", metadata={"format": "pt"})
+    along = dataclasses.replace(directions_of(source), provenance={})
+    plain = stream(str(source), tmp_path / "plain", settings(), along).folder
+    edited = stream(str(turned), tmp_path / "edited", settings(), along).folder
+    expected, found = (load_file(each / "model.safetensors") for each in (plain, edited))
+    assert any(not torch.equal(found[name], stored[name]) for name in experts)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name].mT if name in experts else found[name], tensor), name
 
 
 @pytest.fixture
