@@ -11,7 +11,15 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from obliteratus.errors import UnsupportedArchitectureError
-from obliteratus.models.anatomy import Anatomy, PostNorm, Role, Router, StreamSite, WeightSite
+from obliteratus.models.anatomy import (
+    Anatomy,
+    PostNorm,
+    Role,
+    Router,
+    Streams,
+    StreamSite,
+    WeightSite,
+)
 from obliteratus.models.family import FAMILIES, Choice, Family, Site
 from obliteratus.models.unsupported import UNSUPPORTED
 
@@ -60,6 +68,8 @@ def resolve(family: Family, module: PreTrainedModel) -> Anatomy:
     for layer, block in enumerate(blocks):
         sites.extend(resolver.site(spec, f"{block}.", layer, "writer") for spec in family.writers)
         sites.extend(resolver.site(spec, f"{block}.", layer, "reader") for spec in family.readers)
+    last = len(blocks) - 1
+    sites.extend(resolver.site(spec, "", last, "writer") for spec in family.closing)
     sites.append(resolver.site(family.head, "", None, "reader"))
     found = tuple(site for site in sites if site is not None)
     head = next(site for site in found if site.component == "head")
@@ -77,6 +87,7 @@ def resolve(family: Family, module: PreTrainedModel) -> Anatomy:
         hooks_only=family.hooks_only,
         stream_sites=tuple(resolver.stream_sites(blocks)),
         cache=family.cache,
+        streams=resolver.streams(),
     )
 
 
@@ -159,6 +170,13 @@ class _Resolver:
                 yield replace(
                     spec, module=f"{block}.{spec.module}", layer=layer, before=before, scale=scale
                 )
+
+    def streams(self) -> Streams | None:
+        asked = self.family.streams
+        if asked is None:
+            return None
+        count, active = (int(self._multiplier(each, "")) for each in (asked.count, asked.active))
+        return Streams(count, active)
 
     def unmatched(self, blocks: tuple[str, ...], sites: tuple[WeightSite, ...]) -> tuple[str, ...]:
         known = {name for site in sites for name in (site.name, site.bias)}

@@ -30,6 +30,15 @@ def seeing(
     def below(path: str) -> str:
         return path.replace("model.", f"{TEXT}.", 1)
 
+    def moved(site: Site) -> Site:
+        multiplier = site.multiplier
+        return replace(
+            site,
+            weight=below(site.weight),
+            bias=site.bias and below(site.bias),
+            multiplier=below(multiplier) if isinstance(multiplier, str) else multiplier,
+        )
+
     return replace(
         text,
         name="multimodal",
@@ -37,20 +46,9 @@ def seeing(
         backbone=TEXT,
         blocks=below(text.blocks),
         final_norm=text.final_norm and below(text.final_norm),
-        embeddings=(
-            *(
-                replace(
-                    site,
-                    weight=below(site.weight),
-                    multiplier=below(site.multiplier)
-                    if isinstance(site.multiplier, str)
-                    else site.multiplier,
-                )
-                for site in text.embeddings
-            ),
-            *projectors,
-        ),
-        model_internals=encoder,
+        embeddings=(*map(moved, text.embeddings), *projectors),
+        closing=tuple(map(moved, text.closing)),
+        model_internals=(*map(below, text.model_internals), *encoder),
     )
 
 
