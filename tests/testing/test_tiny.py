@@ -22,7 +22,8 @@ def test_no_gain_bias_or_scalar_keeps_its_default(model_type: str) -> None:
     for name in scalars:
         assert random.module.get_buffer(name) != plain.module.get_buffer(name)
     scaled = {"gemma", "gemma2", "gemma3", "gemma3_text", "gemma4_text", "vaultgemma", "minicpm3"}
-    assert bool(scalars) is (model_type in {*scaled, "recurrent_gemma", "apertus"})
+    others = {"gemma3n_text", "recurrent_gemma", "apertus"}
+    assert bool(scalars) is (model_type in scaled | others)
 
 
 def test_the_attention_writer_is_square() -> None:

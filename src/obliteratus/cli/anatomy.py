@@ -62,8 +62,8 @@ def _coverage(anatomy: Anatomy, share: float, module: PreTrainedModel) -> Render
     if anatomy.hooks_only:
         rows.append(("hooks only", anatomy.hooks_only))
     if anatomy.streams:
-        count, active = anatomy.streams.count, anatomy.streams.active
-        rows.append(("streams", f"{count} side by side, of which blocks read and write {active}"))
+        kept = f"{anatomy.streams.count} side by side, mixed by scalars per token"
+        rows.append(("streams", f"{kept}; the one that is read is number {anatomy.streams.active}"))
     if anatomy.stream_sites:
         places = dict.fromkeys(_starred(each.module, each.layer) for each in anatomy.stream_sites)
         rows.append(("hooks also", f"where the stream changes: {', '.join(places)}"))

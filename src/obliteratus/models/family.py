@@ -85,15 +85,15 @@ class Family:
     """Every place in the models of one family that touches the residual stream.
 
     ``backbone``, ``blocks`` and ``final_norm`` are module paths. ``embeddings`` write to the stream
-    before block 0, ``writers`` and ``readers`` exist in every block, ``closing`` write to it between
-    the last block and the final norm. ``internals`` are patterns of
-    parameter names below a block (``*`` matches anything) that neither read nor write the stream,
-    and ``model_internals`` the same below the model. ``block_scale`` names a scalar below a block
-    by which it multiplies the whole stream. ``hooks_only`` says why removal in weights is inexact
-    for this family, where it is. ``stream_sites`` exist in every block, with names below it, and
-    ``embedding_as_a_whole`` says that hooks act on the input of block 0 instead of the embeddings.
-    ``streams`` is given where there are several side by side. The first of ``variants`` whose
-    condition holds stands in for this family. ``final_norm`` and ``cache`` are as in
+    before block 0, ``writers`` and ``readers`` exist in every block, ``closing`` write to it
+    between the last block and the final norm. ``internals`` are patterns of parameter names below a
+    block (``*`` matches anything) that neither read nor write the stream, and ``model_internals``
+    the same below the model. ``block_scale`` names a scalar below a block by which it multiplies
+    the whole stream. ``hooks_only`` says why removal in weights is inexact for this family, where
+    it is. ``stream_sites`` exist in every block, with names below it, and ``embedding_as_a_whole``
+    says that hooks act on the input of block 0 instead of the embeddings. ``streams`` is given
+    where there are several side by side. The first of ``variants`` whose condition holds stands in
+    for this family. ``final_norm`` and ``cache`` are as in
     :class:`~obliteratus.models.anatomy.Anatomy`.
     """
 

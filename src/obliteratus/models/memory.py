@@ -48,8 +48,9 @@ def memory_needed(
     """Estimate the memory in bytes that a run on ``module`` needs.
 
     ``module`` may be without weights (``summon.outline``); ``dtype`` and ``quantize`` say how it
-    would be loaded; ``streams`` are kept side by side. Shared parameters count once. Quantisation applies to linear layers other than
-    the head. Programs and libraries (about 0.4 GB on a CPU, 1 GB on a GPU) come on top.
+    would be loaded, ``streams`` how many it keeps side by side. Shared parameters count once.
+    Quantisation applies to linear layers other than the head. Programs and libraries (about 0.4 GB
+    on a CPU, 1 GB on a GPU) come on top.
     """
     size = dtype.itemsize
     head = module.get_output_embeddings()

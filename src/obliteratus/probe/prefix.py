@@ -81,10 +81,9 @@ def can_share_prefix(model: LoadedModel) -> bool:
     if model.anatomy.cache != "shared":
         return False
     reading = getattr(model.module.config.get_text_config(), "num_kv_shared_layers", None) or 0
-    declared = DynamicCache(config=model.module.config).layers
-    return len(declared) == model.anatomy.n_layers - reading and all(
-        type(layer) in SHAREABLE_LAYERS for layer in declared
-    )
+    keeping = model.anatomy.n_layers - reading
+    declared = DynamicCache(config=model.module.config).layers[:keeping]
+    return len(declared) == keeping and all(type(layer) in SHAREABLE_LAYERS for layer in declared)
 
 
 @torch.no_grad()
