@@ -125,6 +125,7 @@ SCALED = dataclasses.replace(LLAMA.embeddings[0], multiplier="config.absent")
         ({"head": DENSE}, r"intermediate_size = 24 on axis -1"),
         ({"blocks": "model.blocks"}, r"no module 'model\.blocks'"),
         ({"blocks": "model.norm"}, "not a list of blocks"),
+        ({"final_norm": "model.ln_f"}, r"no module 'model\.ln_f'"),
         ({"embeddings": (SCALED,)}, "no multiplier 'config.absent'"),
     ],
 )

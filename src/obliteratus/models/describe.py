@@ -73,6 +73,7 @@ def resolve(family: Family, module: PreTrainedModel) -> Anatomy:
     sites.append(resolver.site(family.head, "", None, "reader"))
     found = tuple(site for site in sites if site is not None)
     head = next(site for site in found if site.component == "head")
+    resolver.check_module(family.final_norm)
     return Anatomy(
         family=family.name,
         model_type=str(module.config.model_type),
@@ -162,14 +163,17 @@ class _Resolver:
         for layer, block in enumerate(blocks):
             for spec in self.family.stream_sites:
                 before, scale = (name and f"{block}.{name}" for name in (spec.before, spec.scale))
-                for path in filter(None, (f"{block}.{spec.module}", before)):
-                    if path not in self.modules:
-                        raise self._wrong(f"it has no module '{path}'")
+                for path in (f"{block}.{spec.module}", before):
+                    self.check_module(path)
                 if scale is not None and scale not in self.parameters:
                     raise self._wrong(f"it has no scale '{scale}'")
                 yield replace(
                     spec, module=f"{block}.{spec.module}", layer=layer, before=before, scale=scale
                 )
+
+    def check_module(self, path: str | None) -> None:
+        if path is not None and path not in self.modules:
+            raise self._wrong(f"it has no module '{path}'")
 
     def streams(self) -> Streams | None:
         asked = self.family.streams

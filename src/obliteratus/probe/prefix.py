@@ -82,8 +82,10 @@ def can_share_prefix(model: LoadedModel) -> bool:
         return False
     reading = getattr(model.module.config.get_text_config(), "num_kv_shared_layers", None) or 0
     keeping = model.anatomy.n_layers - reading
-    declared = DynamicCache(config=model.module.config).layers[:keeping]
-    return len(declared) == keeping and all(type(layer) in SHAREABLE_LAYERS for layer in declared)
+    declared = DynamicCache(config=model.module.config).layers
+    return keeping <= len(declared) <= model.anatomy.n_layers and all(
+        type(layer) in SHAREABLE_LAYERS for layer in declared[:keeping]
+    )
 
 
 @torch.no_grad()

@@ -125,9 +125,9 @@ def residual(
     ends: list[float] = []
     with hooked(_at_end(model, lambda end: ends.append(left(end)))):
         streams = exact_stream(model, tokens, all_streams=True)
-    found = {layer: left(stream) for layer, stream in streams.items()}
+    found: dict[Layer, float] = {layer: left(stream) for layer, stream in streams.items()}
     last = model.anatomy.n_layers - 1
-    found[last] = max(found[last], *ends)
+    found[last] = max([found[last], *ends])
     return found
 
 
