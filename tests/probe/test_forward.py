@@ -290,14 +290,13 @@ def test_a_growing_cache_continues_as_the_whole_sequence_does(model_type):
 
 def test_several_streams_and_unequal_mlps_take_their_room(monkeypatch):
     class Memory:
-        available = 4 * 8 * 1000 * 1000
+        available = 4 * 8 * 200_000  # a quarter of it holds 200 000 numbers of float64
 
     monkeypatch.setattr(psutil, "virtual_memory", Memory)
-    monkeypatch.setattr("obliteratus.probe.forward.CPU_BATCH_TOKENS", 10**9)
     model = tiny_model("gemma3n_text")
     model.module.config.intermediate_size = [24, 40, 24, 24]
     per_token = (12 * 4 + 4) * 16 + 4 * 40  # four streams at a block's peak, four layers captured
-    assert automatic_batch_tokens(model) == 10**6 // per_token
+    assert automatic_batch_tokens(model) == 200_000 // per_token
 
 
 def test_automatic_batches_shrink_with_free_memory(monkeypatch):
