@@ -107,6 +107,10 @@ def steering(
     * ``affine``: x ← x + α (c r − Rᵀ R (x − μ)) with μ = ``means[layer]`` and c = ``offset`` ‖δ‖;
       at α = 1 the coordinates along R become those of μ, that along r moved by c (2411.09003).
 
+    Of several streams side by side ``projection`` acts on each, because what one of them keeps
+    comes back into the others; ``addition`` and ``affine`` act on the active one, in which δ and μ
+    were measured.
+
     ``strength`` is one number or layer -> number (0 where none is given); at 0 nothing is touched,
     bit for bit, and a negative one steers the other way. It can be turned while the block runs:
     the yielded dial's ``strength`` is set. Blocks nest: at one place the one entered first acts
@@ -130,7 +134,8 @@ def steering(
         else:
             for layer, rows in basis.items():
                 change = _change(kind, layer, rows, dial, scale, means, offset)
-                stack.enter_context(changing(model, layer, change))
+                whole = changing(model, layer, change, all_streams=kind == "projection")
+                stack.enter_context(whole)
         yield dial
 
 

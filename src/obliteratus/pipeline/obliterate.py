@@ -18,7 +18,7 @@ from obliteratus.directions.permuted import permuted_directions
 from obliteratus.edits.controls import matched_random
 from obliteratus.edits.exactness import prove_saved
 from obliteratus.edits.leaks import prove_edit
-from obliteratus.edits.planner import plan
+from obliteratus.edits.planner import check_architecture, plan
 from obliteratus.edits.targets import check_targets
 from obliteratus.errors import ModelSourceError
 from obliteratus.events import Deviation, DeviationRecorded, Note, emit
@@ -147,6 +147,7 @@ class _Run:
         with self.journal.stage("summon", f"load {name}") as note:
             model = summon(name, self.settings.model, store=self.store)
             anatomy = model.anatomy
+            check_architecture(anatomy)
             check_targets(anatomy, self.settings.edit)
             sizes = [len(part.harmful) for part in (splits.fit, splits.select, splits.test)]
             note.text = (
