@@ -193,6 +193,18 @@ def test_the_declaration_holds_and_covers_everything(model: LoadedModel) -> None
     assert list(failures(model)) == []
 
 
+@pytest.mark.parametrize(("path", "layer"), [("projections.2", "embedding"), ("unembed", 3)])
+def test_what_any_one_stream_keeps_is_seen_by_the_keystone(path: str, layer: Any) -> None:
+    """Also where it is not the active one, and where it shows only behind the last block."""
+    model = tiny_model("gemma3n_text")
+    tokens, rows = tokens_for(model), random_directions(model).basis[0]
+    edits = removal(model, everywhere(model, rows))
+    with edited(model, (edit for edit in edits if path not in edit.site.module)):
+        assert residual(model, rows, tokens)[layer] > 0.1
+        active = exact_stream(model, tokens)[layer]
+    assert (active @ rows.T).abs().max() < EXACT
+
+
 def test_the_hook_on_laurel_is_behind_the_copy_that_it_writes() -> None:
     model = tiny_model("gemma3n_text")
     sites = tuple(

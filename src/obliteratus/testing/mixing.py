@@ -12,13 +12,11 @@ def outside_span(
 ) -> float:
     """Return the largest share of a row of ``stream`` outside the span of that row of the parts.
 
-    max |x - P Pᵀ x| / |x| with P an orthonormal basis of the row's parts, each at unit length
-    first. There must be fewer parts than d_model, or nothing could be outside.
+    max |x − P Pᵀ x| / |x| with P an orthonormal basis of the row's parts, whatever their lengths.
+    There must be fewer parts than d_model, or nothing could be outside.
     """
     assert len(parts) < stream.shape[-1]
-    rows = torch.stack(list(parts), dim=-1)
-    scale = torch.linalg.vector_norm(rows, dim=-2, keepdim=True)
-    basis = torch.linalg.qr(rows / scale.clamp_min(torch.finfo(scale.dtype).tiny)).Q
+    basis = torch.linalg.qr(torch.stack(list(parts), dim=-1)).Q
     inside = basis @ (basis.mT @ stream[..., None])
     away = torch.linalg.vector_norm(stream - inside[..., 0], dim=-1)
     return float((away / torch.linalg.vector_norm(stream, dim=-1)).max())
