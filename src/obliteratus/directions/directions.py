@@ -20,9 +20,10 @@ class Directions:
     own). ``strength`` is the one that the select prompts support: 1, or more where that was allowed
     and lowered refusal further. ``scale`` is ‖δ‖ per layer: the unit of steering. ``mean`` is the
     mean of the harmless prompts where the directions were read, None when each layer has its own.
-    ``strong_layers`` are those ranked strong. ``reliability`` holds split-half cosine, bootstrap
-    angle, permutation p and top-coordinate share. ``provenance`` is JSON-ready: extractor,
-    settings, prompt hash, model fingerprint, and the selection table with its intervals.
+    ``strong_layers`` are those ranked strong. ``method`` is the extractor, ``knobs`` what was set
+    of it. ``reliability`` holds split-half cosine, bootstrap angle, permutation p and
+    top-coordinate share. ``provenance`` is JSON-ready: extractor, settings, prompt hash, model
+    fingerprint, and the selection table with its intervals.
     """
 
     basis: Mapping[Layer, Float64[Tensor, "rank d_model"]]
@@ -33,6 +34,7 @@ class Directions:
     strength: float = 1.0
     mean: Float64[Tensor, " d_model"] | None = None
     strong_layers: tuple[int, ...] = ()
+    knobs: Mapping[str, float] = field(default_factory=dict[str, float])
     reliability: Mapping[str, Estimate] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 

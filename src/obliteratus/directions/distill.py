@@ -9,10 +9,11 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from obliteratus.directions.directions import Directions
+from obliteratus.directions.knobs import extractor_of
 from obliteratus.directions.layers import held_out_separation, strong_layers
 from obliteratus.directions.placement import PLACEMENTS, placed
 from obliteratus.directions.reliability import reliability
-from obliteratus.directions.samples import EXTRACTORS, Extractor, Samples, samples_at
+from obliteratus.directions.samples import Extractor, Samples, samples_at
 from obliteratus.directions.score import Effect, Scorer
 from obliteratus.directions.search import Bases, Trial, search
 from obliteratus.directions.selection import (
@@ -65,9 +66,9 @@ def distill(
     Raises:
         DirectionError: the classes do not differ, no candidate passes the selection, or the
             activations of single prompts were not kept.
-        UsageError: no extractor has the name ``settings.extractor``.
+        UsageError: no extractor has the name ``settings.extractor``, or it has no such knob.
     """
-    extract = EXTRACTORS[settings.extractor]
+    extract = extractor_of(settings.extractor, settings.knobs)
     if activations.fingerprint != scorer.model.source.fingerprint:
         raise DirectionError(
             "the activations are of another model than the one that scores them; probe this one."
@@ -89,6 +90,7 @@ def distill(
         strength=strength.value,
         mean=_harmless_mean(activations, found),
         strong_layers=strong_layers(separation),
+        knobs=settings.knobs,
         reliability=reliability(source, seed=seed),
         provenance={
             **_provenance(activations, scorer, settings, found, seed),

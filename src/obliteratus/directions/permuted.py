@@ -8,8 +8,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from obliteratus.directions.directions import Directions
+from obliteratus.directions.knobs import extractor_of
 from obliteratus.directions.placement import placed
-from obliteratus.directions.samples import EXTRACTORS, Samples, samples_at
+from obliteratus.directions.samples import Samples, samples_at
 from obliteratus.probe.activations import Activations
 from obliteratus.shapes import Layer
 
@@ -21,7 +22,7 @@ def permuted_directions(activations: Activations, directions: Directions, seed: 
     prompts are dealt anew into classes of the same sizes. Layers and ranks are those of
     ``directions``; nothing is selected again.
     """
-    extract = EXTRACTORS[directions.method]
+    extract = extractor_of(directions.method, directions.knobs)
     position = max(activations.positions) if directions.position is None else directions.position
     basis: Mapping[Layer, Float64[Tensor, "rank d_model"]]
     if directions.source_layer is not None:
@@ -52,4 +53,4 @@ def permuted(samples: Samples, seed: int) -> Samples:
         both = both[torch.randperm(len(both), generator=generator)]
         first, second = both[: len(harmful)], both[len(harmful) :]
     delta = first.to(torch.float64).mean(0) - second.to(torch.float64).mean(0)
-    return Samples(delta, first, second, samples.is_paired, samples.harmless_means)
+    return replace(samples, delta=delta, harmful=first, harmless=second)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from obliteratus.directions.combine import orthogonal_to
 from obliteratus.directions.directions import Directions
+from obliteratus.directions.knobs import extractor_of
 from obliteratus.directions.permuted import permuted_directions
 from obliteratus.edits.controls import matched_random
 from obliteratus.edits.exactness import prove_saved
@@ -100,6 +101,7 @@ class _Run:
         self.leaks: list[Deviation] = []
 
     def execute(self, name: str, output: Path, *, force: bool, fingerprint: str | None) -> Report:
+        extractor_of(self.settings.distill.extractor, self.settings.distill.knobs)  # or refuse now
         contrast = contrast_set(self.settings.prompts)
         splits = split(contrast)
         model = self._summon(name, splits)

@@ -17,7 +17,7 @@ from obliteratus.shapes import Layer
 from obliteratus.statistics.estimate import Estimate
 
 KIND = "obliteratus.directions"
-VERSION = 2  # 2: the strength that DISTILL found, and the mean of affine edits
+VERSION = 3  # 2: the strength found, and the mean of affine edits. 3: knobs
 MEAN = "mean"  # the tensor beside the layers
 
 
@@ -31,6 +31,7 @@ def save_directions(directions: Directions, path: Path) -> None:
         "kind": KIND,
         "version": VERSION,
         "method": directions.method,
+        "knobs": dict(directions.knobs),
         "source_layer": directions.source_layer,
         "position": directions.position,
         "strength": directions.strength,
@@ -73,6 +74,7 @@ def load_directions(path: Path) -> Directions:
         strength=facts["strength"],
         mean=None if mean is None else mean.to(torch.float64),
         strong_layers=tuple(facts["strong_layers"]),
+        knobs=facts["knobs"],
         reliability={
             name: Estimate.from_json(value) for name, value in facts["reliability"].items()
         },
