@@ -7,7 +7,7 @@ from torch import Tensor
 
 from obliteratus.directions.difference_of_means import with_axes
 from obliteratus.directions.knobs import Quantile
-from obliteratus.directions.samples import EXTRACTORS, Samples, signed_by_delta, unit
+from obliteratus.directions.samples import EXTRACTORS, Samples, signed_by_delta, unit, unit_delta
 
 
 @EXTRACTORS.register("winsorised_coordinates")
@@ -24,8 +24,9 @@ def winsorised_coordinates(
     rows 1… are the main axes of the pair differences around row 0.
 
     Raises:
-        DirectionError: the winsorised means do not differ, or are not finite.
+        DirectionError: the winsorised means do not differ, or a number is not finite.
     """
+    unit_delta(samples)  # or refuse: clipping would hide an infinity
     difference = _winsorised_mean(samples.harmful, quantile) - _winsorised_mean(
         samples.harmless, quantile
     )
