@@ -23,6 +23,7 @@ from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.plumbing import capture
 from obliteratus.operator.hooks import edited
 from obliteratus.operator.removal import removal
+from obliteratus.operator.serial import load_plan, save_plan
 from obliteratus.operator.steering import steering
 from obliteratus.release.directions_file import load_directions, save_directions
 from obliteratus.settings import EditSettings
@@ -163,6 +164,29 @@ def test_the_affine_term_brings_what_the_filter_reads_to_the_mean(model_type: st
         assert float(((stream - directions.mean) @ directions.filters[0].T).abs().max()) < 1e-10
 
 
+def test_several_filters_are_read_at_once() -> None:
+    model = tiny_model("gemma2")
+    directions = random_directions(model, rank=3, oblique=True)
+    planned = plan(model, directions)
+    assert disagreement(model, planned, tokens_for(model)) < AGREEMENT
+    control = matched_random(planned, model)
+    assert disagreement(model, control, tokens_for(model)) < AGREEMENT
+    excise(model, planned)
+    for stream in exact_stream(model, tokens_for(model)).values():
+        reads = (stream @ directions.filters[0].T).norm(dim=-1)
+        assert float((reads / stream.norm(dim=-1)).max()) < 10 * NOTHING_LEFT
+
+
+def test_a_plan_with_filters_survives_the_file(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    planned = plan(model, random_directions(model, rank=2, oblique=True))
+    save_plan(planned, tmp_path / "plan.json")
+    for old, new in zip(planned, load_plan(tmp_path / "plan.json"), strict=True):
+        assert torch.equal(old.write_basis, new.write_basis)
+        assert torch.equal(old.read_basis, new.read_basis)
+        assert not torch.equal(new.write_basis, new.read_basis)
+
+
 @pytest.mark.parametrize("model_type", ["llama", "gemma2"])
 def test_the_matched_control_spends_the_energy_of_the_oblique_edit(model_type: str) -> None:
     model = tiny_model(model_type)
@@ -234,8 +258,7 @@ def test_what_cannot_take_filters_says_so() -> None:
     directions = directions_of(model)
     with pytest.raises(EditError, match="the head cannot be edited along directions with filters"):
         plan(model, directions, EditSettings(strengths={"components": {"head": 1}}))
-    two = random_directions(model, rank=2)
-    two = dataclasses.replace(two, filters=two.basis)
+    two = random_directions(model, rank=2, oblique=True)
     plan(model, two)
     with pytest.raises(EditError, match="take one strength for all of a basis"):
         plan(model, two, EditSettings(strengths={"directions": (1, 0.5)}))

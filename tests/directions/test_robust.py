@@ -114,6 +114,18 @@ def test_norms_are_shortened_along_themselves_and_coordinates_are_clipped_alone(
     assert not torch.allclose(other, coordinates, atol=1e-3)
 
 
+def test_every_coordinate_is_clipped_at_its_own_quantiles() -> None:
+    """So that a unit of its own for each coordinate only changes the units of the result."""
+    samples = with_outlier(planted()[0], size=50)
+    units = torch.logspace(-3, 3, WIDTH, base=2)
+    other = of(samples.harmful * units, samples.harmless * units)
+    row = winsorised_coordinates(samples, quantile=0.9)[0] * units
+    again = winsorised_coordinates(other, quantile=0.9)[0]
+    assert torch.allclose(again, row / row.norm(), atol=1e-6)
+    plain = difference_of_means(samples)[0] * units
+    assert not torch.allclose(again, plain / plain.norm(), atol=1e-2)
+
+
 def test_a_median_needs_finite_numbers_and_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     samples, _ = planted()
     broken = replace(samples, harmful=samples.harmful / 0)

@@ -1,4 +1,4 @@
-"""Difference of the geometric medians of both classes (Weiszfeld; Vardi and Zhang 2000)."""
+"""Difference of the geometric medians of both classes (Weiszfeld)."""
 
 import torch
 from jaxtyping import Float, Float64
@@ -37,8 +37,8 @@ def geometric_median(rows: Float[Tensor, "prompt d_model"]) -> Float64[Tensor, "
 
     Weiszfeld's y ← Σ w_i x_i / Σ w_i with w_i = 1 / ‖x_i − y‖ starts at the mean. A row that is the
     minimum itself (the unit vectors towards the others sum to no more than the number of rows at
-    that point) is returned as it is, because the iteration creeps there; one that the iteration
-    steps on counts as in Vardi and Zhang (PNAS 97, 2000).
+    that point; Kuhn 1973) is returned as it is, because the iteration creeps there; another one
+    that the iteration steps on does not count in that step.
 
     Raises:
         DirectionError: a row is not finite, or the iteration does not converge.
@@ -57,11 +57,11 @@ def geometric_median(rows: Float[Tensor, "prompt d_model"]) -> Float64[Tensor, "
             nearest = int(distances.argmin())
             if _is_median(exact, exact[nearest]):
                 return exact[nearest]
-        pull, weight, here = _pull(away, distances)
+        pull, weight, _ = _pull(away, distances)
         left = float(pull.norm()) / len(exact)
         if left <= TOLERANCE:
             return estimate
-        estimate = estimate + max(0.0, 1 - here / float(pull.norm())) * pull / weight
+        estimate = estimate + pull / weight
     raise DirectionError(
         f"the geometric median did not converge in {MOST_STEPS} steps: the mean unit vector is "
         f"{left:.1e} long (at most {TOLERANCE:g}). Use distill.extractor=winsorised_coordinates."
