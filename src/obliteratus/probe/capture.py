@@ -167,4 +167,9 @@ class _Collector:
         moments: dict[Layer, Moments] = {
             layer: self.moments[layer].result() for layer in self.layers
         }
-        return ClassActivations(tuple(prompt.id for prompt in self.prompts), moments, self.kept)
+        return ClassActivations(
+            tuple(prompt.id for prompt in self.prompts),
+            tuple(prompt.category for prompt in self.prompts),
+            moments,
+            self.kept,
+        )

@@ -1,4 +1,7 @@
-"""``directions.safetensors``: ``layer.<i>`` and ``embedding`` -> [rank, d_model], and a header."""
+"""``directions.safetensors``: ``layer.<i>`` and ``embedding`` -> [rank, d_model], and a header.
+
+The filters of an oblique edit are under the same names with ``filter.`` in front.
+"""
 
 import json
 from dataclasses import asdict
@@ -17,8 +20,9 @@ from obliteratus.shapes import Layer
 from obliteratus.statistics.estimate import Estimate
 
 KIND = "obliteratus.directions"
-VERSION = 2  # 2: the strength that DISTILL found, and the mean of affine edits
+VERSION = 3  # 2: the strength found, and the mean of affine edits. 3: knobs and filters
 MEAN = "mean"  # the tensor beside the layers
+FILTER = "filter."
 
 
 def save_directions(directions: Directions, path: Path) -> None:
@@ -31,6 +35,7 @@ def save_directions(directions: Directions, path: Path) -> None:
         "kind": KIND,
         "version": VERSION,
         "method": directions.method,
+        "knobs": dict(directions.knobs),
         "source_layer": directions.source_layer,
         "position": directions.position,
         "strength": directions.strength,
@@ -40,6 +45,9 @@ def save_directions(directions: Directions, path: Path) -> None:
         "provenance": dict(directions.provenance),
     }
     tensors = {layer_name(layer): rows.clone() for layer, rows in directions.basis.items()}
+    tensors |= {
+        FILTER + layer_name(layer): rows.clone() for layer, rows in directions.filters.items()
+    }
     if directions.mean is not None:
         tensors[MEAN] = directions.mean.clone()
     header = {"directions": json.dumps(facts, sort_keys=True)}
@@ -62,10 +70,10 @@ def load_directions(path: Path) -> Directions:
     except (OSError, SafetensorError) as error:
         raise StorageError(f"the directions at {path} cannot be read: {error}") from error
     mean = tensors.pop(MEAN, None)
-    basis: dict[Layer, Tensor] = {_layer(name): rows for name, rows in tensors.items()}
-    order: list[Layer] = sorted(basis, key=lambda layer: -1 if layer == "embedding" else layer)
+    filters = {name: tensors.pop(name) for name in list(tensors) if name.startswith(FILTER)}
     return Directions(
-        basis={layer: basis[layer].to(torch.float64) for layer in order},
+        basis=_by_layer(tensors),
+        filters=_by_layer({name.removeprefix(FILTER): rows for name, rows in filters.items()}),
         scale={_layer(name): float(value) for name, value in facts["scale"].items()},
         method=facts["method"],
         source_layer=facts["source_layer"],
@@ -73,6 +81,7 @@ def load_directions(path: Path) -> Directions:
         strength=facts["strength"],
         mean=None if mean is None else mean.to(torch.float64),
         strong_layers=tuple(facts["strong_layers"]),
+        knobs=facts["knobs"],
         reliability={
             name: Estimate.from_json(value) for name, value in facts["reliability"].items()
         },
@@ -88,6 +97,13 @@ def _facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
             "this release wrote."
         )
     return facts
+
+
+def _by_layer(tensors: dict[str, Tensor]) -> dict[Layer, Tensor]:
+    """Return float64 tensors in the order of the stream."""
+    rows: dict[Layer, Tensor] = {_layer(name): tensor for name, tensor in tensors.items()}
+    order: list[Layer] = sorted(rows, key=lambda layer: -1 if layer == "embedding" else layer)
+    return {layer: rows[layer].to(torch.float64) for layer in order}
 
 
 def _layer(name: str) -> Layer:

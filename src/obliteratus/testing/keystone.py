@@ -37,16 +37,24 @@ AGREEMENT = 1e-9
 """Largest |Δlogit| between hooks and weights in float64."""
 NOTHING_LEFT = 1e-12
 """Largest |R x| / |x| after a removal in float64."""
+LEAN = 0.7
+"""Length of what the filters of random oblique directions read besides their patterns."""
 STRENGTHS = (-1.0, 0.3, 1.0, 2.0)
 RANKS = (1, 3)
 
 
 def random_directions(
-    model: LoadedModel, *, rank: int = 1, seed: int = 0, per_layer: bool = False
+    model: LoadedModel,
+    *,
+    rank: int = 1,
+    seed: int = 0,
+    per_layer: bool = False,
+    oblique: bool = False,
 ) -> Directions:
     """Return random orthonormal directions under every layer of ``model`` and the embedding.
 
-    One basis serves all layers, unless ``per_layer`` draws each its own.
+    One basis serves all layers, unless ``per_layer`` draws each its own. ``oblique`` directions
+    have filters V = R + ``LEAN`` S, with S random, orthonormal and orthogonal to R.
     """
     generator = torch.Generator().manual_seed(seed)
     layers: tuple[Layer, ...] = ("embedding", *range(model.anatomy.n_layers))
@@ -57,7 +65,18 @@ def random_directions(
 
     one = draw()
     basis: dict[Layer, Tensor] = {layer: draw() if per_layer else one for layer in layers}
-    return Directions(basis=basis, scale=dict.fromkeys(layers, 1.0), method="random")
+
+    def leaning(rows: Tensor) -> Float64[Tensor, "rank d_model"]:
+        aside = orthonormalise(torch.cat([rows, torch.randn(rows.shape, generator=generator)]))
+        return rows + LEAN * aside[rank:]
+
+    filters: dict[Layer, Tensor] = {}
+    if oblique:
+        tilted = leaning(one)
+        filters = {layer: leaning(rows) if per_layer else tilted for layer, rows in basis.items()}
+    return Directions(
+        basis=basis, scale=dict.fromkeys(layers, 1.0), method="random", filters=filters
+    )
 
 
 def copied(model: LoadedModel) -> LoadedModel:
