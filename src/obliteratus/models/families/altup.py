@@ -63,6 +63,7 @@ GEMMA3N_TEXT = register(
         block_scale=None,
         hooks_only=REASON,
         streams=SideBySide("config.altup_num_inputs", "config.altup_active_idx"),
+        variants=(),
     )
 )
 """The other streams start as projections of the embedding, and end as projections that are averaged
