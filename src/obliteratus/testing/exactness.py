@@ -21,7 +21,7 @@ from obliteratus.testing.keystone import (
     residual,
     tokens_for,
 )
-from obliteratus.testing.tiny import tiny_model
+from obliteratus.testing.tiny import in_dtype, tiny_model
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _reloaded(model: LoadedModel, folder: Path) -> LoadedModel:
     module = build.from_pretrained(
         folder, dtype=model.dtype, experts_implementation="eager", local_files_only=True
     )
-    module = module.to(model.dtype).eval()
+    module = in_dtype(module, model.dtype).eval()
     for name, buffer in model.module.named_buffers():
         module.get_buffer(name).copy_(buffer)
     return LoadedModel(

@@ -145,6 +145,14 @@ def randomise_parameters(module: nn.Module, *, seed: int = 0, buffers: bool = Tr
             buffer.data += (SPREAD * step).to(buffer.dtype)
 
 
+def in_dtype(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return ``module`` in ``dtype``; complex buffers (Llama 4's), which ``to`` would cut, stay."""
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    return module
+
+
 def _module(
     model_type: str,
     tokenizer: PreTrainedTokenizerFast,
@@ -169,7 +177,4 @@ def _module(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = auto_class(config).from_config(config, **implementation)
-    for tensor in itertools.chain(module.parameters(), module.buffers()):
-        if tensor.is_floating_point():  # Llama 4 keeps complex rotations, which ``to`` would cut
-            tensor.data = tensor.data.to(dtype)
-    return module.eval().requires_grad_(requires_grad=False)
+    return in_dtype(module, dtype).eval().requires_grad_(requires_grad=False)
