@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import Float64
 from torch import Tensor
 
+from obliteratus.operator.removal import SiteStrengths
 from obliteratus.shapes import Layer
 from obliteratus.statistics.estimate import Estimate
 
@@ -18,9 +19,10 @@ class Directions:
     ``basis`` maps each layer to float64 rows. A single selected direction appears under every
     layer. ``source_layer`` and ``position`` say where it was read (None when each layer has its
     own). ``strength`` is the one that the select prompts support: 1, or more where that was allowed
-    and lowered refusal further. ``scale`` is ‖δ‖ per layer: the unit of steering. ``mean`` is the
-    mean of the harmless prompts where the directions were read, None when each layer has its own.
-    ``strong_layers`` are those ranked strong. ``reliability`` holds split-half cosine, bootstrap
+    and lowered refusal further. ``strengths`` multiply it per layer, component and direction where
+    DISTILL tuned them (None: all 1). ``scale`` is ‖δ‖ per layer: the unit of steering. ``mean`` is
+    the mean of the harmless prompts where the directions were read, None when each layer has its
+    own. ``strong_layers`` are those ranked strong. ``reliability`` holds split-half cosine, bootstrap
     angle, permutation p and top-coordinate share. ``provenance`` is JSON-ready: extractor,
     settings, prompt hash, model fingerprint, and the selection table with its intervals.
     """
@@ -31,6 +33,7 @@ class Directions:
     source_layer: Layer | None = None
     position: int | None = None
     strength: float = 1.0
+    strengths: SiteStrengths | None = None
     mean: Float64[Tensor, " d_model"] | None = None
     strong_layers: tuple[int, ...] = ()
     reliability: Mapping[str, Estimate] = field(default_factory=dict)

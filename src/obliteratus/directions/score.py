@@ -18,7 +18,7 @@ from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.behind import PostNormEdit
 from obliteratus.operator.hooks import adding, edited
-from obliteratus.operator.removal import removal
+from obliteratus.operator.removal import SiteStrengths, removal
 from obliteratus.probe.forward import last_hidden
 from obliteratus.prompts.contrast import ContrastSet, Prompt
 from obliteratus.shapes import Layer
@@ -66,10 +66,19 @@ class Scorer:
         self.original = Effect(odds, np.zeros(len(sides[1])))
 
     def effect(
-        self, bases: Mapping[Layer, Float[Tensor, "rank d_model"]], *, strength: float = 1.0
+        self,
+        bases: Mapping[Layer, Float[Tensor, "rank d_model"]],
+        *,
+        strength: float = 1.0,
+        strengths: SiteStrengths | None = None,
     ) -> Effect:
-        """Return the effect of removing ``bases`` from the writers of their layers."""
-        edits = removal(self.model, bases, strength=strength, post_norm=self.post_norm)
+        """Return the effect of removing ``bases`` from the writers of their layers.
+
+        The strengths are those of :func:`obliteratus.operator.removal.removal`.
+        """
+        edits = removal(
+            self.model, bases, strength=strength, strengths=strengths, post_norm=self.post_norm
+        )
         with edited(self.model, edits):
             odds, harmless = self._measured()
         return Effect(odds, kl_divergence(self._original, harmless).numpy())

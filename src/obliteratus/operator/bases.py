@@ -30,7 +30,7 @@ def orthonormalise(
         raise DirectionError(
             f"a basis needs between 1 and d_model = {rows.shape[1]} rows, not {rows.shape[0]}."
         )
-    exact = rows.detach().to("cpu", torch.float64)
+    exact = rows.to("cpu", torch.float64)
     norms = torch.linalg.vector_norm(exact, dim=1)
     if not bool(torch.isfinite(norms).all()) or bool((norms == 0).any()):
         raise DirectionError("a direction is zero or not finite; drop it before the edit.")
@@ -66,7 +66,7 @@ def check_dual(
     Raises:
         DirectionError: the largest entry of |V Uᵀ − I| exceeds ``ORTHONORMAL_TOLERANCE``.
     """
-    gram = read.to(torch.float64) @ write.to(torch.float64).T
+    gram = read.detach().to(torch.float64) @ write.detach().to(torch.float64).T
     error = float(
         (gram - torch.eye(len(gram), dtype=torch.float64, device=gram.device)).abs().max()
     )
