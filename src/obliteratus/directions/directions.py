@@ -22,8 +22,8 @@ class Directions:
     and lowered refusal further. ``strengths`` multiply it per layer, component and direction where
     DISTILL tuned them (None: all 1). ``scale`` is ‖δ‖ per layer: the unit of steering. ``mean`` is
     the mean of the harmless prompts where the directions were read, None when each layer has its
-    own. ``strong_layers`` are those ranked strong. ``reliability`` holds split-half cosine, bootstrap
-    angle, permutation p and top-coordinate share. ``provenance`` is JSON-ready: extractor,
+    own. ``strong_layers`` are those ranked strong. ``reliability`` holds split-half cosine,
+    bootstrap angle, permutation p and top-coordinate share. ``provenance`` is JSON-ready: extractor,
     settings, prompt hash, model fingerprint, and the selection table with its intervals.
     """
 

@@ -17,6 +17,7 @@ from obliteratus.operator.hooks import edited
 from obliteratus.operator.removal import SiteStrengths
 from obliteratus.operator.tunable import TunableRemoval
 from obliteratus.settings import TuneSettings
+from obliteratus.shapes import Layer
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def tuned(
         DirectionError: the directions are not one basis for all layers.
         UnsupportedArchitectureError: the model takes hooks only.
     """
-    layers = tuple(layer for layer in directions.basis if layer in scorer.layers)
+    layers: tuple[Layer, ...] = tuple(layer for layer in directions.basis if layer in scorer.layers)
     rows = directions.basis[layers[0]]
     if any(not torch.equal(directions.basis[layer], rows) for layer in layers):
         raise DirectionError(

@@ -29,10 +29,10 @@ def removal(
     """Return one edit for every writer at a layer of ``bases``, all of one ``strength``.
 
     ``strengths``, where given, multiply it per layer, component and direction. A writer of block i
-    is edited along ``bases[i]``, an embedding along ``bases["embedding"]``. No norm is kept, so hooks and weights do the same. Where a norm or a scale acts on the stream
-    itself, its change of the stream is edited as well (by hooks only, which is all that such a
-    model takes), and so every change of the stream keeps 1 − ``strength`` of its part along the
-    basis.
+    is edited along ``bases[i]``, an embedding along ``bases["embedding"]``. No norm is kept, so
+    hooks and weights do the same. Where a norm or a scale acts on the stream itself, its change of
+    the stream is edited as well (by hooks only, which is all that such a model takes), and so every
+    change of the stream keeps 1 − ``strength`` of its part along the basis.
 
     Raises:
         DirectionError: a basis is not orthonormal, or an oblique edit meets a gain of zero.
