@@ -23,8 +23,8 @@ class Directions:
     DISTILL tuned them (None: all 1). ``scale`` is ‖δ‖ per layer: the unit of steering. ``mean`` is
     the mean of the harmless prompts where the directions were read, None when each layer has its
     own. ``strong_layers`` are those ranked strong. ``reliability`` holds split-half cosine,
-    bootstrap angle, permutation p and top-coordinate share. ``provenance`` is JSON-ready: extractor,
-    settings, prompt hash, model fingerprint, and the selection table with its intervals.
+    bootstrap angle, permutation p and top-coordinate share. ``provenance`` is JSON-ready:
+    extractor, settings, prompt hash, model fingerprint, and the selection table with its intervals.
     """
 
     basis: Mapping[Layer, Float64[Tensor, "rank d_model"]]

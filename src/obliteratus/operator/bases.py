@@ -35,7 +35,7 @@ def orthonormalise(
     if not bool(torch.isfinite(norms).all()) or bool((norms == 0).any()):
         raise DirectionError("a direction is zero or not finite; drop it before the edit.")
     columns, triangle = torch.linalg.qr((exact / norms[:, None]).T)
-    kept = torch.diagonal(triangle)
+    kept = torch.diagonal(triangle.detach())
     if float(kept.abs().min()) <= tolerance:
         row = int(kept.abs().argmin())
         raise DirectionError(
@@ -181,7 +181,7 @@ def dual_bases(
 
 def _check_written(left: Tensor, whole: Tensor) -> None:
     """Refuse directions of which, up to rounding, nothing goes through a LayerNorm."""
-    share = float((left.norm(dim=1) / whole.norm(dim=1)).min())
+    share = float((left.detach().norm(dim=1) / whole.norm(dim=1)).min())
     if share <= DEPENDENT:
         raise DirectionError(
             f"the directions span 1 ⊘ gain up to {share:.1e} of its length, and a LayerNorm writes "
