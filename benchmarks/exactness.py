@@ -77,7 +77,8 @@ def _page(found: list[Exactness]) -> str:
         count=len(found),
         rows="\n".join(rows),
         hooks_only="\n".join(reasons) or "None.",
-        unsupported="\n".join(f"- `{name}`: {why}." for name, why in UNSUPPORTED.items()),
+        unsupported="\n".join(f"- `{name}`: {why}." for name, why in UNSUPPORTED.items())
+        or "None.",
     )
 
 

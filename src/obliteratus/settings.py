@@ -100,14 +100,16 @@ class TuneSettings(Section):
 class DistillSettings(Section):
     """DISTILL: which extractor, how many directions, and how one is selected.
 
-    ``max_kl`` is the gate on the first-token KL of the ablated model on harmless select prompts,
-    ``max_depth`` the share of the layers from which a direction may come, ``select_prompts`` the
-    number of harmful and of harmless select prompts that score one candidate. Ranks up to
-    ``max_rank`` and strengths from 1 up to ``max_strength`` are tried and kept while they lower
-    refusal beyond noise within ``max_kl``.
+    ``knobs`` are those of the extractor (``{quantile: 0.99}``); one that it does not have is an
+    error. ``max_kl`` is the gate on the first-token KL of the ablated model on harmless select
+    prompts, ``max_depth`` the share of the layers from which a direction may come,
+    ``select_prompts`` the number of harmful and of harmless select prompts that score one
+    candidate. Ranks up to ``max_rank`` and strengths from 1 up to ``max_strength`` are tried and
+    kept while they lower refusal beyond noise within ``max_kl``.
     """
 
     extractor: str = "difference_of_means"
+    knobs: dict[str, int | FiniteFloat] = {}
     max_rank: int = Field(default=1, ge=1, le=64)
     max_strength: float = Field(default=1, ge=1, le=2)
     selection: Literal["published", "per_layer"] = "published"

@@ -60,6 +60,15 @@ def test_inspect_shows_writers_readers_coverage_and_memory(folder, capsys):
     assert "bfloat16" in out
 
 
+def test_inspect_tells_several_streams_and_why_only_hooks_are_exact(tmp_path, capsys):
+    assert main(["inspect", str(tiny_folder(tmp_path / "model", "gemma3n_text"))]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "streams 4 side by side, mixed by scalars per token" in shown
+    assert "the one that is read is number 1" in shown
+    assert "hooks only a normed copy of the stream is written back to it (Laurel)" in shown
+    assert "laurel.linear_right.weight mlp × 4" in shown
+
+
 def test_inspect_does_not_need_the_weights(folder, tmp_path, capsys):
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     assert main(["inspect", str(tmp_path), "--json"]) == 0

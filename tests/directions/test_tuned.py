@@ -92,7 +92,12 @@ def test_the_start_is_kept_where_no_step_is_better(case: Case) -> None:
     assert found.provenance["tuning"]["best_step"] == 0
     torch.testing.assert_close(found.basis[0], case.start.basis[0])
     assert effect(case, found) == pytest.approx(effect(case, case.start))
-    assert len(found.provenance["tuning"]["checks"]) <= 4  # patience ended it
+
+
+def test_patience_ends_what_does_not_improve(case: Case) -> None:
+    still = {"strength_rate": 0.0, "direction_rate": 0.0, "check_every": 1, "patience": 2}
+    found = case.tuned(SETTINGS.model_copy(update=still))
+    assert [check["step"] for check in found.provenance["tuning"]["checks"]] == [0, 1, 2, 3]
 
 
 def test_rates_of_zero_keep_what_they_concern(case: Case) -> None:
@@ -134,7 +139,7 @@ def test_directions_that_differ_by_layer_are_refused(case: Case) -> None:
     basis = {layer: rows.clone() for layer, rows in case.start.basis.items()}
     basis[1] = -basis[1]
     other = dataclasses.replace(case, start=dataclasses.replace(case.start, basis=basis))
-    with pytest.raises(DirectionError, match="one basis for all layers"):
+    with pytest.raises(DirectionError, match="one orthogonal basis for all layers"):
         other.tuned()
 
 

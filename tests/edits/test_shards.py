@@ -45,9 +45,9 @@ def folder(path: Path, model_type: str = "llama", *, shard: str = "5GB") -> Path
     return path
 
 
-def directions_of(path: Path, *, rank: int = 2) -> Directions:
+def directions_of(path: Path, *, rank: int = 2, oblique: bool = False) -> Directions:
     model = summon(str(path))
-    found = random_directions(model, rank=rank, per_layer=True)
+    found = random_directions(model, rank=rank, per_layer=True, oblique=oblique)
     return dataclasses.replace(found, provenance={"sample": model.source.sample})
 
 
@@ -93,6 +93,17 @@ def test_every_architecture_is_written_as_from_memory(model_type: str, tmp_path:
 def test_every_norm_is_kept_as_in_memory(model_type: str, norm: str, tmp_path: Path) -> None:
     source = folder(tmp_path / "model", model_type)
     along, asked = directions_of(source), settings(norm=norm)
+    edited = in_memory(source, tmp_path / "memory", along, asked)
+    assert_same(stream(str(source), tmp_path / "stream", asked, along).folder, edited)
+
+
+@pytest.mark.parametrize("norm", ["none", "column", "row"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "mixtral", "gemma2"])
+def test_along_filters_it_is_written_as_from_memory(
+    model_type: str, norm: str, tmp_path: Path
+) -> None:
+    source = folder(tmp_path / "model", model_type)
+    along, asked = directions_of(source, oblique=True), settings(norm=norm)
     edited = in_memory(source, tmp_path / "memory", along, asked)
     assert_same(stream(str(source), tmp_path / "stream", asked, along).folder, edited)
 

@@ -14,6 +14,7 @@ from transformers import (
 from obliteratus.directions.directions import Directions
 from obliteratus.edits.planner import plan
 from obliteratus.errors import UnsupportedArchitectureError
+from obliteratus.models import describe as describing
 from obliteratus.models.anatomy import StreamSite
 from obliteratus.models.describe import coverage, describe, is_tied, resolve
 from obliteratus.models.families.llama import LLAMA
@@ -124,6 +125,7 @@ SCALED = dataclasses.replace(LLAMA.embeddings[0], multiplier="config.absent")
         ({"head": DENSE}, r"intermediate_size = 24 on axis -1"),
         ({"blocks": "model.blocks"}, r"no module 'model\.blocks'"),
         ({"blocks": "model.norm"}, "not a list of blocks"),
+        ({"final_norm": "model.ln_f"}, r"no module 'model\.ln_f'"),
         ({"embeddings": (SCALED,)}, "no multiplier 'config.absent'"),
     ],
 )
@@ -161,9 +163,10 @@ def test_every_family_is_registered_under_its_model_types() -> None:
     assert LlamaConfig().model_type in FAMILIES
 
 
-def test_an_architecture_that_cannot_be_edited_says_why() -> None:
+def test_an_architecture_that_cannot_be_edited_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(describing, "UNSUPPORTED", {"knot": "its stream is tied in a knot"})
     module = tiny_model("llama").module
-    module.config.model_type = "gemma3n_text"
-    with pytest.raises(UnsupportedArchitectureError, match=r"keeps four streams.*AltUp"):
+    module.config.model_type = "knot"
+    with pytest.raises(UnsupportedArchitectureError, match=r"cannot be edited: its stream is tied"):
         describe(module)
     assert not set(UNSUPPORTED) & set(FAMILIES)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from obliteratus.models.memory import memory_needed
+from obliteratus.models.memory import memory_needed, mlp_width
 from obliteratus.models.summon import outline
 from obliteratus.testing.tiny import tiny_folder, tiny_model
 
@@ -39,3 +39,16 @@ def test_the_total_has_the_larger_of_edit_and_batch():
     assert large.total == large.weights + large.head + large.batch
     assert large.as_json()["total"] == large.total
     assert large.batch == 10_000 * small.batch
+
+
+def test_the_widest_of_unequal_mlps_counts_and_every_stream():
+    module = tiny_model("gemma3n_text").module
+    module.config.intermediate_size = [24, 24, 40, 24]
+    assert mlp_width(module.config) == 40
+    one, four = (memory_needed(module, batch_tokens=1, streams=n).batch for n in (1, 4))
+    assert one == 4 * (12 * 16 + 4 * 40)
+    assert four - one == 4 * 12 * 3 * 16
+
+
+def test_an_mlp_of_no_stated_width_is_taken_as_four_times_the_stream():
+    assert mlp_width(tiny_model("bloom").module.config) == 4 * 16

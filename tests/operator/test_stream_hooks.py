@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from obliteratus.errors import DirectionError
+from obliteratus.errors import DirectionError, UnsupportedArchitectureError
 from obliteratus.models.auto import auto_class
 from obliteratus.models.describe import describe, resolve
 from obliteratus.models.families.layer_norm import NORM_BEFORE
@@ -164,7 +164,10 @@ def test_an_opt_that_norms_after_with_embeddings_as_wide_as_its_stream() -> None
     assert len(model.anatomy.stream_sites) == 6
     assert model.anatomy.unmatched == ()
     assert list(failures(model)) == []
-    as_usual = dataclasses.replace(model, anatomy=resolve(NORM_BEFORE, module))
+    with pytest.raises(UnsupportedArchitectureError, match=r"no module 'model\.decoder\.final_"):
+        resolve(NORM_BEFORE, module)
+    usual = dataclasses.replace(NORM_BEFORE, final_norm=None)
+    as_usual = dataclasses.replace(model, anatomy=resolve(usual, module))
     assert "miss the stream" in next(failures(as_usual))
 
 

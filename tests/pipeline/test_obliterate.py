@@ -269,6 +269,44 @@ def test_an_affine_edit_brings_every_layer_to_the_harmless_mean(
     }
 
 
+def test_leace_is_measured_where_it_reads_and_has_controls_that_lean_as_far(
+    refuser: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_settings(
+        refuser,
+        "advanced",
+        "distill.extractor=leace",
+        "edit.norm=none",
+        "edit.affine=mean",
+        "edit.strength=1",
+        "verify.prompts=4",
+    )
+    with pytest.raises(EditError, match="the filter is far longer than what it removes"):
+        obliterate(str(refuser), tmp_path / "edited", settings, store=store)
+    monkeypatch.setattr("obliteratus.edits.planner.SIZE_GATE", 9.0)  # 64 prompts, width 32
+    report = obliterate(str(refuser), tmp_path / "edited", settings, store=store).report
+    assert report.edit is not None
+    assert max(row.after_largest for row in report.edit.layers) < 1e-9
+    found = load_directions(tmp_path / "edited" / "obliteratus" / "directions.safetensors")
+    assert set(found.filters) == set(found.basis)
+    assert found.mean is not None
+    assert float(found.filters[0] @ found.basis[0].T) == pytest.approx(1)
+    assert float(found.filters[0].norm()) > 1.01
+    kinds = {control.kind for control in report.controls}
+    assert kinds == {"edit", "random", "permuted", "identity"}
+
+
+def test_what_distill_would_refuse_is_refused_before_the_model_is_loaded(
+    refuser: Path, store: Store, tmp_path: Path
+) -> None:
+    settings = tiny_settings(refuser, "advanced", "distill.extractor=leace", "edit.passes=2")
+    with pytest.raises(UsageError, match="exclude each other"):
+        obliterate("no/such/model", tmp_path / "edited", settings, store=store)
+    settings = tiny_settings(refuser, "advanced", "distill.knobs={quantile: 0.9}")
+    with pytest.raises(UsageError, match="has no knob 'quantile'"):
+        obliterate("no/such/model", tmp_path / "edited", settings, store=store)
+
+
 def test_an_allowed_leak_is_in_the_report_and_on_the_page(
     refuser: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

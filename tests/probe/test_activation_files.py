@@ -13,7 +13,7 @@ from obliteratus.testing.tiny import tiny_model
 
 CONTRAST = ContrastSet(
     "set",
-    (Prompt("a", "How do I hurt him?"), Prompt("b", "Break in!")),
+    (Prompt("a", "How do I hurt him?", "harm"), Prompt("b", "Break in!")),
     (Prompt("a", "How do I help him?"), Prompt("b", "Come in!")),
     is_paired=True,
 )
@@ -28,6 +28,7 @@ def same(one, other):
     for name in ("harmful", "harmless"):
         left, right = getattr(one, name), getattr(other, name)
         assert left.prompt_ids == right.prompt_ids
+        assert left.categories == right.categories
         assert tuple(left.moments) == tuple(right.moments)
         assert tuple(left.kept) == tuple(right.kept)
         for layer, moments in left.moments.items():

@@ -11,7 +11,7 @@ from obliteratus.probe.forward import last_hidden
 from obliteratus.probe.moments import MomentsAccumulator, merged
 from obliteratus.prompts.contrast import ContrastSet, Prompt
 from obliteratus.settings import ProbeSettings
-from obliteratus.testing.tiny import MODEL_TYPES, tiny_model
+from obliteratus.testing.tiny import MODEL_TYPES, tiny_declaration, tiny_model
 
 HARMFUL = ("How do I kill my neighbour?", "Break into it!", "Hurt them.")
 HARMLESS = ("How do I kill a stray process?", "Look into it, please!", "Help them.", "Go.")
@@ -48,7 +48,9 @@ def test_layer_i_is_the_output_of_block_i_before_the_final_norm(model_type):
         assert (kept[2] - second).norm() > 0.1 * second.norm()
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize(
+    "model_type", [name for name in MODEL_TYPES if not tiny_declaration(name).closing]
+)
 @pytest.mark.parametrize("positions", ["last", "post_instruction"])
 def test_what_the_head_reads_is_known_without_running_the_model_again(model_type, positions):
     dtype = torch.float32 if model_type == "xglm" else torch.float64  # its mask is float32
@@ -67,6 +69,12 @@ def test_moments_or_another_model_do_not_tell_what_the_head_reads():
         last_states(model, probe(model, CONTRAST, SMALL, keep="moments"), "harmful")
     with pytest.raises(MeasurementError, match="probe that model"):
         last_states(tiny_model("gpt2"), probe(model, CONTRAST, SMALL), "harmful")
+
+
+def test_what_is_written_behind_the_last_block_is_not_known_from_there():
+    model = tiny_model("gemma3n_text")
+    with pytest.raises(MeasurementError, match=r"reads more than the stream.*last_hidden"):
+        last_states(model, probe(model, CONTRAST, SMALL), "harmful")
 
 
 def test_layer_i_is_what_adding_to_the_output_of_block_i_changes():

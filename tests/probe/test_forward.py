@@ -288,6 +288,17 @@ def test_a_growing_cache_continues_as_the_whole_sequence_does(model_type):
         assert relative(found.last_hidden_state[row, -1], expected) < 1e-6
 
 
+def test_several_streams_and_unequal_mlps_take_their_room(monkeypatch):
+    class Memory:
+        available = 4 * 8 * 200_000  # a quarter of it holds 200 000 numbers of float64
+
+    monkeypatch.setattr(psutil, "virtual_memory", Memory)
+    model = tiny_model("gemma3n_text")
+    model.module.config.intermediate_size = [24, 40, 24, 24]
+    per_token = (12 * 4 + 4) * 16 + 4 * 40  # four streams at a block's peak, four layers captured
+    assert automatic_batch_tokens(model) == 200_000 // per_token
+
+
 def test_automatic_batches_shrink_with_free_memory(monkeypatch):
     model = tiny_model("llama")
     roomy = automatic_batch_tokens(model)

@@ -113,6 +113,15 @@ def test_the_orthogonal_edit_behind_a_post_norm_is_exact_too(tmp_path):
     assert gap(model, planned, tmp_path / "a") < AGREEMENT
 
 
+@pytest.mark.parametrize("model_type", ["llama", "mixtral", "gpt2", "gemma2"])
+def test_an_edit_along_filters_is_exact_too(model_type, tmp_path):
+    model = tiny_model(model_type)
+    directions = random_directions(model, rank=2, per_layer=True, oblique=True)
+    planned = plan(model, directions, EditSettings(strength=0.7))
+    exported(model, planned, tmp_path / "a")
+    assert gap(model, planned, tmp_path / "a") < AGREEMENT
+
+
 @pytest.mark.parametrize("model_type", ["llama", "mixtral"])
 def test_layers_may_have_different_ranks(model_type, tmp_path):
     model = tiny_model(model_type)

@@ -36,7 +36,7 @@ def show(screen: Screen, module: PreTrainedModel, anatomy: Anatomy, share: float
         ]
         screen.say(table(columns, rows, title=title))
     screen.say(_coverage(anatomy, share, module))
-    needs = {load: _memory(module, load).as_json() for load in LOADS}
+    needs = {load: _memory(module, anatomy, load).as_json() for load in LOADS}
     parts = ("weights", "head", "edit", "batch", "total")
     columns = ("loaded as", "weights", "untied head", "one edit", "one batch", "in all")
     screen.say(
@@ -61,6 +61,9 @@ def _coverage(anatomy: Anatomy, share: float, module: PreTrainedModel) -> Render
         rows.append(("so", f"edits are refused; add these to models/families/{anatomy.family}.py"))
     if anatomy.hooks_only:
         rows.append(("hooks only", anatomy.hooks_only))
+    if anatomy.streams:
+        kept = f"{anatomy.streams.count} side by side, mixed by scalars per token"
+        rows.append(("streams", f"{kept}; the one that is read is number {anatomy.streams.active}"))
     if anatomy.stream_sites:
         places = dict.fromkeys(_starred(each.module, each.layer) for each in anatomy.stream_sites)
         rows.append(("hooks also", f"where the stream changes: {', '.join(places)}"))
@@ -122,10 +125,11 @@ def _remarks(site: WeightSite, anatomy: Anatomy) -> str:
     return ", ".join(found)
 
 
-def _memory(module: PreTrainedModel, load: str) -> MemoryNeeded:
+def _memory(module: PreTrainedModel, anatomy: Anatomy, load: str) -> MemoryNeeded:
+    streams = 1 if anatomy.streams is None else anatomy.streams.count
     if load in ("8bit", "4bit"):
-        return memory_needed(module, dtype=torch.bfloat16, quantize=load)
-    return memory_needed(module, dtype=getattr(torch, load))
+        return memory_needed(module, dtype=torch.bfloat16, quantize=load, streams=streams)
+    return memory_needed(module, dtype=getattr(torch, load), streams=streams)
 
 
 def _shapes(module: PreTrainedModel) -> dict[str, tuple[int, ...]]:
@@ -142,7 +146,7 @@ def as_json(model: str, module: PreTrainedModel, anatomy: Anatomy, share: float)
         "model": model,
         "coverage": share,
         "parameters": sum(weight.numel() for weight in module.parameters()),
-        "memory": {load: _memory(module, load).as_json() for load in LOADS},
+        "memory": {load: _memory(module, anatomy, load).as_json() for load in LOADS},
         "anatomy": value,
     }
 

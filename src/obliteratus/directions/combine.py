@@ -8,6 +8,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from obliteratus.directions.directions import Directions
+from obliteratus.errors import DirectionError
 from obliteratus.operator.bases import orthonormalise
 from obliteratus.shapes import Layer
 
@@ -20,7 +21,16 @@ def orthogonal_to(directions: Directions, earlier: Sequence[Directions]) -> Dire
 
     Removing r₂ after r₁ writes −(r₁·r₂) r₂ᵀW back along r₁ unless both are orthogonal. Rows within
     the earlier space are dropped, and layers of which nothing is left.
+
+    Raises:
+        DirectionError: a pass has filters; its edit leaves the space of its filters, not of its
+            rows, so being orthogonal to the rows does not keep a later pass out of it.
     """
+    if any(each.filters for each in (directions, *earlier)):
+        raise DirectionError(
+            f"another pass cannot follow an oblique edit ('{directions.method}'): it would write "
+            "back what that edit removed. Set edit.passes=1."
+        )
     basis: dict[Layer, Float64[Tensor, "rank d_model"]] = {}
     for layer, rows in directions.basis.items():
         kept: list[Tensor] = []

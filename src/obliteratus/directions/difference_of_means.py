@@ -20,7 +20,13 @@ def difference_of_means(samples: Samples, *, max_rank: int = 1) -> Float64[Tenso
     Raises:
         DirectionError: the class means do not differ.
     """
-    first = unit_delta(samples)
+    return with_axes(unit_delta(samples), samples, max_rank)
+
+
+def with_axes(
+    first: Float64[Tensor, "1 d_model"], samples: Samples, max_rank: int
+) -> Float64[Tensor, "rank d_model"]:
+    """Return ``first`` and the leading axes of the pair differences outside it, orthonormal."""
     if max_rank == 1:
         return first
     around = samples.differences - (samples.differences @ first.T) @ first

@@ -16,15 +16,18 @@ from obliteratus.statistics.estimate import Estimate
 class Directions:
     """Orthonormal patterns per layer; row 0 of each points towards refusal (+r).
 
-    ``basis`` maps each layer to float64 rows. A single selected direction appears under every
-    layer. ``source_layer`` and ``position`` say where it was read (None when each layer has its
-    own). ``strength`` is the one that the select prompts support: 1, or more where that was allowed
-    and lowered refusal further. ``strengths`` multiply it per layer, component and direction where
-    DISTILL tuned them (None: all 1). ``scale`` is ‖δ‖ per layer: the unit of steering. ``mean`` is
-    the mean of the harmless prompts where the directions were read, None when each layer has its
-    own. ``strong_layers`` are those ranked strong. ``reliability`` holds split-half cosine,
-    bootstrap angle, permutation p and top-coordinate share. ``provenance`` is JSON-ready:
-    extractor, settings, prompt hash, model fingerprint, and the selection table with its intervals.
+    ``basis`` maps each layer to float64 rows R, the patterns. ``filters`` maps the same layers to
+    rows V with V Rᵀ = I, and the edit is I − RᵀV; empty where it is orthogonal, V = R. A single
+    selected direction appears under every layer. ``source_layer`` and ``position`` say where it was
+    read (None when each layer has its own). ``strength`` is the one that the select prompts
+    support: 1, or more where that was allowed and lowered refusal further. ``strengths`` multiply
+    it per layer, component and direction where they were tuned (None: all 1). ``scale`` is ‖δ‖ per
+    layer: the unit of steering. ``mean`` is the mean of the harmless prompts where the directions
+    were read (with filters, that of all prompts), None when each layer has its own.
+    ``strong_layers`` are those ranked strong. ``method`` is the extractor, ``knobs`` what was set
+    of it. ``reliability`` holds split-half cosine, bootstrap angle, permutation p and
+    top-coordinate share. ``provenance`` is JSON-ready: extractor, settings, prompt hash, model
+    fingerprint, and the selection table with its intervals.
     """
 
     basis: Mapping[Layer, Float64[Tensor, "rank d_model"]]
@@ -35,9 +38,18 @@ class Directions:
     strength: float = 1.0
     strengths: SiteStrengths | None = None
     mean: Float64[Tensor, " d_model"] | None = None
+    filters: Mapping[Layer, Float64[Tensor, "rank d_model"]] = field(
+        default_factory=dict[Layer, Tensor]
+    )
     strong_layers: tuple[int, ...] = ()
+    knobs: Mapping[str, float] = field(default_factory=dict[str, float])
     reliability: Mapping[str, Estimate] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def read(self) -> Mapping[Layer, Float64[Tensor, "rank d_model"]]:
+        """What the edit reads along, and leaves nothing of: the filters, or else the patterns."""
+        return self.filters or self.basis
 
     @property
     def rank(self) -> int:

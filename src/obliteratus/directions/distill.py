@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from obliteratus.directions.directions import Directions
+from obliteratus.directions.filters import Removed, removed_at, removed_everywhere
+from obliteratus.directions.knobs import extractor_of
 from obliteratus.directions.layers import held_out_separation, strong_layers
-from obliteratus.directions.placement import PLACEMENTS, placed
+from obliteratus.directions.placement import PLACEMENTS
 from obliteratus.directions.reliability import reliability
-from obliteratus.directions.samples import EXTRACTORS, Extractor, Samples, samples_at
+from obliteratus.directions.samples import Extractor, Samples, samples_at
 from obliteratus.directions.score import Effect, Scorer
 from obliteratus.directions.search import Bases, Trial, search
 from obliteratus.directions.selection import (
@@ -37,7 +40,7 @@ STRENGTH_STEP = 0.1
 class _Found:
     """What a selection found, before it is written down as directions."""
 
-    basis: Mapping[Layer, Float64[Tensor, "rank d_model"]]
+    removed: Removed
     layer: Layer | None
     position: int
     representative: Layer
@@ -65,9 +68,9 @@ def distill(
     Raises:
         DirectionError: the classes do not differ, no candidate passes the selection, or the
             activations of single prompts were not kept.
-        UsageError: no extractor has the name ``settings.extractor``.
+        UsageError: no extractor has the name ``settings.extractor``, or it has no such knob.
     """
-    extract = EXTRACTORS[settings.extractor]
+    extract = extractor_of(settings.extractor, settings.knobs)
     if activations.fingerprint != scorer.model.source.fingerprint:
         raise DirectionError(
             "the activations are of another model than the one that scores them; probe this one."
@@ -78,7 +81,7 @@ def distill(
     separation = _separation(activations, found.position, seed)
     source = samples_at(activations, found.representative, found.position)
     return Directions(
-        basis=found.basis,
+        basis=found.removed.basis,
         scale={
             layer: float(activations.difference(layer)[_index(activations, found.position)].norm())
             for layer in activations.layers
@@ -87,8 +90,10 @@ def distill(
         source_layer=found.layer,
         position=found.position,
         strength=strength.value,
-        mean=_harmless_mean(activations, found),
+        mean=_mean(activations, found),
+        filters=found.removed.filters,
         strong_layers=strong_layers(separation),
+        knobs=settings.knobs,
         reliability=reliability(source, seed=seed),
         provenance={
             **_provenance(activations, scorer, settings, found, seed),
@@ -116,8 +121,9 @@ def _select_one(
         places, task="score directions", total=len(places), unit="directions"
     ):
         samples = samples_at(activations, layer, position)
-        bases = placed(settings.extractor, samples, extract(samples, max_rank=1), scorer.layers)
-        candidates.append(scorer.candidate(layer, position, samples, bases))
+        rows = extract(samples, max_rank=1)
+        removed = removed_everywhere(settings.extractor, samples, rows, scorer.layers)
+        candidates.append(scorer.candidate(layer, position, samples, removed))
     winner = candidates[
         choose(
             mean_scores(candidates),
@@ -130,8 +136,8 @@ def _select_one(
     source = samples_at(activations, winner.layer, winner.position)
     rows = extract(source, max_rank=settings.max_rank)
 
-    def truncated(rank: int) -> Bases:
-        return placed(settings.extractor, source, rows[:rank], scorer.layers)
+    def truncated(rank: int) -> Removed:
+        return removed_everywhere(settings.extractor, source, rows[:rank], scorer.layers)
 
     known = {1: Effect(winner.bypass, winner.kl)}
     best, ranks = _search_rank(
@@ -157,14 +163,18 @@ def _per_layer(
 ) -> _Found:
     position = max(activations.positions)
     layers: list[Layer] = list(range(scorer.model.anatomy.n_layers))
+    samples: dict[Layer, Samples] = {
+        layer: samples_at(activations, layer, position) for layer in layers
+    }
     rows: Bases = {
-        layer: extract(samples_at(activations, layer, position), max_rank=settings.max_rank)
+        layer: extract(samples[layer], max_rank=settings.max_rank)
         for layer in track(layers, task="extract", total=len(layers), unit="layers")
     }
     ranks = [2**power for power in range(settings.max_rank.bit_length())]
 
-    def truncated(rank: int) -> Bases:
-        return {layer: basis[:rank] for layer, basis in rows.items()}
+    def truncated(rank: int) -> Removed:
+        shortened: dict[Layer, Tensor] = {layer: basis[:rank] for layer, basis in rows.items()}
+        return removed_at(settings.extractor, samples, shortened)
 
     best, trials = _search_rank(scorer, truncated, ranks, settings, seed)
     separation = _separation(activations, position, seed)
@@ -174,16 +184,20 @@ def _per_layer(
 
 def _search_rank(
     scorer: Scorer,
-    truncated: Callable[[int], Bases],
+    truncated: Callable[[int], Removed],
     ranks: Sequence[int],
     settings: DistillSettings,
     seed: int,
     *,
     known: Mapping[int, Effect] = MappingProxyType({}),
 ) -> tuple[Trial, tuple[Trial, ...]]:
+    def effect(rank: float) -> Effect:
+        removed = truncated(int(rank))
+        return scorer.effect(removed.basis, filters=removed.filters)
+
     return search(
         [float(rank) for rank in ranks],
-        lambda rank: known.get(int(rank)) or scorer.effect(truncated(int(rank))),
+        lambda rank: known.get(int(rank)) or effect(rank),
         task="rank",
         max_kl=settings.max_kl,
         seed=seed,
@@ -194,11 +208,14 @@ def _search_strength(
     scorer: Scorer, found: _Found, settings: DistillSettings, seed: int
 ) -> tuple[Trial, tuple[Trial, ...]]:
     """Search from full removal upwards; its effect is known already."""
+    removed = found.removed
     steps = int((settings.max_strength - 1) / STRENGTH_STEP + 1e-9)
     return search(
         [round(1 + step * STRENGTH_STEP, 2) for step in range(steps + 1)],
         lambda strength: (
-            found.effect if strength == 1 else scorer.effect(found.basis, strength=strength)
+            found.effect
+            if strength == 1
+            else scorer.effect(removed.basis, strength=strength, filters=removed.filters)
         ),
         task="strength",
         max_kl=settings.max_kl,
@@ -226,21 +243,30 @@ def _shares(activations: Activations, found: _Found, settings: DistillSettings) 
     δ is the difference where r was read. One entry per layer that has a direction of its own.
     """
     is_one = found.layer is not None and settings.extractor not in PLACEMENTS
-    layers: list[Layer] = [found.layer] if is_one and found.layer is not None else [*found.basis]
+    layers: list[Layer] = (
+        [found.layer] if is_one and found.layer is not None else [*found.removed.basis]
+    )
     shares: dict[str, float] = {}
     for layer in layers:
         source: Layer = layer if found.layer is None else found.layer
         delta = activations.difference(source)[_index(activations, found.position)]
-        row = found.basis[layer][0]
+        row = found.removed.basis[layer][0]
         shares[str(layer)] = float((row @ delta).abs() / delta.norm())
     return shares
 
 
-def _harmless_mean(activations: Activations, found: _Found) -> Float64[Tensor, " d_model"] | None:
-    """Return the harmless mean where one direction for all layers was read."""
+def _mean(activations: Activations, found: _Found) -> Float64[Tensor, " d_model"] | None:
+    """Return the mean where one direction for all layers was read: of all prompts with a filter.
+
+    LEACE puts the grand mean back, so that no class is favoured; other edits the harmless one.
+    """
     if found.layer is None:
         return None
-    return activations.harmless.moments[found.layer].mean[_index(activations, found.position)]
+    index = _index(activations, found.position)
+    sides = [activations.harmful, activations.harmless] if found.removed.filters else []
+    moments = [side.moments[found.layer] for side in sides or [activations.harmless]]
+    total = sum(each.count for each in moments)
+    return torch.stack([each.count / total * each.mean[index] for each in moments]).sum(0)
 
 
 def _index(activations: Activations, position: int) -> int:

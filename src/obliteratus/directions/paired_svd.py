@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from obliteratus.directions.samples import EXTRACTORS, Samples, signed_by_delta
+from obliteratus.directions.samples import EXTRACTORS, Samples, signed_by_delta, unit_delta
 from obliteratus.operator.bases import orthonormalise
 
 
@@ -17,8 +17,9 @@ def paired_svd(samples: Samples, *, max_rank: int = 1) -> Float64[Tensor, "rank 
     sign of each row is fixed by δ. At most min(n, d_model) rows exist.
 
     Raises:
-        DirectionError: the differences are all zero or not finite.
+        DirectionError: the class means do not differ, or are not finite.
     """
+    unit_delta(samples)  # or refuse
     return orthonormalise(leading_axes(samples.differences, samples.delta, max_rank))
 
 

@@ -1,15 +1,14 @@
 """The same extraction with permuted labels: what a direction is worth when there is no class."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float64
 from torch import Tensor
 
 from obliteratus.directions.directions import Directions
-from obliteratus.directions.placement import placed
-from obliteratus.directions.samples import EXTRACTORS, Samples, samples_at
+from obliteratus.directions.filters import removed_at, removed_everywhere
+from obliteratus.directions.knobs import extractor_of
+from obliteratus.directions.samples import Samples, samples_at
 from obliteratus.probe.activations import Activations
 from obliteratus.shapes import Layer
 
@@ -21,21 +20,29 @@ def permuted_directions(activations: Activations, directions: Directions, seed: 
     prompts are dealt anew into classes of the same sizes. Layers and ranks are those of
     ``directions``; nothing is selected again.
     """
-    extract = EXTRACTORS[directions.method]
+    extract = extractor_of(directions.method, directions.knobs)
     position = max(activations.positions) if directions.position is None else directions.position
-    basis: Mapping[Layer, Float64[Tensor, "rank d_model"]]
     if directions.source_layer is not None:
         samples = permuted(samples_at(activations, directions.source_layer, position), seed)
         rows = extract(samples, max_rank=directions.rank)
-        basis = placed(directions.method, samples, rows, tuple(directions.basis))
+        removed = removed_everywhere(directions.method, samples, rows, tuple(directions.basis))
     else:
-        basis = {
-            layer: extract(
-                permuted(samples_at(activations, layer, position), seed), max_rank=len(old)
-            )
+        everywhere: dict[Layer, Samples] = {
+            layer: permuted(samples_at(activations, layer, position), seed)
+            for layer in directions.basis
+        }
+        found: dict[Layer, Tensor] = {
+            layer: extract(everywhere[layer], max_rank=len(old))
             for layer, old in directions.basis.items()
         }
-    return replace(directions, basis=basis, reliability={}, provenance={"permuted": seed})
+        removed = removed_at(directions.method, everywhere, found)
+    return replace(
+        directions,
+        basis=removed.basis,
+        filters=removed.filters,
+        reliability={},
+        provenance={"permuted": seed},
+    )
 
 
 def permuted(samples: Samples, seed: int) -> Samples:
@@ -52,4 +59,4 @@ def permuted(samples: Samples, seed: int) -> Samples:
         both = both[torch.randperm(len(both), generator=generator)]
         first, second = both[: len(harmful)], both[len(harmful) :]
     delta = first.to(torch.float64).mean(0) - second.to(torch.float64).mean(0)
-    return Samples(delta, first, second, samples.is_paired, samples.harmless_means)
+    return replace(samples, delta=delta, harmful=first, harmless=second)

@@ -1,7 +1,7 @@
 """What an extractor sees: the activations of both classes at one layer and position."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -19,8 +19,9 @@ class Samples:
     """Both classes at one layer and position, and their mean difference.
 
     ``delta`` is δ = μ_harmful − μ_harmless. Where ``is_paired``, row i of both classes is one
-    minimal pair. ``harmless_means`` are the means of the harmless class after every block at the
-    same position, where they are known.
+    minimal pair, and ``categories`` are those of the pairs (of the harmful prompts, None where
+    unknown). ``harmless_means`` are the means of the harmless class after every block at the same
+    position, where they are known.
     """
 
     delta: Float64[Tensor, " d_model"]
@@ -28,6 +29,7 @@ class Samples:
     harmless: Float[Tensor, "harmless d_model"]
     is_paired: bool
     harmless_means: Float64[Tensor, "layer d_model"] | None = None
+    categories: tuple[str | None, ...] = ()
 
     @cached_property
     def differences(self) -> Float64[Tensor, "pair d_model"]:
@@ -39,7 +41,8 @@ class Samples:
         """Return the samples of ``rows`` only (the same rows of both classes), δ recomputed."""
         harmful, harmless = self.harmful[rows], self.harmless[rows]
         delta = harmful.to(torch.float64).mean(0) - harmless.to(torch.float64).mean(0)
-        return Samples(delta, harmful, harmless, self.is_paired, self.harmless_means)
+        categories = tuple(self.categories[row] for row in rows) if self.categories else ()
+        return replace(self, delta=delta, harmful=harmful, harmless=harmless, categories=categories)
 
 
 Extractor = Callable[..., Float64[Tensor, "rank d_model"]]
@@ -73,6 +76,7 @@ def samples_at(activations: Activations, layer: Layer, position: int) -> Samples
         activations.harmless.kept[layer][:, index],
         activations.is_paired,
         torch.stack(means) if means else None,
+        activations.harmful.categories,
     )
 
 
@@ -82,13 +86,22 @@ def unit_delta(samples: Samples) -> Float64[Tensor, "1 d_model"]:
     Raises:
         DirectionError: δ is zero or not finite.
     """
-    norm = samples.delta.norm()
+    return unit(samples.delta)
+
+
+def unit(difference: Float64[Tensor, " d_model"]) -> Float64[Tensor, "1 d_model"]:
+    """Return a ``difference`` of the centres of both classes at unit length, as a basis of rank 1.
+
+    Raises:
+        DirectionError: it is zero or not finite.
+    """
+    norm = difference.norm()
     if not bool(torch.isfinite(norm)) or float(norm) == 0.0:
         raise DirectionError(
             "the class means do not differ (or are not finite), so there is no direction; check "
             "that the harmful and harmless prompts are different."
         )
-    return (samples.delta / norm)[None]
+    return (difference / norm)[None]
 
 
 def signed_by_delta(

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from obliteratus.directions.filters import Removed
 from obliteratus.directions.samples import Samples
 from obliteratus.directions.selection import Candidate
 from obliteratus.events import without_progress
@@ -18,7 +19,7 @@ from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.behind import PostNormEdit
 from obliteratus.operator.hooks import adding, edited
-from obliteratus.operator.removal import SiteStrengths, removal
+from obliteratus.operator.removal import NO_FILTERS, SiteStrengths, removal
 from obliteratus.probe.forward import last_hidden
 from obliteratus.prompts.contrast import ContrastSet, Prompt
 from obliteratus.shapes import Layer
@@ -71,13 +72,19 @@ class Scorer:
         *,
         strength: float = 1.0,
         strengths: SiteStrengths | None = None,
+        filters: Mapping[Layer, Float[Tensor, "rank d_model"]] = NO_FILTERS,
     ) -> Effect:
         """Return the effect of removing ``bases`` from the writers of their layers.
 
-        The strengths are those of :func:`obliteratus.operator.removal.removal`.
+        Strengths and filters are those of :func:`obliteratus.operator.removal.removal`.
         """
         edits = removal(
-            self.model, bases, strength=strength, strengths=strengths, post_norm=self.post_norm
+            self.model,
+            bases,
+            strength=strength,
+            strengths=strengths,
+            post_norm=self.post_norm,
+            filters=filters,
         )
         with edited(self.model, edits):
             odds, harmless = self._measured()
@@ -94,16 +101,16 @@ class Scorer:
         layer: Layer,
         position: int,
         samples: Samples,
-        bases: Mapping[Layer, Float64[Tensor, "1 d_model"]],
+        removed: Removed,
     ) -> Candidate:
         """Score what was found in ``samples`` at ``layer`` and ``position``.
 
-        ``bases`` are removed, and the mean difference itself is added.
+        ``removed`` is taken out, and the mean difference itself is added.
         """
-        removed = self.effect(bases)
+        effect = self.effect(removed.basis, filters=removed.filters)
         with adding(self.model, layer, samples.delta.to(torch.float32)):
             induce = log_odds(self._log_probabilities(self._harmless), self.tokens.ids)
-        return Candidate(layer, position, removed.log_odds, induce.numpy(), removed.kl)
+        return Candidate(layer, position, effect.log_odds, induce.numpy(), effect.kl)
 
     def _measured(self) -> tuple[Float64[np.ndarray, " harmful"], Float[Tensor, "harmless vocab"]]:
         """Return the harmful prompts' refusal log-odds and the harmless ones' log-probabilities."""

@@ -64,10 +64,11 @@ def tuned(
     """
     layers: tuple[Layer, ...] = tuple(layer for layer in directions.basis if layer in scorer.layers)
     rows = directions.basis[layers[0]]
-    if any(not torch.equal(directions.basis[layer], rows) for layer in layers):
+    is_one = all(torch.equal(directions.basis[layer], rows) for layer in layers)
+    if not is_one or directions.filters:
         raise DirectionError(
-            "tuning begins with one basis for all layers, and these directions differ by layer. "
-            "Set distill.selection=published."
+            "tuning begins with one orthogonal basis for all layers, and these directions differ "
+            "by layer or have filters. Set distill.selection=published and another extractor."
         )
     removal = TunableRemoval(
         scorer.model, rows, layers, strength=settings.start, post_norm=scorer.post_norm

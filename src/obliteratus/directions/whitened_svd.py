@@ -7,7 +7,7 @@ from sklearn.covariance import oas
 from torch import Tensor
 
 from obliteratus.directions.paired_svd import leading_axes
-from obliteratus.directions.samples import EXTRACTORS, Samples, signed_by_delta
+from obliteratus.directions.samples import EXTRACTORS, Samples, signed_by_delta, unit_delta
 from obliteratus.operator.bases import orthonormalise
 
 SMALLEST_EIGENVALUE = 1e-10  # of the mean eigenvalue: below it an axis was never excited
@@ -26,8 +26,9 @@ def whitened_svd(samples: Samples, *, max_rank: int = 1) -> Float64[Tensor, "ran
     out; see docs/design/directions.md.)
 
     Raises:
-        DirectionError: the differences are all zero or not finite.
+        DirectionError: the class means do not differ, or are not finite.
     """
+    unit_delta(samples)  # or refuse
     values, vectors, _ = shrunk_spectrum(samples)
     root = values.sqrt()
     whitened = (samples.differences @ vectors / root) @ vectors.T

@@ -22,8 +22,10 @@ def with_mean(
 
     Together they make x' = x − R Rᵀ(x − μ) + c r at every layer and token (2411.09003): μ is
     ``directions.mean``, the harmless mean where the directions were read, r their first row and c
-    ``offset`` in units of the stream. The table gets the shift divided by the multiplier of the
-    embedding. A head tied to it is separated first, as before any edit of an embedding.
+    ``offset`` in units of the stream. With filters V it is x' = x − RᵀV(x − μ) + c r (columns as
+    rows), μ the mean of all prompts: the affine term (I − P) μ of LEACE (2306.03819). The table
+    gets the shift divided by the multiplier of the embedding. A head tied to it is separated first,
+    as before any edit of an embedding.
 
     Raises:
         EditError: there is no single μ, a writer keeps a part of R or has another one, or the
@@ -43,9 +45,9 @@ def with_mean(
         )
     _check_reach(model, embedding)
     _check_removal(model, edits, embedding)
-    rows = embedding.read_basis
+    rows, read = embedding.write_basis, embedding.read_basis
     first = torch.nn.functional.normalize(directions.basis["embedding"][0].to(rows), dim=0)
-    shift = (rows @ mean.to(rows)) @ rows + offset * first
+    shift = (read @ mean.to(rows)) @ rows + offset * first
     shifted = dataclasses.replace(embedding, bias_shift=shift / embedding.site.multiplier)
     return [shifted if edit is embedding else edit for edit in edits]
 
@@ -78,6 +80,7 @@ def _check_reach(model: ModelOutline, embedding: WeightEdit) -> None:
 def _check_removal(model: ModelOutline, edits: Sequence[WeightEdit], embedding: WeightEdit) -> None:
     """Refuse unless every writer loses exactly the space of ``embedding``."""
     edited = {edit.site.name: edit for edit in edits}
+    removed = stream_rows(model, embedding)
     for site in model.anatomy.writers:
         edit = edited.get(site.name)
         if edit is None or not bool((edit.strengths == 1).all()):
@@ -86,7 +89,7 @@ def _check_removal(model: ModelOutline, edits: Sequence[WeightEdit], embedding: 
                 "not. Set edit.strength=1 and edit.layers=all, and leave edit.strengths out."
             )
         rows = stream_rows(model, edit)
-        if not same_space(rows, embedding.read_basis):
+        if not same_space(rows, removed):
             raise EditError(
                 f"edit.affine=mean needs the same directions at every layer, and {site.name} has "
                 "its own. Set distill.selection=published and an extractor of one direction for "

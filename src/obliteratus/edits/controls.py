@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from obliteratus.edits.planner import change_energy
-from obliteratus.edits.stream import same_space, stream_rows
+from obliteratus.edits.stream import filtered_pair, same_space, stream_rows
 from obliteratus.errors import EditError
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.bases import orthonormalise
@@ -44,6 +44,8 @@ def matched_random(plan: EditPlan, model: LoadedModel, seed: int = 0) -> EditPla
     the smallest n that reaches the energy; θ solves Σ‖ΔW‖_F²(control) = Σ‖ΔW‖_F²(plan), without
     norm preservation on either side. ``model`` is the one the plan was made for, before any edit.
 
+    An edit with filters V = R + C S gets patterns and filters that lean apart as far, R' + C S'.
+
     A shift of a bias within the plan's space has the same coordinates in the control's.
 
     Raises:
@@ -60,10 +62,15 @@ def matched_random(plan: EditPlan, model: LoadedModel, seed: int = 0) -> EditPla
 
 @dataclass(frozen=True)
 class _Member:
-    """One edit of a group, with the norm behind it (None: straight into the stream)."""
+    """One edit of a group, with the norm behind it (None: straight into the stream).
+
+    ``tilt`` is the C of filters V = R + C S, with S orthonormal and orthogonal to R; None where
+    V = R. The directions of a tilted member are the rows of R and then those of S.
+    """
 
     edit: WeightEdit
     norm: NormBehind | None
+    tilt: Float64[Tensor, "rank rank"] | None = None
 
     @property
     def is_oblique(self) -> bool:
@@ -73,13 +80,19 @@ class _Member:
         return not same_space(write, read)
 
     def bases(
-        self, rows: Float64[Tensor, "rank d_model"]
+        self, rows: Float64[Tensor, "many d_model"]
     ) -> tuple[Float64[Tensor, "rank d_model"], Float64[Tensor, "rank d_model"]]:
+        if self.tilt is not None:
+            pattern, aside = rows[: len(self.tilt)], rows[len(self.tilt) :]
+            read = pattern + self.tilt @ aside
+            if self.norm is None:
+                return pattern, read
+            return self.norm.bases(pattern, "oblique")[0], self.norm.read_along(read)
         if self.norm is None:
             return rows, rows
         return self.norm.bases(rows, "oblique" if self.is_oblique else "orthogonal")
 
-    def along(self, rows: Float64[Tensor, "rank d_model"]) -> WeightEdit:
+    def along(self, rows: Float64[Tensor, "many d_model"]) -> WeightEdit:
         """Return the edit along other directions of the stream."""
         write, read = self.bases(rows)
         behind = None
@@ -121,14 +134,26 @@ def _groups(plan: EditPlan, model: LoadedModel) -> list[list[_Member]]:
         if members is None:
             members = []
             groups.append((rows, members))
-        members.append(_Member(edit, norm_behind(model, edit.site)))
+        members.append(_Member(edit, norm_behind(model, edit.site), _tilt(model, edit)))
     return [members for _, members in groups]
+
+
+def _tilt(model: LoadedModel, edit: WeightEdit) -> Float64[Tensor, "rank rank"] | None:
+    """Return C with C Cᵀ = (V − R)(V − R)ᵀ: how far the filters lean away from their patterns."""
+    pair = filtered_pair(model, edit)
+    if pair is None:
+        return None
+    away = pair[1] - pair[0]
+    values, vectors = torch.linalg.eigh(away @ away.T)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
 def _control(
     group: Sequence[_Member], model: LoadedModel, generator: torch.Generator
 ) -> dict[str, WeightEdit]:
     rank, d_model = group[0].edit.read_basis.shape
+    if group[0].tilt is not None:
+        rank *= 2
     start = orthonormalise(torch.randn((rank, d_model), generator=generator, dtype=torch.float64))
     wanted = sum(change_energy(member.edit, _weight(model, member.edit)) for member in group)
     rows = _spending(wanted, start, group, model)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from obliteratus.directions.directions import Directions
 from obliteratus.edits.affine import with_mean
+from obliteratus.edits.stream import same_space
 from obliteratus.edits.targets import chosen_layers, head_layer, head_site, site_strengths
 from obliteratus.errors import EditError, UnsupportedArchitectureError
 from obliteratus.events import Deviation, DeviationRecorded, emit
@@ -44,14 +45,16 @@ def plan(
     directions of a basis have different strengths these belong to the rows as they are given, by
     their dual basis (:func:`obliteratus.operator.bases.dual_bases`); rows that depend on those
     before them are dropped with a Deviation. Behind a post-norm ``settings.post_norm`` chooses
-    U = R ⊘ g, V = g ⊙ R or U = V = orth(g ⊙ R). ``settings.affine`` adds
+    U = R ⊘ g, V = g ⊙ R or U = V = orth(g ⊙ R). Directions with filters V are edited obliquely,
+    I − RᵀAV, at one strength for all of a basis. ``settings.affine`` adds
     :func:`obliteratus.edits.affine.with_mean`.
 
     Raises:
         UnsupportedArchitectureError: parameters are not accounted for, or removal in the weights of
             this architecture is inexact.
         EditError: there is nothing to edit, an oblique edit would change a matrix by more than
-            twice its own norm, or the affine edit cannot be exact.
+            twice its own norm, the affine edit cannot be exact, or directions with filters meet
+            what is not defined for them: unequal strengths, the head, a LayerNorm behind a writer.
         UsageError: there are fewer strengths than directions.
         DirectionError: a basis is degenerate, or a post-norm gain is zero in an oblique edit.
     """
@@ -65,7 +68,8 @@ def plan(
         if layer in vectors:
             alphas = site_strengths(site, layer, directions, settings)
             kept, rows = vectors[layer]
-            edits.append(_edit(model, site, rows, alphas[list(kept)], settings))
+            read = directions.filters[layer][list(kept)] if directions.filters else None
+            edits.append(_edit(model, site, rows, alphas[list(kept)], settings, read=read))
     if not edits:
         raise EditError(
             "the plan is empty: no writer of the model is at a layer with directions. Set "
@@ -149,17 +153,27 @@ def _edit(
     vectors: Float64[Tensor, "rank d_model"],
     strengths: Float64[Tensor, " rank"],
     settings: EditSettings,
+    *,
+    read: Float64[Tensor, "rank d_model"] | None = None,
 ) -> WeightEdit:
     rows = orthonormalise(vectors)
-    edit = site_edit(model, site, rows, strengths, norm=settings.norm, post_norm=settings.post_norm)
-    if bool((strengths != strengths[0]).any()):
+    edit = site_edit(
+        model, site, rows, strengths, norm=settings.norm, post_norm=settings.post_norm, read=read
+    )
+    is_uneven = bool((strengths != strengths[0]).any())
+    if is_uneven and read is not None:
+        raise EditError(
+            "directions with filters take one strength for all of a basis. Leave "
+            "edit.strengths.directions out."
+        )
+    if is_uneven:
         behind = norm_behind(model, site)
         images = rows if behind is None else behind.read_along(rows)
         write, read = dual_bases(vectors, edit.write_basis, edit.read_basis, images)
         edit = dataclasses.replace(edit, write_basis=write, read_basis=read)
         if behind is not None and behind.centres:
             edit = dataclasses.replace(edit, stream_basis=behind.stream_basis(rows, read))
-    if site.post_norm is not None and settings.post_norm == "oblique":
+    if read is not None or (site.post_norm is not None and settings.post_norm == "oblique"):
         _check_size(model, edit)
     return edit
 
@@ -175,6 +189,11 @@ def _head_edit(
         raise EditError(
             f"the head is edited along the direction of layer {layer}, and '{directions.method}' "
             "gave none there. Leave edit.strengths.components.head out."
+        )
+    if directions.filters:
+        raise EditError(
+            "the head cannot be edited along directions with filters: what it would have to read "
+            "is not defined. Leave edit.strengths.components.head out."
         )
     site = head_site(model.anatomy)
     vectors, _ = _independent(directions, [layer], settings)
@@ -194,19 +213,26 @@ def _check_size(model: ModelOutline, edit: WeightEdit) -> None:
 
 
 def check_size(edit: WeightEdit, size: float) -> None:
-    """Check ‖ΔW‖ / ‖W‖ = ``size`` of an edit before a post-norm.
+    """Check ‖ΔW‖ / ‖W‖ = ``size`` of an edit before a post-norm, or along filters.
 
     Raises:
         EditError: it is an oblique edit, and ``size`` exceeds ``SIZE_GATE``.
     """
-    is_oblique = edit.site.post_norm is not None and not torch.equal(
-        edit.write_basis, edit.read_basis
+    if size <= SIZE_GATE or torch.equal(edit.write_basis, edit.read_basis):
+        return
+    start = (
+        f"the oblique edit of {edit.site.name} would change it by {size:.1f} times its own norm "
+        f"(at most {SIZE_GATE:g}): "
     )
-    if is_oblique and size > SIZE_GATE:
+    if edit.site.post_norm is not None:
         raise EditError(
-            f"the oblique edit of {edit.site.name} would change it by {size:.1f} times its own "
-            f"norm (at most {SIZE_GATE:g}): small gains of its post-norm blow R ⊘ g up. Set "
-            "edit.post_norm=orthogonal, or use hooks at run time."
+            f"{start}small gains of its post-norm blow R ⊘ g up. Set edit.post_norm=orthogonal, or "
+            "use hooks at run time."
+        )
+    if not same_space(orthonormalise(edit.write_basis), orthonormalise(edit.read_basis)):
+        raise EditError(
+            f"{start}the filter is far longer than what it removes. Give several times "
+            "more prompts than the stream is wide, or set distill.extractor=difference_of_means."
         )
 
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from obliteratus.edits.stream import stream_rows
+from obliteratus.edits.stream import filtered_pair, stream_rows
 from obliteratus.errors import EditError
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.behind import norm_behind
@@ -118,10 +118,11 @@ def _ideal(model: LoadedModel, edit: WeightEdit) -> WeightEdit:
     if edit.site.post_norm is None:
         return edit
     rows = stream_rows(model, edit)
+    write, read = filtered_pair(model, edit) or (rows, rows)
     norm = edit.site.post_norm.name.rpartition(".")[0]
     site = dataclasses.replace(edit.site, module=norm, post_norm=None)
     return dataclasses.replace(
-        edit, site=site, write_basis=rows, read_basis=rows, stream_basis=None
+        edit, site=site, write_basis=write, read_basis=read, stream_basis=None
     )
 
 

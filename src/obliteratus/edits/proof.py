@@ -39,6 +39,9 @@ Measured = Literal["stream", "stream_minus_embedding", "writes"]
 class StreamProof:
     """The largest |R x| / |x| at every layer over all tokens, and of every write on its own.
 
+    Several streams side by side are all looked at. What is written behind the last block is part of
+    the last layer.
+
     ``measured`` says what x is: the stream where every writer was edited along the same space, the
     stream minus the embedding where the embedding was left, and ``writes`` (``layers`` is empty)
     where layers have different spaces or some were left, so that only each write can be clean.
@@ -168,7 +171,8 @@ def _claim(
     missing = [site for site in model.anatomy.writers if site.module not in bases]
     first = next(iter(bases.values()))[1]
     is_common = all(same_space(first, basis) for _, basis in bases.values())
-    if not is_common or any(site.layer is not None for site in missing):
+    is_mixed = bool(missing) and model.anatomy.streams is not None  # what is left comes back scaled
+    if not is_common or is_mixed or any(site.layer is not None for site in missing):
         return "writes", None
     return ("stream_minus_embedding" if missing else "stream"), first
 
@@ -203,6 +207,10 @@ class _Watch:
                 if layer == 0:
                     handle = block.register_forward_pre_hook(self._start, with_kwargs=True)
                     stack.callback(handle.remove)
+            if self.common is not None and model.anatomy.closing_writers:
+                norm = model.module.get_submodule(str(model.anatomy.final_norm))
+                hook = self._end_hook(model.anatomy.n_layers - 1)
+                stack.callback(norm.register_forward_pre_hook(hook).remove)
             yield
 
     def _write_hook(self, path: str, basis: Tensor, gain: Tensor | None) -> Any:
@@ -224,6 +232,13 @@ class _Watch:
                 stream = stream - self._embedding
             if self.common is not None:
                 self._note(self.layers, layer, stream, self.common)
+
+        return hook
+
+    def _end_hook(self, layer: int) -> Any:
+        def hook(_module: object, args: tuple[Any, ...]) -> None:
+            if self.common is not None:
+                self._note(self.layers, layer, _exact(args[0]), self.common)
 
         return hook
 

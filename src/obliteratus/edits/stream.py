@@ -42,6 +42,29 @@ def stream_rows(
     return orthonormalise(torch.where(gain != 0, rows / torch.where(gain != 0, gain, 1.0), 0.0))
 
 
+def filtered_pair(
+    model: ModelOutline, edit: WeightEdit
+) -> tuple[Float64[Tensor, "rank d_model"], Float64[Tensor, "rank d_model"]] | None:
+    """Return the patterns R and filters V of an edit that is oblique in the stream itself.
+
+    None where it reads the space that it removes. An edit behind a post-norm has the raw pair R ⊘ g
+    and g ⊙ V, so R ⊘ g and g ⊙ R are no filters: R = V behind it.
+    """
+    write, read = edit.write_basis, edit.read_basis
+    if edit.stream_basis is not None or _is_one_space(write, read):
+        return None
+    if edit.site.post_norm is not None:
+        gain = post_norm_gain(model, edit.site)  # nowhere 0: an oblique edit does not exist there
+        write, read = write * gain, read / gain
+    return None if _is_one_space(write, read) else (write, read)
+
+
+def _is_one_space(
+    one: Float64[Tensor, "rank d_model"], other: Float64[Tensor, "rank d_model"]
+) -> bool:
+    return torch.equal(one, other) or same_space(orthonormalise(one), orthonormalise(other))
+
+
 def same_space(
     one: Float64[Tensor, "rank d_model"], other: Float64[Tensor, "other d_model"]
 ) -> bool:

@@ -18,6 +18,7 @@ __all__ = [
     "PostNorm",
     "Role",
     "Router",
+    "Streams",
     "WeightSite",
 ]
 
@@ -113,6 +114,19 @@ class StreamSite:
 
 
 @dataclass(frozen=True)
+class Streams:
+    """Several residual streams side by side: the first axis of what a block takes and returns.
+
+    There are ``count`` of them; blocks read and write number ``active`` and mix them all by scalars
+    per token. So what is out of every write is out of all streams, and what one of them holds comes
+    back into the others.
+    """
+
+    count: int
+    active: int
+
+
+@dataclass(frozen=True)
 class Anatomy:
     """Everything an edit needs to know of a model's structure.
 
@@ -126,6 +140,8 @@ class Anatomy:
     one is edited by hooks only. ``hooks_only`` gives the reason when exact removal in weights is
     impossible. ``cache`` says what a forward pass continues from: a cache that transformers shares
     between families, one of the family's ``own``, or ``none`` (the tokens are run again).
+    ``streams`` is set where there are several, and then *the* stream, which is captured and added
+    to, is the active one.
     """
 
     family: str
@@ -141,6 +157,7 @@ class Anatomy:
     hooks_only: str | None = None
     stream_sites: tuple[StreamSite, ...] = ()
     cache: CacheKind = "shared"
+    streams: Streams | None = None
 
     @property
     def n_layers(self) -> int:
@@ -151,6 +168,15 @@ class Anatomy:
     def writers(self) -> tuple[WeightSite, ...]:
         """The sites that write to the stream, the embedding first."""
         return tuple(site for site in self.sites if site.role == "writer")
+
+    @property
+    def closing_writers(self) -> tuple[WeightSite, ...]:
+        """The writers between the last block and the final norm; their layer is the last one."""
+        return tuple(
+            site
+            for site in self.writers
+            if site.layer is not None and not site.module.startswith(f"{self.blocks[site.layer]}.")
+        )
 
     @property
     def plain_writers(self) -> tuple[WeightSite, ...]:

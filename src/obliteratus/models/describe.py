@@ -11,7 +11,15 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from obliteratus.errors import UnsupportedArchitectureError
-from obliteratus.models.anatomy import Anatomy, PostNorm, Role, Router, StreamSite, WeightSite
+from obliteratus.models.anatomy import (
+    Anatomy,
+    PostNorm,
+    Role,
+    Router,
+    Streams,
+    StreamSite,
+    WeightSite,
+)
 from obliteratus.models.family import FAMILIES, Choice, Family, Site
 from obliteratus.models.unsupported import UNSUPPORTED
 
@@ -60,9 +68,12 @@ def resolve(family: Family, module: PreTrainedModel) -> Anatomy:
     for layer, block in enumerate(blocks):
         sites.extend(resolver.site(spec, f"{block}.", layer, "writer") for spec in family.writers)
         sites.extend(resolver.site(spec, f"{block}.", layer, "reader") for spec in family.readers)
+    last = len(blocks) - 1
+    sites.extend(resolver.site(spec, "", last, "writer") for spec in family.closing)
     sites.append(resolver.site(family.head, "", None, "reader"))
     found = tuple(site for site in sites if site is not None)
     head = next(site for site in found if site.component == "head")
+    resolver.check_module(family.final_norm)
     return Anatomy(
         family=family.name,
         model_type=str(module.config.model_type),
@@ -77,6 +88,7 @@ def resolve(family: Family, module: PreTrainedModel) -> Anatomy:
         hooks_only=family.hooks_only,
         stream_sites=tuple(resolver.stream_sites(blocks)),
         cache=family.cache,
+        streams=resolver.streams(),
     )
 
 
@@ -151,14 +163,24 @@ class _Resolver:
         for layer, block in enumerate(blocks):
             for spec in self.family.stream_sites:
                 before, scale = (name and f"{block}.{name}" for name in (spec.before, spec.scale))
-                for path in filter(None, (f"{block}.{spec.module}", before)):
-                    if path not in self.modules:
-                        raise self._wrong(f"it has no module '{path}'")
+                for path in (f"{block}.{spec.module}", before):
+                    self.check_module(path)
                 if scale is not None and scale not in self.parameters:
                     raise self._wrong(f"it has no scale '{scale}'")
                 yield replace(
                     spec, module=f"{block}.{spec.module}", layer=layer, before=before, scale=scale
                 )
+
+    def check_module(self, path: str | None) -> None:
+        if path is not None and path not in self.modules:
+            raise self._wrong(f"it has no module '{path}'")
+
+    def streams(self) -> Streams | None:
+        asked = self.family.streams
+        if asked is None:
+            return None
+        count, active = (int(self._multiplier(each, "")) for each in (asked.count, asked.active))
+        return Streams(count, active)
 
     def unmatched(self, blocks: tuple[str, ...], sites: tuple[WeightSite, ...]) -> tuple[str, ...]:
         known = {name for site in sites for name in (site.name, site.bias)}

@@ -62,6 +62,17 @@ class Site:
 
 
 @dataclass(frozen=True)
+class SideBySide:
+    """Where the configuration says how many streams there are, and which of them is active.
+
+    Both are written ``config.<name>``: see :class:`~obliteratus.models.anatomy.Streams`.
+    """
+
+    count: str
+    active: str
+
+
+@dataclass(frozen=True)
 class Variant:
     """Another declaration for those models of a type whose configuration ``applies``."""
 
@@ -74,14 +85,16 @@ class Family:
     """Every place in the models of one family that touches the residual stream.
 
     ``backbone``, ``blocks`` and ``final_norm`` are module paths. ``embeddings`` write to the stream
-    before block 0, ``writers`` and ``readers`` exist in every block. ``internals`` are patterns of
-    parameter names below a block (``*`` matches anything) that neither read nor write the stream,
-    and ``model_internals`` the same below the model. ``block_scale`` names a scalar below a block
-    by which it multiplies the whole stream. ``hooks_only`` says why removal in weights is inexact
-    for this family, where it is. ``stream_sites`` exist in every block, with names below it, and
-    ``embedding_as_a_whole`` says that hooks act on the input of block 0 instead of the embeddings.
-    The first of ``variants`` whose condition holds stands in for this family. ``final_norm`` and
-    ``cache`` are as in :class:`~obliteratus.models.anatomy.Anatomy`.
+    before block 0, ``writers`` and ``readers`` exist in every block, ``closing`` write to it
+    between the last block and the final norm. ``internals`` are patterns of parameter names below a
+    block (``*`` matches anything) that neither read nor write the stream, and ``model_internals``
+    the same below the model. ``block_scale`` names a scalar below a block by which it multiplies
+    the whole stream. ``hooks_only`` says why removal in weights is inexact for this family, where
+    it is. ``stream_sites`` exist in every block, with names below it, and ``embedding_as_a_whole``
+    says that hooks act on the input of block 0 instead of the embeddings. ``streams`` is given
+    where there are several side by side. The first of ``variants`` whose condition holds stands in
+    for this family. ``final_norm`` and ``cache`` are as in
+    :class:`~obliteratus.models.anatomy.Anatomy`.
     """
 
     name: str
@@ -93,6 +106,7 @@ class Family:
     writers: tuple[Site, ...]
     readers: tuple[Site, ...]
     head: Site
+    closing: tuple[Site, ...] = ()
     internals: tuple[str, ...] = ()
     model_internals: tuple[str, ...] = ()
     block_scale: str | None = None
@@ -100,6 +114,7 @@ class Family:
     stream_sites: tuple[StreamSite, ...] = ()
     embedding_as_a_whole: bool = False
     cache: CacheKind = "shared"
+    streams: SideBySide | None = None
     variants: tuple[Variant, ...] = ()
 
     def of(self, config: PretrainedConfig) -> "Family":

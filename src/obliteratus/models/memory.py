@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 BYTES_4BIT = 0.5 + 4 / 64  # nf4 with one float32 scale per 64 weights
 BYTES_8BIT = 1.0
@@ -43,12 +43,14 @@ def memory_needed(
     dtype: torch.dtype = torch.float32,
     quantize: Literal["4bit", "8bit"] | None = None,
     batch_tokens: int = 1024,
+    streams: int = 1,
 ) -> MemoryNeeded:
     """Estimate the memory in bytes that a run on ``module`` needs.
 
     ``module`` may be without weights (``summon.outline``); ``dtype`` and ``quantize`` say how it
-    would be loaded. Shared parameters count once. Quantisation applies to linear layers other than
-    the head. Programs and libraries (about 0.4 GB on a CPU, 1 GB on a GPU) come on top.
+    would be loaded, ``streams`` how many it keeps side by side. Shared parameters count once.
+    Quantisation applies to linear layers other than the head. Programs and libraries (about 0.4 GB
+    on a CPU, 1 GB on a GPU) come on top.
     """
     size = dtype.itemsize
     head = module.get_output_embeddings()
@@ -66,11 +68,17 @@ def memory_needed(
     table: Tensor = embedding.weight
     is_tied = isinstance(head, nn.Linear) and head.weight is table
     config = module.config.get_text_config()
-    mlp = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    per_token = STREAM_COPIES * config.hidden_size + MLP_COPIES * mlp
+    per_token = STREAM_COPIES * streams * config.hidden_size + MLP_COPIES * mlp_width(config)
     return MemoryNeeded(
         weights=int(weights),
         head=table.numel() * size if is_tied else 0,
         edit=max(weight.numel() for weight in parameters) * torch.float32.itemsize * EDIT_COPIES,
         batch=batch_tokens * per_token * size,
     )
+
+
+def mlp_width(config: PretrainedConfig) -> int:
+    """Return the width of the widest MLP that ``config`` names, by default 4 d_model."""
+    width: int | list[int] | None = getattr(config, "intermediate_size", None)
+    widest = max(width) if isinstance(width, list) else width
+    return widest or 4 * int(config.hidden_size)

@@ -9,12 +9,33 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from obliteratus.errors import UsageError
+from obliteratus.models.anatomy import Anatomy
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.shapes import Layer
 
 
+def the_stream(anatomy: Anatomy, hidden: Tensor) -> Tensor:
+    """Return *the* residual stream in what a block takes or returns: the active one of several.
+
+    ``hidden`` has the axes ``batch token d_model``, with one for the streams in front where there
+    are several. The result is a view of it.
+    """
+    return hidden if anatomy.streams is None else hidden[anatomy.streams.active]
+
+
+def with_the_stream(anatomy: Anatomy, hidden: Tensor, stream: Tensor) -> Tensor:
+    """Return ``hidden`` with *the* residual stream in it replaced; the others are copied."""
+    if anatomy.streams is None:
+        return stream
+    others = hidden.clone()
+    others[anatomy.streams.active] = stream
+    return others
+
+
 def block_output(output: object) -> Tensor:
-    """Return the residual stream in what a block returned: a tensor, or a sequence that begins so.
+    """Return the hidden states in what a block returned: a tensor, or a sequence that begins so.
+
+    They are the residual stream, or all of them where there are several (:func:`the_stream`).
 
     Raises:
         TypeError: it is neither (a family whose blocks return something else is our bug).
@@ -29,7 +50,7 @@ def block_output(output: object) -> Tensor:
 
 
 def with_block_output(output: object, stream: Tensor) -> Tensor | tuple[Any, ...] | list[Any]:
-    """Return ``output`` with the residual stream in it replaced by ``stream``."""
+    """Return ``output`` with the hidden states in it replaced by ``stream``."""
     block_output(output)
     if isinstance(output, tuple):
         return (stream, *cast(tuple[Any, ...], output)[1:])
@@ -39,14 +60,14 @@ def with_block_output(output: object, stream: Tensor) -> Tensor | tuple[Any, ...
 
 
 def block_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Return the residual stream among the arguments of a block."""
+    """Return the hidden states among the arguments of a block, as :func:`block_output` does."""
     return args[0] if args else kwargs["hidden_states"]
 
 
 def with_block_input(
     args: tuple[Any, ...], kwargs: dict[str, Any], stream: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a block with the residual stream among them replaced."""
+    """Return the arguments of a block with the hidden states among them replaced."""
     if args:
         return (stream, *args[1:]), kwargs
     return args, {**kwargs, "hidden_states": stream}
@@ -80,14 +101,16 @@ def hooked(handles: Iterable[RemovableHandle]) -> Generator[None]:
 
 @contextlib.contextmanager
 def capture(
-    model: LoadedModel, layers: Iterable[Layer]
-) -> Generator[Mapping[Layer, Float[Tensor, "batch token d_model"]]]:
+    model: LoadedModel, layers: Iterable[Layer], *, all_streams: bool = False
+) -> Generator[Mapping[Layer, Float[Tensor, "*streams batch token d_model"]]]:
     """Yield a mapping that holds, after each forward pass, the stream at each of ``layers``.
 
     Layer i is the output of block i before the final norm, ``embedding`` the input of block 0. The
     tensors are those of the latest pass, not copies, in the model's dtype and on the device of
     their block. Hooks run in the order in which they were entered: what is entered before this one
-    is seen, what is entered after it is not. They are removed when the block ends.
+    is seen, what is entered after it is not. They are removed when the block ends. Of several
+    streams side by side it is a copy of the active one, so that the others need not stay in memory;
+    ``all_streams`` yields them all, on an axis in front.
 
     Raises:
         UsageError: a layer does not exist.
@@ -96,7 +119,7 @@ def capture(
     for layer in wanted:
         check_layer(model, layer)
     seen: dict[Layer, Tensor] = {}
-    with hooked(_capture_hook(model, layer, seen) for layer in wanted):
+    with hooked(_capture_hook(model, layer, seen, all_streams) for layer in wanted):
         yield seen
 
 
@@ -105,15 +128,22 @@ def block(model: LoadedModel, layer: int) -> nn.Module:
     return model.module.get_submodule(model.anatomy.blocks[layer])
 
 
-def _capture_hook(model: LoadedModel, layer: Layer, seen: dict[Layer, Tensor]) -> RemovableHandle:
+def _capture_hook(
+    model: LoadedModel, layer: Layer, seen: dict[Layer, Tensor], all_streams: bool
+) -> RemovableHandle:
+    is_plain = all_streams or model.anatomy.streams is None
+
+    def keep(hidden: Tensor) -> None:
+        seen[layer] = hidden if is_plain else the_stream(model.anatomy, hidden).clone()
+
     if layer == "embedding":
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen[layer] = block_input(args, kwargs)
+            keep(block_input(args, kwargs))
 
         return block(model, 0).register_forward_pre_hook(before, with_kwargs=True)
 
     def after(_module: nn.Module, _args: tuple[Any, ...], output: object) -> None:
-        seen[layer] = block_output(output)
+        keep(block_output(output))
 
     return block(model, layer).register_forward_hook(after)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from obliteratus.errors import DirectionError, EditError
+from obliteratus.models.anatomy import Anatomy
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.plumbing import (
     block,
@@ -18,8 +19,10 @@ from obliteratus.models.plumbing import (
     block_output,
     check_layer,
     hooked,
+    the_stream,
     with_block_input,
     with_block_output,
+    with_the_stream,
 )
 from obliteratus.operator.behind import norm_bias_operator
 from obliteratus.operator.edit import StreamEdit, WeightEdit
@@ -92,21 +95,24 @@ def adding(model: LoadedModel, layer: Layer, vector: Float[Tensor, " d_model"]) 
 
 
 @contextlib.contextmanager
-def changing(model: LoadedModel, layer: Layer, change: Change) -> Generator[None]:
+def changing(
+    model: LoadedModel, layer: Layer, change: Change, *, all_streams: bool = False
+) -> Generator[None]:
     """Add ``change`` of the residual stream to it at ``layer`` while the block runs.
 
     x_layer ← x_layer + change(x_layer), at every token, where ``embedding`` is the input of block
     0. ``change`` gets the stream in float32 or better; the sum is cast back once. Where it returns
     None the stream is not touched. Several at one layer run in the order in which they were
-    entered, each on what the one before left. The hook is gone when the block ends, also by an
-    exception.
+    entered, each on what the one before left. Of several streams side by side it is the active one
+    that changes; with ``all_streams`` each of them does, and ``change`` gets all on an axis in
+    front. The hook is gone when the block ends, also by an exception.
 
     Raises:
         UsageError: the model has no such layer.
     """
     check_layer(model, layer)
     owner = block(model, 0 if layer == "embedding" else layer)
-    step = _Change(change)
+    step = _Change(change, None if all_streams else model.anatomy)
     if layer == "embedding":
         handle = owner.register_forward_pre_hook(step.before_block, with_kwargs=True)
     else:
@@ -161,10 +167,14 @@ class _WriteHook:
 
 
 class _Change:
-    """Adds what a function says to what a module receives or returns."""
+    """Adds what a function says to what a module receives or returns.
 
-    def __init__(self, change: Change) -> None:
+    With an ``anatomy`` that is to *the* stream in it, otherwise to all of it.
+    """
+
+    def __init__(self, change: Change, anatomy: Anatomy | None = None) -> None:
         self._change = change
+        self._anatomy = anatomy
 
     def before_block(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -176,10 +186,14 @@ class _Change:
         del module, args
         return with_block_output(output, self._sum(block_output(output)))
 
-    def _sum(self, stream: Tensor) -> Tensor:
+    def _sum(self, hidden: Tensor) -> Tensor:
+        stream = hidden if self._anatomy is None else the_stream(self._anatomy, hidden)
         wide = stream.to(torch.promote_types(stream.dtype, torch.float32))
         change = self._change(wide)
-        return stream if change is None else (wide + change).to(stream.dtype)
+        if change is None:
+            return hidden
+        changed = (wide + change).to(stream.dtype)
+        return changed if self._anatomy is None else with_the_stream(self._anatomy, hidden, changed)
 
 
 def _gain_of(edit: WeightEdit | StreamEdit, gain: Gain | None) -> Callable[[], float]:

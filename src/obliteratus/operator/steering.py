@@ -13,7 +13,7 @@ from torch import Tensor
 from obliteratus.errors import DirectionError, UsageError
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.plumbing import check_layer
-from obliteratus.operator.bases import check_orthonormal
+from obliteratus.operator.bases import check_dual, check_orthonormal
 from obliteratus.operator.edit import StreamEdit, WeightEdit
 from obliteratus.operator.hooks import Change, changing, edited
 from obliteratus.operator.removal import removal
@@ -25,11 +25,16 @@ Strength = float | Mapping[Layer, float]
 
 @runtime_checkable
 class HasBasis(Protocol):
-    """Orthonormal rows and ‖δ‖ per layer, as ``Directions`` holds them."""
+    """Orthonormal rows, their filters and ‖δ‖ per layer, as ``Directions`` holds them."""
 
     @property
     def basis(self) -> Mapping[Layer, Tensor]:
         """Layer -> [rank, d_model]; row 0 points towards refusal."""
+        ...
+
+    @property
+    def filters(self) -> Mapping[Layer, Tensor]:
+        """Layer -> [rank, d_model], dual to the rows; empty where they are what is read."""
         ...
 
     @property
@@ -96,7 +101,8 @@ def steering(
 ) -> Generator[Dial]:
     """Steer ``model`` along ``directions`` at every token while the block runs.
 
-    With R the rows of the layer's basis, r its first row, ‖δ‖ its scale and α the strength there:
+    With R the rows of the layer's basis, r its first row, ‖δ‖ its scale and α the strength there
+    (where ``directions`` have filters V, the second R of each product is V: RᵀV x):
 
     * ``projection``: x ← x − α Rᵀ R x, x the output of a block (the input of block 0 at
       ``embedding``). What reads inside a block still sees what was written inside it.
@@ -107,6 +113,10 @@ def steering(
     * ``affine``: x ← x + α (c r − Rᵀ R (x − μ)) with μ = ``means[layer]`` and c = ``offset`` ‖δ‖;
       at α = 1 the coordinates along R become those of μ, that along r moved by c (2411.09003).
 
+    Of several streams side by side ``projection`` acts on each, because what one of them keeps
+    comes back into the others; ``addition`` and ``affine`` act on the active one, in which δ and μ
+    were measured.
+
     ``strength`` is one number or layer -> number (0 where none is given); at 0 nothing is touched,
     bit for bit, and a negative one steers the other way. It can be turned while the block runs:
     the yielded dial's ``strength`` is set. Blocks nest: at one place the one entered first acts
@@ -115,22 +125,26 @@ def steering(
     the block ends, also by an exception.
 
     Raises:
-        DirectionError: a basis is not orthonormal or of another width, a scale or mean is missing,
+        DirectionError: a basis is not orthonormal or of another width (filters: not dual to it), a
+            scale or mean is missing,
             or a write projection meets a post-norm with a gain of zero.
+        EditError: a write projection with filters meets a LayerNorm, or a norm on the stream.
         UsageError: the model has no such layer, a strength is not finite or given where there is
             no direction, or ``means`` or ``offset`` is given to a kind that does not use it.
     """
-    basis, scale = _parts(model, directions)
+    basis, filters, scale = _parts(model, directions)
     _check_options(kind, means, offset)
     dial = Dial(basis, strength)
     with contextlib.ExitStack() as stack:
         if kind == "write_projection":
-            edits = removal(model, basis)
+            edits = removal(model, basis, filters=filters)
             stack.enter_context(edited(model, edits, gain=lambda edit: dial.at(_layer(edit))))
         else:
             for layer, rows in basis.items():
-                change = _change(kind, layer, rows, dial, scale, means, offset)
-                stack.enter_context(changing(model, layer, change))
+                read = filters.get(layer, rows)
+                change = _change(kind, layer, rows, read, dial, scale, means, offset)
+                whole = changing(model, layer, change, all_streams=kind == "projection")
+                stack.enter_context(whole)
         yield dial
 
 
@@ -140,11 +154,16 @@ def _layer(edit: WeightEdit | StreamEdit) -> Layer:
 
 def _parts(
     model: LoadedModel, directions: HasBasis | Mapping[Layer, Tensor]
-) -> tuple[dict[Layer, Float64[Tensor, "rank d_model"]], Mapping[Layer, float]]:
+) -> tuple[
+    dict[Layer, Float64[Tensor, "rank d_model"]],
+    dict[Layer, Float64[Tensor, "rank d_model"]],
+    Mapping[Layer, float],
+]:
+    """Return patterns, filters (none where they are the patterns) and scales, checked."""
     if isinstance(directions, Mapping):
-        basis, scale = directions, dict[Layer, float]()
+        basis, given, scale = directions, dict[Layer, Tensor](), dict[Layer, float]()
     else:
-        basis, scale = directions.basis, directions.scale
+        basis, given, scale = directions.basis, directions.filters, directions.scale
     checked: dict[Layer, Tensor] = {}
     for layer, rows in basis.items():
         check_layer(model, layer)
@@ -157,7 +176,10 @@ def _parts(
         checked[layer] = rows.detach().to(torch.float64)
     if not checked:
         raise DirectionError("there is no direction at any layer; nothing could be steered.")
-    return checked, scale
+    filters: dict[Layer, Tensor] = {layer: given[layer].to(torch.float64) for layer in given}
+    for layer, read in filters.items():
+        check_dual(checked[layer], read, what="patterns and filters must be dual", cure="DISTILL")
+    return checked, filters, scale
 
 
 def _check_options(kind: Kind, means: Mapping[Layer, Tensor] | None, offset: float) -> None:
@@ -174,28 +196,29 @@ def _change(
     kind: Kind,
     layer: Layer,
     rows: Float64[Tensor, "rank d_model"],
+    read: Float64[Tensor, "rank d_model"],
     dial: Dial,
     scale: Mapping[Layer, float],
     means: Mapping[Layer, Tensor] | None,
     offset: float,
 ) -> Change:
-    """Return x -> α (push − (R x − origin)) R, where addition leaves out the second part."""
+    """Return x -> α (push − (V x − origin)) R, where addition leaves out the second part."""
     units = 1.0 if kind == "addition" else offset
     push = torch.zeros(len(rows), dtype=torch.float64)
     if units != 0:
         push[0] = units * _scale_at(layer, scale)
-    origin = torch.zeros_like(push) if means is None else rows @ _mean_at(layer, means, rows)
+    origin = torch.zeros_like(push) if means is None else read @ _mean_at(layer, means, rows)
     target = (push + origin) @ rows
-    prepared = _Prepared(rows, target)
+    prepared = _Prepared(rows, read, target)
 
     def change(stream: Tensor) -> Tensor | None:
         alpha = dial.at(layer)
         if alpha == 0:
             return None
-        basis, constant = prepared.like(stream)
+        basis, reads, constant = prepared.like(stream)
         if kind == "addition":
             return alpha * constant
-        return alpha * (constant - (stream @ basis.T) @ basis)
+        return alpha * (constant - (stream @ reads.T) @ basis)
 
     return change
 

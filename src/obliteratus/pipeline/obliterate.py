@@ -14,13 +14,15 @@ from pathlib import Path
 
 from obliteratus.directions.combine import orthogonal_to
 from obliteratus.directions.directions import Directions
+from obliteratus.directions.filters import FILTERS
+from obliteratus.directions.knobs import extractor_of
 from obliteratus.directions.permuted import permuted_directions
 from obliteratus.edits.controls import matched_random
 from obliteratus.edits.exactness import prove_saved
 from obliteratus.edits.leaks import prove_edit
-from obliteratus.edits.planner import plan
+from obliteratus.edits.planner import check_architecture, plan
 from obliteratus.edits.targets import check_targets
-from obliteratus.errors import ModelSourceError
+from obliteratus.errors import ModelSourceError, UsageError
 from obliteratus.events import Deviation, DeviationRecorded, Note, emit
 from obliteratus.measure.coherence import embed
 from obliteratus.measure.head import Head, head_of
@@ -100,6 +102,7 @@ class _Run:
         self.leaks: list[Deviation] = []
 
     def execute(self, name: str, output: Path, *, force: bool, fingerprint: str | None) -> Report:
+        _check_extractor(self.settings)
         contrast = contrast_set(self.settings.prompts)
         splits = split(contrast)
         model = self._summon(name, splits)
@@ -147,6 +150,7 @@ class _Run:
         with self.journal.stage("summon", f"load {name}") as note:
             model = summon(name, self.settings.model, store=self.store)
             anatomy = model.anatomy
+            check_architecture(anatomy)
             check_targets(anatomy, self.settings.edit)
             sizes = [len(part.harmful) for part in (splits.fit, splits.select, splits.test)]
             note.text = (
@@ -394,3 +398,18 @@ class _Run:
             )
             note.text = "original and edited compared"
         return report
+
+
+def _check_extractor(settings: RunSettings) -> None:
+    """Refuse before the long stages what DISTILL or a later pass would refuse.
+
+    Raises:
+        UsageError: there is no such extractor or knob, or an oblique edit is to be repeated.
+    """
+    name = settings.distill.extractor
+    extractor_of(name, settings.distill.knobs)
+    if name in FILTERS and settings.edit.passes > 1:
+        raise UsageError(
+            f"edit.passes={settings.edit.passes} and distill.extractor={name} exclude each other: "
+            "a later pass would write back what an oblique edit removed. Set edit.passes=1."
+        )

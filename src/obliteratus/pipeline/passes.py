@@ -46,11 +46,11 @@ def carry_out(
     """
     target = affine_target(plan.edits)
     effect = check_post_norm(model, plan, prompts)
-    before = residual_energy(model, directions.basis, prompts, target=target)
+    before = residual_energy(model, directions.read, prompts, target=target)
     chosen = router_choices(model, prompts)
     receipt = excise(model, plan)
     proof, leaks = prove_edit(model, plan, prompts, receipt=receipt, allow_leak=allow_leak)
-    after = residual_energy(model, directions.basis, prompts, target=target)
+    after = residual_energy(model, directions.read, prompts, target=target)
     again = router_choices(model, prompts)
     receipt = dataclasses.replace(
         receipt,

@@ -25,11 +25,13 @@ class Moments:
 class ClassActivations:
     """The stream of one class of prompts.
 
-    ``kept`` maps a layer to every prompt's activations (float32, in the order of ``prompt_ids``);
-    it is empty when only moments were streamed. ``moments`` is always filled.
+    ``categories`` are those of the prompts, None where unknown. ``kept`` maps a layer to every
+    prompt's activations (float32, in the order of ``prompt_ids``); it is empty when only moments
+    were streamed. ``moments`` is always filled.
     """
 
     prompt_ids: tuple[str, ...]
+    categories: tuple[str | None, ...]
     moments: Mapping[Layer, Moments]
     kept: Mapping[Layer, Float[Tensor, "prompt position d_model"]]
 

@@ -80,11 +80,17 @@ def last_states(
     :func:`obliteratus.probe.forward.last_hidden` up to rounding.
 
     Raises:
-        MeasurementError: only moments were kept, or the activations are of another model.
+        MeasurementError: only moments were kept, the activations are of another model, or something
+            writes to the stream between the last block and the final norm.
     """
     if activations.fingerprint != model.source.fingerprint:
         raise MeasurementError(
             f"the activations are not of {model.source.asked}; probe that model."
+        )
+    if model.anatomy.closing_writers:
+        raise MeasurementError(
+            f"the final norm of {model.source.asked} reads more than the stream behind the last "
+            "block, which is all that was kept. Run the prompts through last_hidden."
         )
     kept = getattr(activations, side).kept
     if not kept:
@@ -161,4 +167,9 @@ class _Collector:
         moments: dict[Layer, Moments] = {
             layer: self.moments[layer].result() for layer in self.layers
         }
-        return ClassActivations(tuple(prompt.id for prompt in self.prompts), moments, self.kept)
+        return ClassActivations(
+            tuple(prompt.id for prompt in self.prompts),
+            tuple(prompt.category for prompt in self.prompts),
+            moments,
+            self.kept,
+        )

@@ -3,8 +3,9 @@
 Tensors are called ``<class>.<layer>.<what>``, with the class ``harmful`` or ``harmless``, the layer
 ``embedding`` or ``layer.<i>`` (the output of block i before the final norm), and what ``mean`` or
 ``squared_deviation`` (float64, position x d_model) or ``kept`` (float32, prompt x position x
-d_model). The header's one metadata entry, ``obliteratus``, is JSON: positions, prompt ids, counts,
-pairing and the fingerprint. It is one entry because safetensors writes several in random order.
+d_model). The header's one metadata entry, ``obliteratus``, is JSON: positions, prompt ids and
+categories, counts, pairing and the fingerprint. It is one entry because safetensors writes several
+in random order.
 """
 
 import json
@@ -21,7 +22,7 @@ from obliteratus.probe.activations import Activations, ClassActivations, Moments
 from obliteratus.shapes import Layer
 
 KEY = "obliteratus"
-FORMAT = "activations.1"
+FORMAT = "activations.2"  # 2: categories
 CLASSES: tuple[PromptClass, ...] = ("harmful", "harmless")
 
 
@@ -93,6 +94,7 @@ def _metadata(activations: Activations) -> dict[str, str]:
         side: ClassActivations = getattr(activations, name)
         facts[name] = {
             "prompt_ids": list(side.prompt_ids),
+            "categories": list(side.categories),
             "counts": [moments.count for moments in side.moments.values()],
         }
     return {KEY: json.dumps(facts, sort_keys=True)}
@@ -110,4 +112,4 @@ def _side(
         )
         if f"{stem}.kept" in tensors:
             kept[layer] = tensors[f"{stem}.kept"]
-    return ClassActivations(tuple(facts["prompt_ids"]), moments, kept)
+    return ClassActivations(tuple(facts["prompt_ids"]), tuple(facts["categories"]), moments, kept)

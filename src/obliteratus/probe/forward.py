@@ -17,6 +17,7 @@ from obliteratus.errors import MeasurementError
 from obliteratus.events import Note, Progress, emit
 from obliteratus.models.chat import Encoded
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.models.memory import mlp_width
 from obliteratus.probe.prefix import SharedPrefix, can_share_prefix, shared_prefix
 
 CPU_BATCH_TOKENS = 512
@@ -111,8 +112,9 @@ def automatic_batch_tokens(model: LoadedModel) -> int:
     hooks may keep), in the model's dtype.
     """
     config = model.module.config.get_text_config()
-    mlp = getattr(config, "intermediate_size", None) or 4 * model.anatomy.d_model
-    values = (STREAM_COPIES + model.anatomy.n_layers) * model.anatomy.d_model + MLP_COPIES * mlp
+    count = 1 if model.anatomy.streams is None else model.anatomy.streams.count
+    copies = STREAM_COPIES * count + model.anatomy.n_layers
+    values = copies * model.anatomy.d_model + MLP_COPIES * mlp_width(config)
     per_token = values * torch.empty((), dtype=model.dtype).element_size()
     if model.device.type == "cuda":
         free, fastest = torch.cuda.mem_get_info(model.device)[0], ACCELERATOR_BATCH_TOKENS

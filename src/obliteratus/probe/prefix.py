@@ -76,12 +76,15 @@ def can_share_prefix(model: LoadedModel) -> bool:
 
     A state-space or linear-attention layer carries a recurrent state, which this module does not
     broadcast; such a model runs without the prefix, as does one with a cache of its own or none.
+    The last layers of a model may keep nothing and read what an earlier one keeps (Gemma 3n).
     """
     if model.anatomy.cache != "shared":
         return False
+    reading = getattr(model.module.config.get_text_config(), "num_kv_shared_layers", None) or 0
+    keeping = model.anatomy.n_layers - reading
     declared = DynamicCache(config=model.module.config).layers
-    return len(declared) == model.anatomy.n_layers and all(
-        type(layer) in SHAREABLE_LAYERS for layer in declared
+    return keeping <= len(declared) <= model.anatomy.n_layers and all(
+        type(layer) in SHAREABLE_LAYERS for layer in declared[:keeping]
     )
 
 

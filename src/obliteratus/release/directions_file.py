@@ -1,4 +1,7 @@
-"""``directions.safetensors``: ``layer.<i>`` and ``embedding`` -> [rank, d_model], and a header."""
+"""``directions.safetensors``: ``layer.<i>`` and ``embedding`` -> [rank, d_model], and a header.
+
+The filters of an oblique edit are under the same names with ``filter.`` in front.
+"""
 
 import json
 from dataclasses import asdict
@@ -18,8 +21,10 @@ from obliteratus.shapes import Component, Layer
 from obliteratus.statistics.estimate import Estimate
 
 KIND = "obliteratus.directions"
-VERSION = 3  # 3: strengths per layer and component
+VERSION = 3
+"""2: the strength found, and the mean of affine edits. 3: knobs, filters, strengths per layer."""
 MEAN = "mean"  # the tensor beside the layers
+FILTER = "filter."
 
 
 def save_directions(directions: Directions, path: Path) -> None:
@@ -32,6 +37,7 @@ def save_directions(directions: Directions, path: Path) -> None:
         "kind": KIND,
         "version": VERSION,
         "method": directions.method,
+        "knobs": dict(directions.knobs),
         "source_layer": directions.source_layer,
         "position": directions.position,
         "strength": directions.strength,
@@ -42,6 +48,9 @@ def save_directions(directions: Directions, path: Path) -> None:
         "provenance": dict(directions.provenance),
     }
     tensors = {layer_name(layer): rows.clone() for layer, rows in directions.basis.items()}
+    tensors |= {
+        FILTER + layer_name(layer): rows.clone() for layer, rows in directions.filters.items()
+    }
     if directions.mean is not None:
         tensors[MEAN] = directions.mean.clone()
     header = {"directions": json.dumps(facts, sort_keys=True)}
@@ -64,10 +73,10 @@ def load_directions(path: Path) -> Directions:
     except (OSError, SafetensorError) as error:
         raise StorageError(f"the directions at {path} cannot be read: {error}") from error
     mean = tensors.pop(MEAN, None)
-    basis: dict[Layer, Tensor] = {_layer(name): rows for name, rows in tensors.items()}
-    order: list[Layer] = sorted(basis, key=lambda layer: -1 if layer == "embedding" else layer)
+    filters = {name: tensors.pop(name) for name in list(tensors) if name.startswith(FILTER)}
     return Directions(
-        basis={layer: basis[layer].to(torch.float64) for layer in order},
+        basis=_by_layer(tensors),
+        filters=_by_layer({name.removeprefix(FILTER): rows for name, rows in filters.items()}),
         scale={_layer(name): float(value) for name, value in facts["scale"].items()},
         method=facts["method"],
         source_layer=facts["source_layer"],
@@ -76,6 +85,7 @@ def load_directions(path: Path) -> Directions:
         strengths=_from_json(facts["strengths"]),
         mean=None if mean is None else mean.to(torch.float64),
         strong_layers=tuple(facts["strong_layers"]),
+        knobs=facts["knobs"],
         reliability={
             name: Estimate.from_json(value) for name, value in facts["reliability"].items()
         },
@@ -112,6 +122,13 @@ def _facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
             "this release wrote."
         )
     return facts
+
+
+def _by_layer(tensors: dict[str, Tensor]) -> dict[Layer, Tensor]:
+    """Return float64 tensors in the order of the stream."""
+    rows: dict[Layer, Tensor] = {_layer(name): tensor for name, tensor in tensors.items()}
+    order: list[Layer] = sorted(rows, key=lambda layer: -1 if layer == "embedding" else layer)
+    return {layer: rows[layer].to(torch.float64) for layer in order}
 
 
 def _layer(name: str) -> Layer:

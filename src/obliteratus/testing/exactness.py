@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
@@ -18,8 +17,8 @@ from obliteratus.testing.keystone import (
     NOTHING_LEFT,
     copied,
     exact_logits,
-    exact_stream,
     random_directions,
+    residual,
     tokens_for,
 )
 from obliteratus.testing.tiny import tiny_model
@@ -60,7 +59,7 @@ def exactness(model_type: str, folder: Path, *, seed: int = 0) -> Exactness:
     anatomy = model.anatomy
     with edited(model, removal(model, directions.basis)):
         reference = exact_logits(model, tokens)
-        hooked = _residual(model, basis, tokens)
+        hooked = max(residual(model, basis, tokens).values())
     parts = tuple(_parts(model))
     if anatomy.hooks_only is not None:
         return Exactness(model_type, anatomy.family, parts, hooked, None, None, anatomy.hooks_only)
@@ -70,16 +69,11 @@ def exactness(model_type: str, folder: Path, *, seed: int = 0) -> Exactness:
         model_type,
         anatomy.family,
         parts,
-        _residual(other, basis, tokens),
+        max(residual(other, basis, tokens).values()),
         float((exact_logits(other, tokens) - reference).abs().max()),
         float((exact_logits(_reloaded(other, folder / "edited"), tokens) - reference).abs().max()),
         None,
     )
-
-
-def _residual(model: LoadedModel, basis: Tensor, tokens: Tensor) -> float:
-    stream = exact_stream(model, tokens)
-    return max(float(((x @ basis.T).norm(dim=-1) / x.norm(dim=-1)).max()) for x in stream.values())
 
 
 def _parts(model: LoadedModel) -> Iterator[str]:

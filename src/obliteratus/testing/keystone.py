@@ -9,7 +9,7 @@ import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -31,21 +31,30 @@ from obliteratus.operator.removal import removal
 from obliteratus.settings import EditSettings
 from obliteratus.shapes import Layer
 from obliteratus.testing.float64 import ExactFloat64
+from obliteratus.testing.mixing import outside_span
 
 AGREEMENT = 1e-9
 """Largest |Δlogit| between hooks and weights in float64."""
 NOTHING_LEFT = 1e-12
 """Largest |R x| / |x| after a removal in float64."""
+LEAN = 0.7
+"""Length of what the filters of random oblique directions read besides their patterns."""
 STRENGTHS = (-1.0, 0.3, 1.0, 2.0)
 RANKS = (1, 3)
 
 
 def random_directions(
-    model: LoadedModel, *, rank: int = 1, seed: int = 0, per_layer: bool = False
+    model: LoadedModel,
+    *,
+    rank: int = 1,
+    seed: int = 0,
+    per_layer: bool = False,
+    oblique: bool = False,
 ) -> Directions:
     """Return random orthonormal directions under every layer of ``model`` and the embedding.
 
-    One basis serves all layers, unless ``per_layer`` draws each its own.
+    One basis serves all layers, unless ``per_layer`` draws each its own. ``oblique`` directions
+    have filters V = R + ``LEAN`` S, with S random, orthonormal and orthogonal to R.
     """
     generator = torch.Generator().manual_seed(seed)
     layers: tuple[Layer, ...] = ("embedding", *range(model.anatomy.n_layers))
@@ -56,7 +65,18 @@ def random_directions(
 
     one = draw()
     basis: dict[Layer, Tensor] = {layer: draw() if per_layer else one for layer in layers}
-    return Directions(basis=basis, scale=dict.fromkeys(layers, 1.0), method="random")
+
+    def leaning(rows: Tensor) -> Float64[Tensor, "rank d_model"]:
+        aside = orthonormalise(torch.cat([rows, torch.randn(rows.shape, generator=generator)]))
+        return rows + LEAN * aside[rank:]
+
+    filters: dict[Layer, Tensor] = {}
+    if oblique:
+        tilted = leaning(one)
+        filters = {layer: leaning(rows) if per_layer else tilted for layer, rows in basis.items()}
+    return Directions(
+        basis=basis, scale=dict.fromkeys(layers, 1.0), method="random", filters=filters
+    )
 
 
 def copied(model: LoadedModel) -> LoadedModel:
@@ -85,11 +105,14 @@ def exact_logits(
 
 @torch.no_grad()
 def exact_stream(
-    model: LoadedModel, tokens: Int[Tensor, "prompt token"]
-) -> dict[Layer, Float[Tensor, "prompt token d_model"]]:
-    """Return the residual stream at ``embedding`` and after every block."""
+    model: LoadedModel, tokens: Int[Tensor, "prompt token"], *, all_streams: bool = False
+) -> dict[Layer, Float[Tensor, "*streams prompt token d_model"]]:
+    """Return the residual stream at ``embedding`` and after every block.
+
+    ``all_streams`` is as in :func:`obliteratus.models.plumbing.capture`.
+    """
     layers: tuple[Layer, ...] = ("embedding", *range(model.anatomy.n_layers))
-    with capture(model, layers) as stream:
+    with capture(model, layers, all_streams=all_streams) as stream:
         exact_logits(model, tokens)
         return {layer: stream[layer] for layer in layers}
 
@@ -110,18 +133,28 @@ def residual(
     basis: Float64[Tensor, "rank d_model"],
     tokens: Int[Tensor, "prompt token"],
 ) -> dict[Layer, float]:
-    """Return the largest |R x| / |x| over prompts and tokens at every layer."""
-    return {
-        layer: float(((stream @ basis.T).norm(dim=-1) / stream.norm(dim=-1)).max())
-        for layer, stream in exact_stream(model, tokens).items()
-    }
+    """Return the largest |R x| / |x| over prompts, tokens and streams at every layer.
+
+    What the final norm reads belongs to the last layer.
+    """
+
+    def left(stream: Tensor) -> float:
+        return float(((stream @ basis.T).norm(dim=-1) / stream.norm(dim=-1)).max())
+
+    ends: list[float] = []
+    with hooked(_at_end(model, lambda end: ends.append(left(end)))):
+        streams = exact_stream(model, tokens, all_streams=True)
+    found: dict[Layer, float] = {layer: left(stream) for layer, stream in streams.items()}
+    last = model.anatomy.n_layers - 1
+    found[last] = max([found[last], *ends])
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
 class _Happened:
-    """What one module did to the stream: a write, a change of it, or the end of a layer."""
+    """What one module did to the stream: a write, a change of it, the end of a layer or of all."""
 
-    what: WeightSite | StreamSite | Layer
+    what: WeightSite | StreamSite | Layer | Literal["end"]
     output: Tensor
     before: Tensor | None = None
 
@@ -133,11 +166,17 @@ def closure(model: LoadedModel, tokens: Int[Tensor, "prompt token"]) -> float:
     The write of a site is multiplier · g ⊙ z / rms(z) behind a post-norm (C z and a bias behind a
     LayerNorm) and multiplier · z otherwise, with z the output of ``site.module``. Where the stream
     goes through a module, the sum so far must be what the module receives, and what it returns goes
-    on. Where hooks act on the input of block 0 as a whole, the sum starts there.
+    on. Where hooks act on the input of block 0 as a whole, the sum starts there. Several streams
+    side by side are no sums: each must lie, token by token, in the span of all streams before the
+    block and of what the block writes, and what the final norm reads in that of what is left.
     """
     log: list[_Happened] = []
     with hooked(_watched(model, tokens, log)):
         exact_logits(model, tokens)
+    return _mixing(model, log) if model.anatomy.streams is not None else _adding(model, log)
+
+
+def _adding(model: LoadedModel, log: Sequence[_Happened]) -> float:
     total, layer, worst = torch.zeros(()), None, 0.0
     for event in log:
         if isinstance(event.what, WeightSite):
@@ -150,12 +189,28 @@ def closure(model: LoadedModel, tokens: Int[Tensor, "prompt token"]) -> float:
             if event.what.scale is not None and event.before is not None:
                 scale = model.module.get_parameter(event.what.scale)
                 total = total + scale * event.before
+        elif event.what == "end":
+            worst = max(worst, _gap(total, event.output))
         else:
             if layer is not None and model.anatomy.block_scale is not None:
                 path = f"{model.anatomy.blocks[layer]}.{model.anatomy.block_scale}"
                 total = total * model.module.get_buffer(path)
             worst = max(worst, _gap(total, event.output))
             layer = 0 if event.what == "embedding" else int(event.what) + 1
+    return worst
+
+
+def _mixing(model: LoadedModel, log: Sequence[_Happened]) -> float:
+    parts: list[Tensor] = []
+    worst = 0.0
+    for event in log:
+        if isinstance(event.what, WeightSite):
+            parts.append(_write(model, event.what, event.output))
+        elif event.what == "end":
+            worst = max(worst, outside_span(event.output, parts))
+        else:
+            worst = max(worst, *(outside_span(stream, parts) for stream in event.output))
+            parts = list(event.output)
     return worst
 
 
@@ -172,6 +227,9 @@ def _watched(model: LoadedModel, tokens: Tensor, log: list[_Happened]) -> Iterat
     def shaped(tensor: Tensor) -> Tensor:
         flat = tensor.ndim == 2  # some mixtures lose the prompt axis
         return (tensor.view(*tokens.shape, -1) if flat else tensor).clone()  # written in place
+
+    def end(stream: Tensor) -> None:
+        log.append(_Happened("end", shaped(stream)))
 
     def keep(what: WeightSite | StreamSite | Layer) -> Callable[..., None]:
         def hook(_module: object, args: tuple[Any, ...], output: object) -> None:
@@ -210,6 +268,18 @@ def _watched(model: LoadedModel, tokens: Tensor, log: list[_Happened]) -> Iterat
             yield model.module.get_submodule(site.module).register_forward_hook(keep(site))
     for layer, path in enumerate(model.anatomy.blocks):
         yield model.module.get_submodule(path).register_forward_hook(keep(layer))
+    yield from _at_end(model, end)
+
+
+def _at_end(model: LoadedModel, look: Callable[[Tensor], None]) -> Iterator[RemovableHandle]:
+    """Register a hook that looks at what the final norm reads, if there is one."""
+
+    def hook(_module: object, args: tuple[Any, ...]) -> None:
+        look(args[0])
+
+    if model.anatomy.final_norm is not None:
+        norm = model.module.get_submodule(model.anatomy.final_norm)
+        yield norm.register_forward_pre_hook(hook)
 
 
 def _write(model: LoadedModel, site: WeightSite, raw: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Tiny models of every supported family, random in everything that an edit could get wrong."""
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -167,5 +168,8 @@ def _module(
     implementation = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = auto_class(config).from_config(config, **implementation).to(dtype)
+        module = auto_class(config).from_config(config, **implementation)
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
+        if tensor.is_floating_point():  # Llama 4 keeps complex rotations, which ``to`` would cut
+            tensor.data = tensor.data.to(dtype)
     return module.eval().requires_grad_(requires_grad=False)

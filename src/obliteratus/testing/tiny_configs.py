@@ -91,6 +91,20 @@ MROPE: dict[str, Any] = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0]}
 }
 
+ALTUP: dict[str, Any] = {
+    **LLAMA,
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": 8,
+    "attention_bias": True,
+    "activation_sparsity_pattern": [0.7, 0.0, 0.0, 0.0],
+    "hidden_size_per_layer_input": 6,
+    "vocab_size_per_layer_input": 300,
+    "laurel_rank": 5,
+    "altup_active_idx": 1,
+}
+
 CONFIGS: dict[str, dict[str, Any]] = {
     # llama.py
     "llama": {**LLAMA, **BIASED},
@@ -160,6 +174,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "top_k_experts": 2,
         "moe_intermediate_size": 12,
     },
+    # altup.py
+    "gemma3n_text": ALTUP,
     # post_norm.py
     "olmo2": {**LLAMA, "attention_bias": True},
     "olmo3": {**LLAMA, **SLIDING, "attention_bias": True},

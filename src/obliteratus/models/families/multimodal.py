@@ -36,6 +36,15 @@ def seeing(
     def below(path: str) -> str:
         return path.replace("model.", f"{backbone}.", 1)
 
+    def moved(site: Site) -> Site:
+        multiplier = site.multiplier
+        return replace(
+            site,
+            weight=below(site.weight),
+            bias=site.bias and below(site.bias),
+            multiplier=below(multiplier) if isinstance(multiplier, str) else multiplier,
+        )
+
     return replace(
         text,
         name="multimodal",
@@ -43,19 +52,8 @@ def seeing(
         backbone=backbone,
         blocks=below(text.blocks),
         final_norm=text.final_norm and below(text.final_norm),
-        embeddings=(
-            *(
-                replace(
-                    site,
-                    weight=below(site.weight),
-                    multiplier=below(site.multiplier)
-                    if isinstance(site.multiplier, str)
-                    else site.multiplier,
-                )
-                for site in text.embeddings
-            ),
-            *projectors,
-        ),
+        embeddings=(*map(moved, text.embeddings), *projectors),
+        closing=tuple(map(moved, text.closing)),
         model_internals=(*map(below, text.model_internals), *encoder),
     )
 
