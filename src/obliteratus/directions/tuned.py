@@ -101,7 +101,6 @@ def tuned(
         basis=dict.fromkeys(layers, best.basis),
         strengths=best.strengths,
         strength=1.0,
-        method=f"tuned {directions.method}",
         provenance={
             **directions.provenance,
             "tuning": {

@@ -181,7 +181,7 @@ def dual_bases(
 
 def _check_written(left: Tensor, whole: Tensor) -> None:
     """Refuse directions of which, up to rounding, nothing goes through a LayerNorm."""
-    share = float((left.detach().norm(dim=1) / whole.norm(dim=1)).min())
+    share = float((left.norm(dim=1) / whole.norm(dim=1)).min().detach())
     if share <= DEPENDENT:
         raise DirectionError(
             f"the directions span 1 ⊘ gain up to {share:.1e} of its length, and a LayerNorm writes "
