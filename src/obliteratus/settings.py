@@ -72,6 +72,31 @@ class ProbeSettings(Section):
     save_activations: bool = False
 
 
+class TuneSettings(Section):
+    """Strengths per layer and component, and the directions, by gradient through the model.
+
+    ``steps`` 0 leaves what the selection found. Each step takes ``prompts`` harmful fit prompts
+    that the model refuses and as many harmless ones, and lowers
+
+      softplus(refusal log-odds) + ``kl_weight`` · KL(original ‖ edited),
+
+    the KL averaged over the first token and ``response_tokens`` tokens of the original's own
+    answer. Every ``check_every`` steps the same is measured on select prompts; the best of these
+    is used, and ``patience`` checks without a better one end the search. Strengths begin at
+    ``start``; ``strength_rate`` and ``direction_rate`` are the step sizes of Adam (0 keeps).
+    """
+
+    steps: int = Field(default=0, ge=0)
+    prompts: int = Field(default=16, ge=1)
+    kl_weight: float = Field(default=10.0, ge=0)
+    response_tokens: int = Field(default=4, ge=0)
+    check_every: int = Field(default=10, ge=1)
+    patience: int = Field(default=2, ge=1)
+    start: float = Field(default=0.6, gt=0)
+    strength_rate: float = Field(default=0.08, ge=0)
+    direction_rate: float = Field(default=0.01, ge=0)
+
+
 class DistillSettings(Section):
     """DISTILL: which extractor, how many directions, and how one is selected.
 
@@ -91,6 +116,7 @@ class DistillSettings(Section):
     select_prompts: int = Field(default=32, ge=2)
     max_kl: float = Field(default=0.1, gt=0)
     max_depth: float = Field(default=0.8, gt=0, le=1)
+    tune: TuneSettings = TuneSettings()
 
 
 class Strengths(Section):

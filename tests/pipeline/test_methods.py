@@ -6,9 +6,9 @@ from obliteratus.errors import UsageError
 from obliteratus.pipeline.methods import methods, settings_for
 
 
-def test_the_three_presets_say_what_they_do() -> None:
+def test_the_presets_say_what_they_do() -> None:
     names = [method.name for method in methods()]
-    assert {"advanced", "aggressive", "basic"} <= set(names)
+    assert {"advanced", "aggressive", "basic", "tuned"} <= set(names)
     assert names == sorted(names)
     assert all(len(method.description) > 40 for method in methods())
 
@@ -17,9 +17,15 @@ def test_the_three_presets_say_what_they_do() -> None:
 def test_every_preset_is_valid_and_takes_effect(method) -> None:
     settings = settings_for(method.name).model_dump()
     assert settings["method"] == method.name
-    for section, values in method.values.items():
-        for key, value in values.items():
-            assert settings[section][key] == value
+    assert holds(settings, method.values)
+
+
+def holds(settings: dict, values: dict) -> bool:
+    """Return whether ``settings`` have all that ``values`` name, at any depth."""
+    return all(
+        holds(settings[key], value) if isinstance(value, dict) else settings[key] == value
+        for key, value in values.items()
+    )
 
 
 def test_assignments_win_over_flags_and_flags_over_the_preset() -> None:

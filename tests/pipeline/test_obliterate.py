@@ -123,6 +123,19 @@ def test_a_strength_above_one_is_found_and_used(
     assert 0 < receipt["worst_error"] < 1e-6
 
 
+def test_tuned_strengths_reach_the_weights(refuser: Path, store: Store, tmp_path: Path) -> None:
+    few = ("distill.tune.steps=10", "distill.tune.prompts=8", "verify.prompts=4")
+    settings = tiny_settings(refuser, "tuned", *few)
+    result = obliterate(str(refuser), tmp_path / "edited", settings, store=store)
+    records = result.folder / "obliteratus"
+    directions = load_directions(records / "directions.safetensors")
+    assert directions.provenance["tuning"]["best_step"] == 10
+    assert directions.strengths is not None
+    for edit in json.loads((records / "receipt.json").read_text())["edits"]:
+        layer = "embedding" if edit["layer"] is None else edit["layer"]
+        assert edit["strengths"] == directions.strengths[layer][edit["component"]].tolist()
+
+
 def test_nothing_of_the_harmful_answers_is_stored(result: RunResult, store: Store) -> None:
     texts = [
         path.read_text(errors="ignore")

@@ -71,9 +71,20 @@ def test_directions_survive_the_disk(directions: Directions, tmp_path: Path):
     assert list(back.basis) == ["embedding", 0, 2]
     for layer, rows in directions.basis.items():
         assert torch.equal(back.basis[layer], rows)
+    assert back.strengths is None
     for field in dataclasses.fields(Directions):
         if field.name != "basis":
             assert getattr(back, field.name) == getattr(directions, field.name), field.name
+
+
+def test_tuned_strengths_survive_the_disk(directions: Directions, tmp_path: Path):
+    parts = {"attention": torch.tensor([0.1, 1 / 3], dtype=torch.float64)}
+    tuned = dataclasses.replace(directions, strengths={"embedding": {}, 0: parts})
+    save_directions(tuned, tmp_path / "directions.safetensors")
+    back = load_directions(tmp_path / "directions.safetensors").strengths
+    assert back is not None
+    assert list(back) == ["embedding", 0]
+    assert torch.equal(back[0]["attention"], parts["attention"])
 
 
 def test_directions_have_one_name_per_layer(directions: Directions, tmp_path: Path):

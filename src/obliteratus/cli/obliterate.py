@@ -29,7 +29,7 @@ def obliterate(
             "--method",
             "-m",
             metavar="NAME",
-            help=f"basic, advanced or aggressive; {DEFAULT_METHOD} if not given.",
+            help=f"basic, advanced, aggressive or tuned; {DEFAULT_METHOD} if not given.",
             autocompletion=_method_names,
         ),
     ] = None,

@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import Float64
 from torch import Tensor
 
+from obliteratus.operator.removal import SiteStrengths
 from obliteratus.shapes import Layer
 from obliteratus.statistics.estimate import Estimate
 
@@ -19,7 +20,8 @@ class Directions:
     rows V with V Rᵀ = I, and the edit is I − RᵀV; empty where it is orthogonal, V = R. A single
     selected direction appears under every layer. ``source_layer`` and ``position`` say where it was
     read (None when each layer has its own). ``strength`` is the one that the select prompts
-    support: 1, or more where that was allowed and lowered refusal further. ``scale`` is ‖δ‖ per
+    support: 1, or more where that was allowed and lowered refusal further. ``strengths`` multiply
+    it per layer, component and direction where they were tuned (None: all 1). ``scale`` is ‖δ‖ per
     layer: the unit of steering. ``mean`` is the mean of the harmless prompts where the directions
     were read (with filters, that of all prompts), None when each layer has its own.
     ``strong_layers`` are those ranked strong. ``method`` is the extractor, ``knobs`` what was set
@@ -34,6 +36,7 @@ class Directions:
     source_layer: Layer | None = None
     position: int | None = None
     strength: float = 1.0
+    strengths: SiteStrengths | None = None
     mean: Float64[Tensor, " d_model"] | None = None
     filters: Mapping[Layer, Float64[Tensor, "rank d_model"]] = field(
         default_factory=dict[Layer, Tensor]

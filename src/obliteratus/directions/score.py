@@ -19,7 +19,7 @@ from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.behind import PostNormEdit
 from obliteratus.operator.hooks import adding, edited
-from obliteratus.operator.removal import NO_FILTERS, removal
+from obliteratus.operator.removal import NO_FILTERS, SiteStrengths, removal
 from obliteratus.probe.forward import last_hidden
 from obliteratus.prompts.contrast import ContrastSet, Prompt
 from obliteratus.shapes import Layer
@@ -71,11 +71,20 @@ class Scorer:
         bases: Mapping[Layer, Float[Tensor, "rank d_model"]],
         *,
         strength: float = 1.0,
+        strengths: SiteStrengths | None = None,
         filters: Mapping[Layer, Float[Tensor, "rank d_model"]] = NO_FILTERS,
     ) -> Effect:
-        """Return the effect of removing ``bases`` from the writers of their layers."""
+        """Return the effect of removing ``bases`` from the writers of their layers.
+
+        Strengths and filters are those of :func:`obliteratus.operator.removal.removal`.
+        """
         edits = removal(
-            self.model, bases, strength=strength, post_norm=self.post_norm, filters=filters
+            self.model,
+            bases,
+            strength=strength,
+            strengths=strengths,
+            post_norm=self.post_norm,
+            filters=filters,
         )
         with edited(self.model, edits):
             odds, harmless = self._measured()

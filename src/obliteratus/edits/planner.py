@@ -40,8 +40,8 @@ def plan(
 
     A writer of block i is edited along ``directions.basis[i]`` and an embedding along
     ``directions.basis["embedding"]``; where there is no basis, or ``settings.layers`` leaves the
-    layer out, there is no edit. The strength is ``settings.strength``, or that of ``directions``
-    where the settings leave it open, times the factors of ``settings.strengths``. Where the
+    layer out, there is no edit. The strengths are those of
+    :func:`obliteratus.edits.targets.site_strengths`. Where the
     directions of a basis have different strengths these belong to the rows as they are given, by
     their dual basis (:func:`obliteratus.operator.bases.dual_bases`); rows that depend on those
     before them are dropped with a Deviation. Behind a post-norm ``settings.post_norm`` chooses
@@ -61,13 +61,12 @@ def plan(
     check_architecture(model.anatomy)
     _check_width(model.anatomy, directions)
     chosen = chosen_layers(model.anatomy, directions, settings)
-    strength = directions.strength if settings.strength is None else settings.strength
     vectors, dropped = _independent(directions, chosen, settings)
     edits: list[WeightEdit] = []
     for site in model.anatomy.writers:
         layer = _layer_of(site)
         if layer in vectors:
-            alphas = site_strengths(site, len(directions.basis[layer]), strength, settings)
+            alphas = site_strengths(site, layer, directions, settings)
             kept, rows = vectors[layer]
             read = directions.filters[layer][list(kept)] if directions.filters else None
             edits.append(_edit(model, site, rows, alphas[list(kept)], settings, read=read))
@@ -76,7 +75,7 @@ def plan(
             "the plan is empty: no writer of the model is at a layer with directions. Set "
             "edit.layers=all, or distill directions for more layers."
         )
-    edits.extend(_head_edit(model, directions, strength, settings))
+    edits.extend(_head_edit(model, directions, settings))
     if settings.affine == "mean":
         edits = with_mean(model, edits, directions, offset=settings.affine_offset)
     deviations = (*dropped, *_left_embedding(edits, settings, directions))
@@ -180,7 +179,7 @@ def _edit(
 
 
 def _head_edit(
-    model: ModelOutline, directions: Directions, strength: float, settings: EditSettings
+    model: ModelOutline, directions: Directions, settings: EditSettings
 ) -> list[WeightEdit]:
     """Return the edit of the head where one is asked for: it is none by default."""
     if settings.strengths.of_component("head") == 0:
@@ -199,7 +198,7 @@ def _head_edit(
     site = head_site(model.anatomy)
     vectors, _ = _independent(directions, [layer], settings)
     kept, rows = vectors[layer]
-    alphas = site_strengths(site, len(directions.basis[layer]), strength, settings)
+    alphas = site_strengths(site, layer, directions, settings)
     return [_edit(model, site, rows, alphas[list(kept)], settings)]
 
 

@@ -67,16 +67,24 @@ def chosen_layers(
 
 
 def site_strengths(
-    site: WeightSite, rank: int, strength: float, settings: EditSettings
+    site: WeightSite, layer: Layer, directions: Directions, settings: EditSettings
 ) -> Float64[Tensor, " rank"]:
-    """Return the strengths of ``rank`` directions in one matrix: ``strength`` times the factors.
+    """Return the strengths of the directions at ``layer`` in one matrix: a product of factors.
+
+    They are ``settings.strength``, or that of ``directions`` where the settings leave it open,
+    ``directions.strengths`` (the head is tuned by none: 1) and ``settings.strengths``.
 
     Raises:
         UsageError: ``settings`` give fewer factors than there are directions.
     """
+    strength = directions.strength if settings.strength is None else settings.strength
     factors = settings.strengths
     common = strength * factors.of_layer(site.layer) * factors.of_component(site.component)
-    return common * torch.tensor(factors.of_directions(rank), dtype=torch.float64)
+    rank = len(directions.basis[layer])
+    given = common * torch.tensor(factors.of_directions(rank), dtype=torch.float64)
+    if directions.strengths is None or site.component == "head":
+        return given
+    return given * directions.strengths[layer][site.component]
 
 
 def head_site(anatomy: Anatomy) -> WeightSite:

@@ -30,12 +30,12 @@ def orthonormalise(
         raise DirectionError(
             f"a basis needs between 1 and d_model = {rows.shape[1]} rows, not {rows.shape[0]}."
         )
-    exact = rows.detach().to("cpu", torch.float64)
+    exact = rows.to("cpu", torch.float64)
     norms = torch.linalg.vector_norm(exact, dim=1)
     if not bool(torch.isfinite(norms).all()) or bool((norms == 0).any()):
         raise DirectionError("a direction is zero or not finite; drop it before the edit.")
     columns, triangle = torch.linalg.qr((exact / norms[:, None]).T)
-    kept = torch.diagonal(triangle)
+    kept = torch.diagonal(triangle.detach())
     if float(kept.abs().min()) <= tolerance:
         row = int(kept.abs().argmin())
         raise DirectionError(
@@ -66,7 +66,7 @@ def check_dual(
     Raises:
         DirectionError: the largest entry of |V Uᵀ − I| exceeds ``ORTHONORMAL_TOLERANCE``.
     """
-    gram = read.to(torch.float64) @ write.to(torch.float64).T
+    gram = read.detach().to(torch.float64) @ write.detach().to(torch.float64).T
     error = float(
         (gram - torch.eye(len(gram), dtype=torch.float64, device=gram.device)).abs().max()
     )
@@ -181,7 +181,7 @@ def dual_bases(
 
 def _check_written(left: Tensor, whole: Tensor) -> None:
     """Refuse directions of which, up to rounding, nothing goes through a LayerNorm."""
-    share = float((left.norm(dim=1) / whole.norm(dim=1)).min())
+    share = float((left.norm(dim=1) / whole.norm(dim=1)).min().detach())
     if share <= DEPENDENT:
         raise DirectionError(
             f"the directions span 1 ⊘ gain up to {share:.1e} of its length, and a LayerNorm writes "

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from obliteratus.errors import EditError
-from obliteratus.models.anatomy import StreamSite, WeightSite
+from obliteratus.models.anatomy import Component, StreamSite, WeightSite
 from obliteratus.models.loaded import ModelOutline
 from obliteratus.operator.bases import check_dual, check_orthonormal
 from obliteratus.operator.behind import NormBehind, PostNormEdit, norm_behind
@@ -16,6 +16,8 @@ from obliteratus.operator.edit import StreamEdit, WeightEdit
 from obliteratus.settings import Norm
 from obliteratus.shapes import Layer
 
+SiteStrengths = Mapping[Layer, Mapping[Component, Float64[Tensor, " rank"]]]
+"""A strength per direction of the basis, for each layer and component."""
 NO_FILTERS: Mapping[Layer, Tensor] = MappingProxyType({})
 """Of an orthogonal edit, which reads along what it removes."""
 
@@ -25,16 +27,18 @@ def removal(
     bases: Mapping[Layer, Float[Tensor, "rank d_model"]],
     *,
     strength: float = 1.0,
+    strengths: SiteStrengths | None = None,
     post_norm: PostNormEdit = "oblique",
     filters: Mapping[Layer, Float[Tensor, "rank d_model"]] = NO_FILTERS,
 ) -> tuple[WeightEdit | StreamEdit, ...]:
     """Return one edit for every writer at a layer of ``bases``, all of one ``strength``.
 
-    A writer of block i is edited along ``bases[i]``, an embedding along ``bases["embedding"]``.
-    No norm is kept, so hooks and weights do the same. Where a norm or a scale acts on the stream
-    itself, its change of the stream is edited as well (by hooks only, which is all that such a
-    model takes), and so every change of the stream keeps 1 − ``strength`` of its part along the
-    basis. ``filters`` are what is read at the same layers where the edit is oblique, I − s RᵀV.
+    ``strengths``, where given, multiply it per layer, component and direction. A writer of block i
+    is edited along ``bases[i]``, an embedding along ``bases["embedding"]``. No norm is kept, so
+    hooks and weights do the same. Where a norm or a scale acts on the stream itself, its change of
+    the stream is edited as well (by hooks only, which is all that such a model takes), and so every
+    change of the stream keeps 1 − ``strength`` of its part along the basis. ``filters`` are what is
+    read at the same layers where the edit is oblique, I − s RᵀV.
 
     Raises:
         DirectionError: a basis is not orthonormal, or an oblique edit meets a gain of zero.
@@ -47,7 +51,7 @@ def removal(
         if layer not in bases:
             continue
         rows = bases[layer].to(torch.float64)
-        strengths = torch.full((len(rows),), strength, dtype=torch.float64)
+        alphas = torch.full((len(rows),), strength, dtype=torch.float64)
         if isinstance(site, StreamSite) and filters:
             raise EditError(
                 f"directions with filters cannot be removed behind {site.module}, which changes "
@@ -55,10 +59,12 @@ def removal(
             )
         if isinstance(site, StreamSite):
             check_orthonormal(rows)
-            edits.append(StreamEdit(site, rows, strengths))
-        else:
-            read = filters[layer].to(torch.float64) if filters else None
-            edits.append(site_edit(model, site, rows, strengths, post_norm=post_norm, read=read))
+            edits.append(StreamEdit(site, rows, alphas))
+            continue
+        if strengths is not None:
+            alphas = alphas * strengths[layer][site.component][: len(rows)]
+        read = filters[layer].to(torch.float64) if filters else None
+        edits.append(site_edit(model, site, rows, alphas, post_norm=post_norm, read=read))
     return tuple(edits)
 
 

@@ -317,7 +317,7 @@ class _Run:
             emit(Note("another pass finds no direction that is not removed already: not made."))
             return None
         scorer = laboratory.scorer(tokens)
-        after = scorer.effect(directions.basis)
+        after = scorer.effect(directions.basis, strengths=directions.strengths)
         gain = paired_bootstrap(scorer.original.log_odds, after.log_odds, seed=self.settings.seed)
         limit = self.settings.distill.max_kl
         if gain.interval[1] >= 0 or float(after.kl.mean()) > limit:

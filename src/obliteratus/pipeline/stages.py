@@ -4,7 +4,9 @@ from collections.abc import Mapping
 
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.distill import distill
+from obliteratus.directions.objective import Objective
 from obliteratus.directions.score import Scorer
+from obliteratus.directions.tuned import tuned
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.log_odds import RefusalTokens, calibrate
 from obliteratus.models.loaded import LoadedModel
@@ -92,10 +94,24 @@ class Laboratory:
         )
         return self.store.cached(
             key,
-            lambda: distill(activations, self.scorer(tokens), settings.distill, seed=settings.seed),
+            lambda: self._found(activations, tokens),
             lambda value, folder: save_directions(value, folder / DIRECTIONS_FILE),
             lambda folder: load_directions(folder / DIRECTIONS_FILE),
         )
+
+    def _found(self, activations: Activations, tokens: RefusalTokens) -> Directions:
+        settings, scorer = self.settings, self.scorer(tokens)
+        found = distill(activations, scorer, settings.distill, seed=settings.seed)
+        if not settings.distill.tune.steps:
+            return found
+        objective = Objective(
+            self.model,
+            self.splits.fit,
+            tokens,
+            response_tokens=settings.distill.tune.response_tokens,
+            system=settings.prompts.system,
+        )
+        return tuned(found, scorer, objective, settings.distill.tune, seed=settings.seed)
 
     def scorer(self, tokens: RefusalTokens) -> Scorer:
         """Return what scores directions on the select prompts; making it runs the model."""

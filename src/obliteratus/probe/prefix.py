@@ -88,9 +88,12 @@ def can_share_prefix(model: LoadedModel) -> bool:
     )
 
 
-@torch.no_grad()
-def shared_prefix(model: LoadedModel, token_ids: tuple[int, ...]) -> SharedPrefix:
+def shared_prefix(
+    model: LoadedModel, token_ids: tuple[int, ...], *, gradients: bool = False
+) -> SharedPrefix:
     """Run ``token_ids`` once, under whatever hooks are active, and keep its keys and values.
+
+    With ``gradients`` they keep their graph, for one backward pass.
 
     Raises:
         MeasurementError: the model keeps other state than keys and values
@@ -103,11 +106,12 @@ def shared_prefix(model: LoadedModel, token_ids: tuple[int, ...]) -> SharedPrefi
         )
     cache = DynamicCache()
     backbone = model.module.get_submodule(model.anatomy.backbone)
-    backbone(
-        input_ids=torch.tensor([token_ids], device=model.device),
-        past_key_values=cache,
-        use_cache=True,
-    )
+    with torch.set_grad_enabled(gradients):
+        backbone(
+            input_ids=torch.tensor([token_ids], device=model.device),
+            past_key_values=cache,
+            use_cache=True,
+        )
     layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
     keys = tuple(layer.keys for layer in layers if layer.keys is not None)
     values = tuple(layer.values for layer in layers if layer.values is not None)

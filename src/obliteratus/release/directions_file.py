@@ -15,12 +15,14 @@ from torch import Tensor
 
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import StorageError
+from obliteratus.operator.removal import SiteStrengths
 from obliteratus.probe.files import layer_name
-from obliteratus.shapes import Layer
+from obliteratus.shapes import Component, Layer
 from obliteratus.statistics.estimate import Estimate
 
 KIND = "obliteratus.directions"
-VERSION = 3  # 2: the strength found, and the mean of affine edits. 3: knobs and filters
+VERSION = 3
+"""2: the strength found, and the mean of affine edits. 3: knobs, filters, strengths per layer."""
 MEAN = "mean"  # the tensor beside the layers
 FILTER = "filter."
 
@@ -39,6 +41,7 @@ def save_directions(directions: Directions, path: Path) -> None:
         "source_layer": directions.source_layer,
         "position": directions.position,
         "strength": directions.strength,
+        "strengths": _as_json(directions.strengths),
         "strong_layers": list(directions.strong_layers),
         "scale": {layer_name(layer): value for layer, value in directions.scale.items()},
         "reliability": {name: asdict(value) for name, value in directions.reliability.items()},
@@ -79,6 +82,7 @@ def load_directions(path: Path) -> Directions:
         source_layer=facts["source_layer"],
         position=facts["position"],
         strength=facts["strength"],
+        strengths=_from_json(facts["strengths"]),
         mean=None if mean is None else mean.to(torch.float64),
         strong_layers=tuple(facts["strong_layers"]),
         knobs=facts["knobs"],
@@ -87,6 +91,27 @@ def load_directions(path: Path) -> Directions:
         },
         provenance=facts["provenance"],
     )
+
+
+def _as_json(strengths: SiteStrengths | None) -> dict[str, dict[str, list[float]]] | None:
+    if strengths is None:
+        return None
+    return {
+        layer_name(layer): {component: values.tolist() for component, values in parts.items()}
+        for layer, parts in strengths.items()
+    }
+
+
+def _from_json(stored: dict[str, dict[Component, list[float]]] | None) -> SiteStrengths | None:
+    if stored is None:
+        return None
+    return {
+        _layer(name): {
+            component: torch.tensor(values, dtype=torch.float64)
+            for component, values in parts.items()
+        }
+        for name, parts in stored.items()
+    }
 
 
 def _facts(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
