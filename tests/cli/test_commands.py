@@ -69,6 +69,16 @@ def test_inspect_tells_several_streams_and_why_only_hooks_are_exact(tmp_path, ca
     assert "laurel.linear_right.weight mlp × 4" in shown
 
 
+def test_inspect_says_that_a_scalar_in_a_buffer_is_not_read(tmp_path, capsys):
+    model = tiny_folder(tmp_path / "model", "gemma2")
+    assert main(["inspect", str(model), "-o", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "scalar" in shown
+    assert "nan" not in shown
+    sites = json.loads((tmp_path / "anatomy.json").read_text())["anatomy"]["sites"]
+    assert {site["multiplier"] for site in sites} == {None, 1.0}
+
+
 def test_inspect_does_not_need_the_weights(folder, tmp_path, capsys):
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     assert main(["inspect", str(tmp_path), "--json"]) == 0

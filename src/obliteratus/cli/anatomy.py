@@ -1,5 +1,6 @@
 """A model's anatomy as tables and as JSON, for ``inspect``."""
 
+import math
 import re
 from collections import Counter
 from dataclasses import asdict, replace
@@ -117,7 +118,9 @@ def _remarks(site: WeightSite, anatomy: Anatomy) -> str:
         facts = [" (gain − 1)"] if site.post_norm.gain_offset else []
         facts += [" and its bias"] if site.post_norm.bias else []
         found.append(f"through {name}" + "".join(facts))
-    if site.multiplier != 1:
+    if math.isnan(site.multiplier):
+        found.append("times a scalar of its own")
+    elif site.multiplier != 1:
         found.append(f"times {site.multiplier:.4g}")
     if site.tied_to:
         others = (f"the {each.component}" for each in anatomy.sites if each.name == site.tied_to)
@@ -138,10 +141,20 @@ def _shapes(module: PreTrainedModel) -> dict[str, tuple[int, ...]]:
 
 
 def as_json(model: str, module: PreTrainedModel, anatomy: Anatomy, share: float) -> dict[str, Any]:
-    """Return the anatomy with shapes, coverage and memory, ready for JSON."""
+    """Return the anatomy with shapes, coverage and memory, ready for JSON.
+
+    A multiplier that is only known once the model is loaded (a buffer) is None.
+    """
     shapes = _shapes(module)
     value = asdict(anatomy)
-    value["sites"] = [{**asdict(site), "shape": list(shapes[site.name])} for site in anatomy.sites]
+    value["sites"] = [
+        {
+            **asdict(site),
+            "shape": list(shapes[site.name]),
+            "multiplier": None if math.isnan(site.multiplier) else site.multiplier,
+        }
+        for site in anatomy.sites
+    ]
     return {
         "model": model,
         "coverage": share,

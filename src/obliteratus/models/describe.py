@@ -28,10 +28,10 @@ def describe(module: PreTrainedModel) -> Anatomy:
     """Return the anatomy of ``module`` as its family file declares it.
 
     The family is the one registered under ``config.model_type``, in the variant that fits the
-    configuration. Every site that is not optional
-    must exist in every block with ``d_model`` on the declared axis. Parameters with a ``d_model``
-    axis that the family does not account for are listed in ``unmatched``: they may read or write
-    the stream, so an edit of the weights is refused while there are any. A model on ``meta`` will
+    configuration. Every site that is not optional must exist in every block with ``d_model`` on the
+    declared axis. Parameters with a ``d_model`` axis that the family does not account for are
+    listed in ``unmatched``: they may read or write the stream, so an edit of the weights is refused
+    while there are any. A model on ``meta`` will
     do, but a multiplier that is kept in a buffer is then unknown (NaN).
 
     Raises:
