@@ -42,7 +42,7 @@ def test_each_layer_and_component_has_strengths_of_its_own() -> None:
     assert tunable.strengths.shape == (1 + 2 * model.anatomy.n_layers, 2)
     with torch.no_grad():
         tunable.site_strengths()[1]["mlp"][1] = 0.9
-    changed = [each for each in tunable.edits() if float(each.strengths[1]) == 0.9]
+    changed = [each for each in tunable.edits() if float(each.strengths[1].detach()) == 0.9]
     assert [each.site.name for each in changed] == ["model.layers.1.mlp.down_proj.weight"]
 
 
@@ -54,7 +54,7 @@ def test_writers_of_one_module_share_their_strengths() -> None:
     with torch.no_grad():
         tunable.strengths.copy_(torch.rand_like(tunable.strengths))
     for edit in tunable.edits():
-        modules.setdefault(edit.site.module, set()).add(float(edit.strengths[0]))
+        modules.setdefault(edit.site.module, set()).add(float(edit.strengths[0].detach()))
     assert all(len(values) == 1 for values in modules.values())
 
 
