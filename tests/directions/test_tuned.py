@@ -40,6 +40,7 @@ class Case:
 
     def tuned(self, settings: TuneSettings = SETTINGS, **more: object) -> Directions:
         objective = more.pop("objective", None) or self.objective()
+        more = {"max_kl": 5.0, **more}
         return tuned(self.start, self.scorer, objective, settings, **more)  # pyright: ignore
 
 
@@ -92,6 +93,11 @@ def test_the_start_is_kept_where_no_step_is_better(case: Case) -> None:
     assert found.provenance["tuning"]["best_step"] == 0
     torch.testing.assert_close(found.basis[0], case.start.basis[0])
     assert effect(case, found) == pytest.approx(effect(case, case.start))
+
+
+def test_an_edit_beyond_the_divergence_allowed_is_not_used(case: Case) -> None:
+    found = case.tuned(max_kl=1e-6)
+    assert found.provenance["tuning"]["best_step"] == 0
 
 
 def test_patience_ends_what_does_not_improve(case: Case) -> None:

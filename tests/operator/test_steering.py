@@ -15,9 +15,12 @@ from obliteratus.directions.directions import Directions
 from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
 from obliteratus.errors import DirectionError, UsageError
+from obliteratus.events import listening
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.plumbing import capture
 from obliteratus.models.summon import summon
+from obliteratus.operator.hooks import edited
+from obliteratus.operator.removal import removal
 from obliteratus.operator.steering import Kind, steering
 from obliteratus.release.directions_file import save_directions
 from obliteratus.settings import EditSettings, ModelSettings
@@ -378,3 +381,22 @@ def test_the_example_of_the_documentation_runs(
     exec(example, names)
     assert names["answer"].shape[1] == names["ids"].shape[1] + 8
     assert hooks_on(names["model"]) == 0
+
+
+def test_tuned_strengths_count_for_writes_and_are_named_elsewhere() -> None:
+    model = tiny_model("llama")
+    parts = {"attention": torch.tensor([0.4]).double(), "mlp": torch.tensor([0.7]).double()}
+    found = random_directions(model)
+    layers = [layer for layer in found.basis if layer != "embedding"]
+    basis = {layer: found.basis[layer][:1] for layer in layers}
+    tuned = dataclasses.replace(found, basis=basis, strengths=dict.fromkeys(layers, parts))
+    tokens = tokens_for(model)
+    expected = removal(model, tuned.basis, strengths=tuned.strengths)
+    with edited(model, expected):
+        asked = exact_logits(model, tokens)
+    with steering(model, tuned, kind="write_projection"):
+        torch.testing.assert_close(exact_logits(model, tokens), asked)
+    seen: list[object] = []
+    with listening(seen.append), steering(model, tuned, kind="projection"):
+        pass
+    assert any("strengths per component are left out" in str(event) for event in seen)

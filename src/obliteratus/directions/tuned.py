@@ -49,14 +49,16 @@ def tuned(
     objective: Objective,
     settings: TuneSettings,
     *,
+    max_kl: float,
     seed: int = 0,
 ) -> Directions:
     """Return ``directions`` with a basis and strengths that gradients have improved.
 
     One basis for all layers is turned, and a strength per layer, component and direction moves, by
     Adam on batches of fit prompts; see :class:`obliteratus.settings.TuneSettings` for what is
-    lowered. What is returned was best on the select prompts of ``scorer`` among the edits checked,
-    the one given (every strength 1) included, and is carried out exactly in weights like any other.
+    lowered. What is returned was best on the select prompts of ``scorer`` among the edits checked
+    whose first-token KL is within ``max_kl``, or the one given, and is carried out exactly in
+    weights like any other.
 
     Raises:
         DirectionError: the directions are not one basis for all layers.
@@ -73,8 +75,38 @@ def tuned(
     removal = TunableRemoval(
         scorer.model, rows, layers, strength=settings.start, post_norm=scorer.post_norm
     )
-    given = _given(directions, scorer, removal)
-    checks = [given]
+    checks = [
+        _given(directions, scorer, removal),
+        *_steps(removal, scorer, objective, settings, seed),
+    ]
+    allowed = [check for check in checks[1:] if float(check.effect.kl.mean()) <= max_kl]
+    best = min([checks[0], *allowed], key=lambda check: check.objective(settings.kl_weight))
+    return replace(
+        directions,
+        basis=dict.fromkeys(layers, best.basis),
+        strengths=best.strengths,
+        strength=1.0,
+        provenance={
+            **directions.provenance,
+            "tuning": {
+                "checks": [check.as_json() for check in checks],
+                "best_step": best.step,
+                "refused_prompts": len(objective.refused),
+                "cosine_to_start": float((best.basis[0] @ rows[0]).abs()),
+            },
+        },
+    )
+
+
+def _steps(
+    removal: TunableRemoval,
+    scorer: Scorer,
+    objective: Objective,
+    settings: TuneSettings,
+    seed: int,
+) -> list[Check]:
+    """Move the parameters of ``removal``; return what was checked on the way."""
+    checks: list[Check] = []
     optimiser = torch.optim.Adam(
         [
             {"params": [removal.strengths], "lr": settings.strength_rate},
@@ -95,26 +127,11 @@ def tuned(
             checks.append(_check(step, removal, scorer))
             if _is_stuck(checks, settings):
                 break
-    best = min(checks, key=lambda check: check.objective(settings.kl_weight))
-    return replace(
-        directions,
-        basis=dict.fromkeys(layers, best.basis),
-        strengths=best.strengths,
-        strength=1.0,
-        provenance={
-            **directions.provenance,
-            "tuning": {
-                "checks": [check.as_json() for check in checks],
-                "best_step": best.step,
-                "refused_prompts": len(objective.refused),
-                "cosine_to_start": float((best.basis[0] @ rows[0]).abs()),
-            },
-        },
-    )
+    return checks
 
 
 class _Batches:
-    """Draws prompts of both classes without replacement until all were drawn, and again."""
+    """Draws prompts of each class without replacement until too few are left, then all again."""
 
     def __init__(self, objective: Objective, size: int, seed: int) -> None:
         self._generator = np.random.default_rng(seed)
@@ -157,7 +174,7 @@ def _check(step: int, removal: TunableRemoval, scorer: Scorer) -> Check:
 
 def _is_stuck(checks: list[Check], settings: TuneSettings) -> bool:
     """Whether the last ``patience`` checks brought nothing better than the best before them."""
-    values = [check.objective(settings.kl_weight) for check in checks[1:]]
+    values = [check.objective(settings.kl_weight) for check in checks]
     if len(values) <= settings.patience:
         return False
     return min(values[-settings.patience :]) >= min(values[: -settings.patience])

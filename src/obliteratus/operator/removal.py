@@ -52,10 +52,11 @@ def removal(
             continue
         rows = bases[layer].to(torch.float64)
         alphas = torch.full((len(rows),), strength, dtype=torch.float64)
-        if isinstance(site, StreamSite) and filters:
+        if isinstance(site, StreamSite) and (filters or strengths is not None):
             raise EditError(
-                f"directions with filters cannot be removed behind {site.module}, which changes "
-                "the stream by itself. Use an extractor whose edit is orthogonal."
+                "directions with filters, or with strengths per component, cannot be removed "
+                f"behind {site.module}, which changes the stream by itself. Use an extractor whose "
+                "edit is orthogonal, without tuning."
             )
         if isinstance(site, StreamSite):
             check_orthonormal(rows)

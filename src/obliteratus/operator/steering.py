@@ -11,12 +11,13 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from obliteratus.errors import DirectionError, UsageError
+from obliteratus.events import Note, emit
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.plumbing import check_layer
 from obliteratus.operator.bases import check_dual, check_orthonormal
 from obliteratus.operator.edit import StreamEdit, WeightEdit
 from obliteratus.operator.hooks import Change, changing, edited
-from obliteratus.operator.removal import removal
+from obliteratus.operator.removal import SiteStrengths, removal
 from obliteratus.shapes import Layer
 
 Kind = Literal["projection", "write_projection", "addition", "affine"]
@@ -40,6 +41,11 @@ class HasBasis(Protocol):
     @property
     def scale(self) -> Mapping[Layer, float]:
         """Layer -> ‖δ‖, the unit of steering."""
+        ...
+
+    @property
+    def strengths(self) -> SiteStrengths | None:
+        """Strengths per layer and component that tuning found, or None."""
         ...
 
 
@@ -107,7 +113,8 @@ def steering(
     * ``projection``: x ← x − α Rᵀ R x, x the output of a block (the input of block 0 at
       ``embedding``). What reads inside a block still sees what was written inside it.
     * ``write_projection``: w ← w − α Rᵀ R w for every write w, before a post-norm (oblique there):
-      what ``excise`` does to the weights, so nothing reads along R at α = 1.
+      what ``excise`` does to the weights, so nothing reads along R at α = 1. Strengths per layer
+      and component that tuning found multiply α, here only (a Note says so elsewhere).
     * ``addition``: x ← x + α ‖δ‖ r. Layers add up: give the strength of one layer,
       ``{layer: 1.0}``, for the published intervention (2406.11717).
     * ``affine``: x ← x + α (c r − Rᵀ R (x − μ)) with μ = ``means[layer]`` and c = ``offset`` ‖δ‖;
@@ -134,10 +141,13 @@ def steering(
     """
     basis, filters, scale = _parts(model, directions)
     _check_options(kind, means, offset)
+    strengths = None if isinstance(directions, Mapping) else directions.strengths
+    if strengths is not None and kind != "write_projection":
+        emit(Note(f"'{kind}' acts on the stream, so strengths per component are left out."))
     dial = Dial(basis, strength)
     with contextlib.ExitStack() as stack:
         if kind == "write_projection":
-            edits = removal(model, basis, filters=filters)
+            edits = removal(model, basis, strengths=strengths, filters=filters)
             stack.enter_context(edited(model, edits, gain=lambda edit: dial.at(_layer(edit))))
         else:
             for layer, rows in basis.items():

@@ -111,7 +111,14 @@ class Laboratory:
             response_tokens=settings.distill.tune.response_tokens,
             system=settings.prompts.system,
         )
-        return tuned(found, scorer, objective, settings.distill.tune, seed=settings.seed)
+        return tuned(
+            found,
+            scorer,
+            objective,
+            settings.distill.tune,
+            max_kl=settings.distill.max_kl,
+            seed=settings.seed,
+        )
 
     def scorer(self, tokens: RefusalTokens) -> Scorer:
         """Return what scores directions on the select prompts; making it runs the model."""
