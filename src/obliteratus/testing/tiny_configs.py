@@ -105,6 +105,15 @@ ALTUP: dict[str, Any] = {
     "altup_active_idx": 1,
 }
 
+LLAMA4: dict[str, Any] = {
+    **LLAMA,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 1,
+    "intermediate_size_mlp": 20,
+    "interleave_moe_layer_step": 2,
+    "attention_chunk_size": 8,
+    "attention_bias": True,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     # llama.py
     "llama": {**LLAMA, **BIASED},
@@ -220,15 +229,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     # transposed_moe.py
     "gpt_oss": {**LLAMA, **LOCAL, **SLIDING},
     "aria_text": {**LLAMA, "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
-    "llama4_text": {
-        **LLAMA,
-        "num_local_experts": 4,
-        "num_experts_per_tok": 1,
-        "intermediate_size_mlp": 20,
-        "interleave_moe_layer_step": 2,
-        "attention_chunk_size": 8,
-        "attention_bias": True,
-    },
+    "llama4_text": LLAMA4,
     "dbrx": {
         "d_model": D_MODEL,
         "n_heads": 4,
@@ -529,15 +530,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
     },
     "llama4": {
-        "text_config": {
-            **LLAMA,
-            "num_local_experts": 4,
-            "num_experts_per_tok": 1,
-            "intermediate_size_mlp": 20,
-            "interleave_moe_layer_step": 2,
-            "attention_chunk_size": 8,
-            "attention_bias": True,
-        },
+        "text_config": LLAMA4,
         "vision_config": {
             **VISION,
             "vision_output_dim": 8,
