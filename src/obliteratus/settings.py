@@ -8,7 +8,7 @@ import copy
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 
 import yaml
 from pydantic import (
@@ -78,23 +78,50 @@ class TuneSettings(Section):
     ``steps`` 0 leaves what the selection found. Each step takes ``prompts`` harmful fit prompts
     that the model refuses and as many harmless ones, and lowers
 
-      softplus(refusal log-odds) + ``kl_weight`` · KL(original ‖ edited),
+      softplus(refusal log-odds) + λ · KL(original ‖ edited),
 
     the KL averaged over the first token and ``response_tokens`` tokens of the original's own
-    answer. Every ``check_every`` steps the same is measured on select prompts; the best of these
-    is used, and ``patience`` checks without a better one end the search. Strengths begin at
-    ``start``; ``strength_rate`` and ``direction_rate`` are the step sizes of Adam (0 keeps).
+    answer. ``kl_weights`` are the values of λ, one path from the mildest edit on: each begins where
+    the one before ended, ``steps`` steps for each. Every ``check_every`` steps the same is measured
+    on select prompts; the best of these is used, and ``patience`` checks without a better one end
+    the search. ``harmless_prompts`` bounds the fit prompts whose answers are kept.
+
+    ``rank`` directions are tuned, all in every layer. Strengths begin at ``start``;
+    ``strength_rate`` and ``direction_rate`` are the step sizes of Adam (0 keeps), and ``sparsity``
+    is the share of a step by which every layer's strengths are pulled to 0, so that layers that do
+    not matter are left alone. With ``categories`` only these harmful prompts are to be answered,
+    and answers to the others are kept. ``null`` tunes once more with shuffled labels, to show what
+    the same search gives where there is nothing to find. ``recompute`` runs every block twice, for
+    models whose graph does not fit into memory.
     """
 
     steps: int = Field(default=0, ge=0)
     prompts: int = Field(default=16, ge=1)
-    kl_weight: float = Field(default=10.0, ge=0)
+    harmless_prompts: int = Field(default=128, ge=1)
+    kl_weights: tuple[Annotated[FiniteFloat, Field(ge=0)], ...] = Field(default=(10.0,))
     response_tokens: int = Field(default=4, ge=0)
     check_every: int = Field(default=10, ge=1)
     patience: int = Field(default=2, ge=1)
+    rank: int = Field(default=1, ge=1, le=64)
     start: float = Field(default=0.6, gt=0)
     strength_rate: float = Field(default=0.08, ge=0)
     direction_rate: float = Field(default=0.01, ge=0)
+    sparsity: float = Field(default=0, ge=0)
+    categories: tuple[str, ...] = ()
+    null: bool = False
+    recompute: bool = False
+
+    @field_validator("kl_weights", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return value if isinstance(value, list | tuple) else (value,)
+
+    @field_validator("kl_weights")
+    @classmethod
+    def _mildest_first(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or list(value) != sorted(value, reverse=True):
+            raise ValueError("give at least one weight, the largest (mildest edit) first")
+        return value
 
 
 class DistillSettings(Section):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from obliteratus.directions.directions import Directions
@@ -47,16 +48,24 @@ def permuted_directions(activations: Activations, directions: Directions, seed: 
 
 def permuted(samples: Samples, seed: int) -> Samples:
     """Return ``samples`` with shuffled labels."""
-    generator = torch.Generator().manual_seed(seed)
-    harmful, harmless = samples.harmful, samples.harmless
-    if samples.is_paired:
-        swap = torch.zeros(len(harmful), dtype=torch.bool)
-        swap[torch.randperm(len(harmful), generator=generator)[: len(harmful) // 2]] = True
-        first = torch.where(swap[:, None], harmless, harmful)
-        second = torch.where(swap[:, None], harmful, harmless)
-    else:
-        both = torch.cat([harmful, harmless])
-        both = both[torch.randperm(len(both), generator=generator)]
-        first, second = both[: len(harmful)], both[len(harmful) :]
+    count = len(samples.harmful)
+    order = shuffled(count, len(samples.harmless), is_paired=samples.is_paired, seed=seed)
+    both = torch.cat([samples.harmful, samples.harmless])[order.to(samples.harmful.device)]
+    first, second = both[:count], both[count:]
     delta = first.to(torch.float64).mean(0) - second.to(torch.float64).mean(0)
     return replace(samples, delta=delta, harmful=first, harmless=second)
+
+
+def shuffled(harmful: int, harmless: int, *, is_paired: bool, seed: int) -> Int[Tensor, " prompt"]:
+    """Return the numbers of all prompts, harmful ones first, in an order that shuffles the labels.
+
+    The first ``harmful`` of them are to be taken for harmful ones. In a paired set a random half of
+    the pairs is turned round.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if not is_paired:
+        return torch.randperm(harmful + harmless, generator=generator)
+    order = torch.arange(2 * harmful).reshape(2, harmful)
+    turned = torch.randperm(harmful, generator=generator)[: harmful // 2]
+    order[:, turned] = order[:, turned].flip(0)
+    return order.flatten()

@@ -1,6 +1,8 @@
 """Directions and strengths tuned by gradient through the model, with its weights left alone."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,171 +12,246 @@ from torch import Tensor
 
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.objective import Objective
-from obliteratus.directions.score import Effect, Scorer
 from obliteratus.errors import DirectionError
 from obliteratus.events import track
+from obliteratus.models.loaded import LoadedModel
+from obliteratus.operator.edit import StreamEdit, WeightEdit
 from obliteratus.operator.hooks import edited
-from obliteratus.operator.removal import SiteStrengths
+from obliteratus.operator.removal import removal
 from obliteratus.operator.tunable import TunableRemoval
 from obliteratus.settings import TuneSettings
-from obliteratus.shapes import Layer
+from obliteratus.statistics.bootstrap import paired_bootstrap
+
+NO_PARAMETERS: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Check:
-    """The edit after ``step`` steps and what it does to the select prompts."""
+    """What the edit after ``step`` steps at ``kl_weight`` does to the select prompts.
 
+    ``parameters`` are those of the :class:`TunableRemoval`, empty for the edit that was given.
+    """
+
+    kl_weight: float
     step: int
-    basis: Float64[Tensor, "rank d_model"]
-    strengths: SiteStrengths
-    effect: Effect
+    refusal: Float64[np.ndarray, " refused"]
+    log_odds: Float64[np.ndarray, " refused"]
+    kl: Float64[np.ndarray, " kept"]
+    first_kl: Float64[np.ndarray, " kept"]
+    parameters: Mapping[str, Tensor]
 
-    def objective(self, kl_weight: float) -> float:
-        """Return softplus(refusal log-odds) + ``kl_weight`` · KL, means over the select prompts."""
-        refusal = np.logaddexp(0, self.effect.log_odds).mean()
-        return float(refusal + kl_weight * self.effect.kl.mean())
+    @property
+    def objective(self) -> float:
+        """Mean refusal + ``kl_weight`` · mean KL: what is lowered."""
+        return float(self.refusal.mean() + self.kl_weight * self.kl.mean())
 
     def as_json(self) -> dict[str, Any]:
-        """Return step and mean effects, ready for JSON."""
+        """Return weight, step and mean effects, ready for JSON; ``kl`` is the first token's."""
         return {
+            "kl_weight": self.kl_weight,
             "step": self.step,
-            "bypass": float(self.effect.log_odds.mean()),
-            "kl": float(self.effect.kl.mean()),
+            "log_odds": float(self.log_odds.mean()),
+            "refusal": float(self.refusal.mean()),
+            "kl": float(self.first_kl.mean()),
+            "answer_kl": float(self.kl.mean()),
         }
 
 
 def tuned(
     directions: Directions,
-    scorer: Scorer,
-    objective: Objective,
+    fit: Objective,
+    select: Objective,
+    start: TunableRemoval,
     settings: TuneSettings,
     *,
     max_kl: float,
     seed: int = 0,
 ) -> Directions:
-    """Return ``directions`` with a basis and strengths that gradients have improved.
+    """Return ``directions`` with the basis and strengths of ``start`` after gradients moved them.
 
-    One basis for all layers is turned, and a strength per layer, component and direction moves, by
-    Adam on batches of fit prompts; see :class:`obliteratus.settings.TuneSettings` for what is
-    lowered. What is returned was best on the select prompts of ``scorer`` among the edits checked
-    whose first-token KL is within ``max_kl``, or the one given, and is carried out exactly in
-    weights like any other.
+    For each of ``settings.kl_weights`` in turn Adam lowers the losses of ``fit`` in batches, from
+    where the weight before it ended; the edit that is best on ``select`` among those checked whose
+    first-token KL is within ``max_kl`` is that weight's point of the front. The first point is used
+    if it is better than ``directions`` as they were given, a further one if it lowers refusal on
+    ``select`` beyond noise (paired bootstrap), and the first that does not ends the path. What is
+    returned is carried out exactly in weights like any other.
 
     Raises:
-        DirectionError: the directions are not one basis for all layers.
-        UnsupportedArchitectureError: the model takes hooks only.
+        DirectionError: the directions are not one orthogonal basis for all layers.
     """
-    layers: tuple[Layer, ...] = tuple(layer for layer in directions.basis if layer in scorer.layers)
-    rows = directions.basis[layers[0]]
-    is_one = all(torch.equal(directions.basis[layer], rows) for layer in layers)
-    if not is_one or directions.filters:
+    check_tunable(directions)
+    chosen = _given(directions, select, start, settings.kl_weights[0])
+    checks, front = [chosen], list[Check]()
+    for number, weight in enumerate(settings.kl_weights):
+        tried = _descent(start, fit, select, settings, weight, seed + number)
+        checks.extend(tried)
+        allowed = [check for check in tried if float(check.first_kl.mean()) <= max_kl]
+        point = min(allowed, key=lambda check: check.objective, default=None)
+        if point is None or not _is_better(point, chosen, is_first=not front, seed=seed):
+            break
+        front.append(point)
+        chosen = point
+        start.load_state_dict(point.parameters)
+    facts = {
+        "checks": [check.as_json() for check in checks],
+        "front": [check.as_json() for check in front],
+        "best_step": chosen.step,
+        "kl_weight": chosen.kl_weight,
+        "fit_prompts": [len(fit.refused), len(fit.kept)],
+    }
+    if not front:
+        return replace(directions, provenance={**directions.provenance, "tuning": facts})
+    start.load_state_dict(chosen.parameters)
+    return _moved(directions, start, facts)
+
+
+def check_tunable(directions: Directions) -> None:
+    """Check that ``directions`` are one orthogonal basis for all layers.
+
+    Raises:
+        DirectionError: they differ by layer, or have filters.
+    """
+    every = list(directions.basis.values())
+    if directions.filters or not all(torch.equal(rows, every[0]) for rows in every):
         raise DirectionError(
             "tuning begins with one orthogonal basis for all layers, and these directions differ "
             "by layer or have filters. Set distill.selection=published and another extractor."
         )
-    removal = TunableRemoval(
-        scorer.model, rows, layers, strength=settings.start, post_norm=scorer.post_norm
-    )
-    checks = [
-        _given(directions, scorer, removal),
-        *_steps(removal, scorer, objective, settings, seed),
-    ]
-    allowed = [check for check in checks[1:] if float(check.effect.kl.mean()) <= max_kl]
-    best = min([checks[0], *allowed], key=lambda check: check.objective(settings.kl_weight))
+
+
+def _moved(directions: Directions, removal: TunableRemoval, facts: dict[str, Any]) -> Directions:
+    """Return ``directions`` with the basis and strengths of ``removal``, and ``facts`` recorded."""
+    rows = removal.basis().detach()
+    start = next(iter(directions.basis.values()))[0]
+    tuning = {**facts, "cosine_to_start": float(start @ rows[0])}
     return replace(
         directions,
-        basis=dict.fromkeys(layers, best.basis),
-        strengths=best.strengths,
-        strength=1.0,
-        provenance={
-            **directions.provenance,
-            "tuning": {
-                "checks": [check.as_json() for check in checks],
-                "best_step": best.step,
-                "refused_prompts": len(objective.refused),
-                "cosine_to_start": float((best.basis[0] @ rows[0]).abs()),
-            },
+        basis=dict.fromkeys(removal.layers, rows),
+        strengths={
+            layer: {component: values.detach().clone() for component, values in parts.items()}
+            for layer, parts in removal.site_strengths().items()
         },
+        strength=1.0,
+        provenance={**directions.provenance, "tuning": tuning},
     )
 
 
-def _steps(
-    removal: TunableRemoval,
-    scorer: Scorer,
-    objective: Objective,
-    settings: TuneSettings,
-    seed: int,
-) -> list[Check]:
-    """Move the parameters of ``removal``; return what was checked on the way."""
-    checks: list[Check] = []
+def checked(select: Objective, removal: TunableRemoval, *, kl_weight: float, step: int) -> Check:
+    """Return what ``removal`` does to all prompts of ``select`` as it is now."""
+    with torch.no_grad():
+        edits = removal.edits()
+    state = {name: each.clone() for name, each in removal.state_dict().items()}
+    return _measured(select, removal.model, edits, kl_weight=kl_weight, step=step, parameters=state)
+
+
+def descend(
+    removal: TunableRemoval, fit: Objective, settings: TuneSettings, weight: float, *, seed: int
+) -> Iterator[int]:
+    """Move the parameters of ``removal`` by Adam; yield the number of steps made, after each.
+
+    The step sizes fall to 0 over ``settings.steps`` along a half cosine, so that the noise of the
+    batches does not decide where it ends.
+    """
     optimiser = torch.optim.Adam(
         [
             {"params": [removal.strengths], "lr": settings.strength_rate},
             {"params": [removal.directions], "lr": settings.direction_rate},
         ]
     )
-    batches = _Batches(objective, settings.prompts, seed)
-    for step in track(
-        range(1, settings.steps + 1), task="tune", total=settings.steps, unit="steps"
-    ):
-        harmful, harmless = batches.draw()
-        objective.prepare(harmless)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
+    batches = _Batches(len(fit.refused), len(fit.kept), settings.prompts, seed)
+    steps = range(1, settings.steps + 1)
+    for step in track(steps, task=f"tune, KL x {weight:g}", total=settings.steps, unit="steps"):
+        refused, kept = batches.draw()
         optimiser.zero_grad()
-        with edited(scorer.model, removal.edits()):
-            objective.loss(harmful, harmless).total(settings.kl_weight).backward()
+        with edited(removal.model, removal.edits()):
+            fit.losses(refused, kept).total(weight).backward()
         optimiser.step()
-        if step % settings.check_every == 0 or step == settings.steps:
-            checks.append(_check(step, removal, scorer))
-            if _is_stuck(checks, settings):
-                break
+        removal.shrink(settings.sparsity * rates.get_last_lr()[0])
+        rates.step()
+        yield step
+
+
+def _descent(
+    removal: TunableRemoval,
+    fit: Objective,
+    select: Objective,
+    settings: TuneSettings,
+    weight: float,
+    seed: int,
+) -> list[Check]:
+    """Return what was checked while ``removal`` was tuned at one weight, until it gains no more."""
+    checks: list[Check] = []
+    for step in descend(removal, fit, settings, weight, seed=seed):
+        if step % settings.check_every and step != settings.steps:
+            continue
+        checks.append(checked(select, removal, kl_weight=weight, step=step))
+        values = [check.objective for check in checks]
+        waited = values[-settings.patience :]
+        if len(values) > settings.patience and min(waited) >= min(values[: -settings.patience]):
+            break
     return checks
 
 
-class _Batches:
-    """Draws prompts of each class without replacement until too few are left, then all again."""
+def _given(
+    directions: Directions, select: Objective, start: TunableRemoval, weight: float
+) -> Check:
+    """Return what ``directions`` do as they were given."""
+    rows = next(iter(directions.basis.values()))
+    edits = removal(
+        start.model,
+        dict.fromkeys(start.layers, rows),
+        strength=directions.strength,
+        post_norm=start.post_norm,
+    )
+    return _measured(select, start.model, edits, kl_weight=weight, step=0)
 
-    def __init__(self, objective: Objective, size: int, seed: int) -> None:
+
+def _measured(
+    objective: Objective,
+    model: LoadedModel,
+    edits: Sequence[WeightEdit | StreamEdit],
+    *,
+    kl_weight: float,
+    step: int,
+    parameters: Mapping[str, Tensor] = NO_PARAMETERS,
+) -> Check:
+    """Return what ``edits`` do to all prompts of ``objective``."""
+    with edited(model, edits):
+        losses = objective.measured()
+    return Check(
+        kl_weight,
+        step,
+        losses.refusal.numpy(),
+        losses.log_odds.numpy(),
+        losses.kl.numpy(),
+        losses.first_kl.numpy(),
+        parameters,
+    )
+
+
+def _is_better(point: Check, chosen: Check, *, is_first: bool, seed: int) -> bool:
+    """Whether the first point has a lower objective, or a further one refuses less."""
+    if is_first:
+        return point.objective < chosen.objective
+    return paired_bootstrap(chosen.refusal, point.refusal, seed=seed).interval[1] < 0
+
+
+class _Batches:
+    """Draws prompts of each group without replacement until too few are left, then all again."""
+
+    def __init__(self, refused: int, kept: int, size: int, seed: int) -> None:
         self._generator = np.random.default_rng(seed)
-        self._pools = (np.array(objective.refused), np.arange(objective.n_harmless))
+        self._pools = (refused, kept)
         self._size = size
         self._waiting: list[list[int]] = [[], []]
 
     def draw(self) -> tuple[list[int], list[int]]:
-        """Return the numbers of the next harmful and harmless prompts."""
+        """Return the numbers of the next prompts to be answered and of those to be kept."""
         drawn: list[list[int]] = []
         for waiting, pool in zip(self._waiting, self._pools, strict=True):
-            if len(waiting) < min(self._size, len(pool)):
+            if len(waiting) < min(self._size, pool):
                 waiting[:] = self._generator.permutation(pool).tolist()
             drawn.append(waiting[: self._size])
             del waiting[: self._size]
         return drawn[0], drawn[1]
-
-
-def _given(directions: Directions, scorer: Scorer, removal: TunableRemoval) -> Check:
-    rows = removal.basis().detach()
-    ones: SiteStrengths = {
-        layer: {
-            component: torch.full_like(values.detach(), directions.strength)
-            for component, values in parts.items()
-        }
-        for layer, parts in removal.site_strengths().items()
-    }
-    return Check(0, rows, ones, scorer.effect(directions.basis, strengths=ones))
-
-
-def _check(step: int, removal: TunableRemoval, scorer: Scorer) -> Check:
-    rows = removal.basis().detach().clone()
-    strengths: SiteStrengths = {
-        layer: {component: values.detach().clone() for component, values in parts.items()}
-        for layer, parts in removal.site_strengths().items()
-    }
-    bases = dict.fromkeys(removal.layers, rows)
-    return Check(step, rows, strengths, scorer.effect(bases, strengths=strengths))
-
-
-def _is_stuck(checks: list[Check], settings: TuneSettings) -> bool:
-    """Whether the last ``patience`` checks brought nothing better than the best before them."""
-    values = [check.objective(settings.kl_weight) for check in checks]
-    if len(values) <= settings.patience:
-        return False
-    return min(values[-settings.patience :]) >= min(values[: -settings.patience])

@@ -42,8 +42,8 @@ class TunableRemoval(nn.Module):
                 f"be edited exactly: {model.anatomy.hooks_only}. Use --method basic under hooks."
             )
         self.layers: tuple[Layer, ...] = layers
-        self._model = model
-        self._post_norm: PostNormEdit = post_norm
+        self.model = model
+        self.post_norm: PostNormEdit = post_norm
         self._places = _places(model, layers)
         n_places = max(self._places.values()) + 1
         self.directions = nn.Parameter(rows.to(torch.float64).clone())
@@ -55,16 +55,34 @@ class TunableRemoval(nn.Module):
         """Return the edits as they are now; gradients reach both parameters through them."""
         rows = self.basis()
         return removal(
-            self._model,
+            self.model,
             dict.fromkeys(self.layers, rows),
             strengths=self.site_strengths(),
-            post_norm=self._post_norm,
+            post_norm=self.post_norm,
         )
 
     def basis(self) -> Float64[Tensor, "rank d_model"]:
         """Return orthonormal rows, the first along the first of ``directions``."""
         columns, triangle = torch.linalg.qr(self.directions.T)
         return (columns * torch.diagonal(triangle).sign()).T
+
+    @torch.no_grad()
+    def shrink(self, amount: float) -> None:
+        """Pull the strengths of each layer to 0 by ``amount`` of their length together.
+
+        The proximal step of a group lasso over layers: a layer that is shorter becomes exactly 0,
+        and an edit of strength 0 leaves its matrix as it is.
+        """
+        if not amount:
+            return
+        places: dict[Layer, set[int]] = {}
+        for (layer, _), place in self._places.items():
+            places.setdefault(layer, set()).add(place)
+        for numbers in places.values():
+            rows = sorted(numbers)
+            length = float(self.strengths[rows].norm())
+            if length:
+                self.strengths[rows] *= max(0.0, 1 - amount / length)
 
     def site_strengths(self) -> SiteStrengths:
         """Return the strengths [rank] of each component of each layer, as views."""

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.distill import distill
-from obliteratus.directions.objective import Objective
 from obliteratus.directions.score import Scorer
-from obliteratus.directions.tuned import tuned
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.log_odds import RefusalTokens, calibrate
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.pipeline.tuning import Tuning
 from obliteratus.probe.activations import Activations
 from obliteratus.probe.capture import last_states, probe
 from obliteratus.probe.files import load_activations, save_activations
@@ -104,21 +103,8 @@ class Laboratory:
         found = distill(activations, scorer, settings.distill, seed=settings.seed)
         if not settings.distill.tune.steps:
             return found
-        objective = Objective(
-            self.model,
-            self.splits.fit,
-            tokens,
-            response_tokens=settings.distill.tune.response_tokens,
-            system=settings.prompts.system,
-        )
-        return tuned(
-            found,
-            scorer,
-            objective,
-            settings.distill.tune,
-            max_kl=settings.distill.max_kl,
-            seed=settings.seed,
-        )
+        search = Tuning(self.model, self.splits, settings, activations, scorer)
+        return search.tuned(found)
 
     def scorer(self, tokens: RefusalTokens) -> Scorer:
         """Return what scores directions on the select prompts; making it runs the model."""

@@ -1,0 +1,316 @@
+"""Tuning lowers what it says it lowers, on prompts it has not seen, and leaves the model alone."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from obliteratus.directions.directions import Directions
+from obliteratus.directions.objective import Objective
+from obliteratus.directions.permuted import shuffled
+from obliteratus.directions.score import Scorer
+from obliteratus.edits.planner import plan
+from obliteratus.errors import DirectionError, UsageError
+from obliteratus.models.summon import summon
+from obliteratus.operator.hooks import edited
+from obliteratus.operator.removal import removal
+from obliteratus.pipeline.stages import Laboratory
+from obliteratus.pipeline.tuning import Tuning
+from obliteratus.prompts.contrast import ContrastSet
+from obliteratus.prompts.load import contrast_set
+from obliteratus.prompts.split import split
+from obliteratus.settings import TuneSettings, settings_from
+from obliteratus.store import Store
+from obliteratus.testing.refuser import tiny_settings
+
+SETTINGS = TuneSettings(steps=20, prompts=8, check_every=5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    search: Tuning
+    start: Directions
+    scorer: Scorer
+    """Scores by the openings that a search lowers."""
+
+    def changed(self, settings: TuneSettings, **more: Any) -> Tuning:
+        distill = self.search.settings.distill.model_copy(
+            update={"tune": settings, "max_kl": more.pop("max_kl", 5.0)}
+        )
+        run = self.search.settings.model_copy(
+            update={"distill": distill, "seed": more.pop("seed", 0)}
+        )
+        return dataclasses.replace(self.search, settings=run, **more)
+
+    def tuned(self, settings: TuneSettings = SETTINGS, **more: Any) -> Directions:
+        return self.changed(settings, **more).tuned(self.start)
+
+
+@pytest.fixture(scope="module")
+def case(refuser: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    settings = tiny_settings(refuser, "basic")
+    store = Store(tmp_path_factory.mktemp("store"))
+    model = summon(str(refuser), settings.model, store=store)
+    splits = split(contrast_set(settings.prompts))
+    laboratory = Laboratory(model, splits, settings, store)
+    activations, _ = laboratory.probed()
+    tokens = laboratory.refusal_tokens(activations)
+    start, _ = laboratory.distilled(activations, tokens)
+    search = Tuning(model, splits, settings, activations, laboratory.scorer(tokens))
+    return Case(search, start, Scorer(model, splits.select, search.openings, prompts=32))
+
+
+def effect(case: Case, directions: Directions) -> tuple[float, float]:
+    found = case.scorer.effect(directions.basis, strengths=directions.strengths)
+    return float(np.logaddexp(0, found.log_odds).mean()), float(found.kl.mean())
+
+
+def test_refusal_and_divergence_both_fall_on_select_prompts(case: Case) -> None:
+    before, after = effect(case, case.start), effect(case, case.tuned())
+    assert after[0] < before[0] / 2
+    assert after[1] < before[1] / 2
+
+
+def test_the_weights_are_left_alone_and_hold_no_gradients(case: Case) -> None:
+    before = {name: each.clone() for name, each in case.search.model.module.named_parameters()}
+    case.tuned(TuneSettings(steps=2, prompts=4))
+    for name, parameter in case.search.model.module.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+    assert not any(module._forward_hooks for module in case.search.model.module.modules())
+
+
+def test_the_same_seed_gives_the_same_edit(case: Case) -> None:
+    settings = TuneSettings(steps=10, prompts=4)
+    one, same, other = (case.tuned(settings, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one.basis[0], same.basis[0])
+    assert not torch.equal(one.basis[0], other.basis[0])
+
+
+def test_the_start_is_kept_where_no_step_is_better(case: Case) -> None:
+    """With steps far too large nothing that is checked can be better."""
+    wild = SETTINGS.model_copy(
+        update={"strength_rate": 50.0, "direction_rate": 50.0, "check_every": 1, "patience": 1}
+    )
+    found = case.tuned(wild)
+    assert found.provenance["tuning"]["best_step"] == 0
+    torch.testing.assert_close(found.basis[0], case.start.basis[0])
+    assert effect(case, found) == pytest.approx(effect(case, case.start))
+
+
+def test_an_edit_beyond_the_divergence_allowed_is_not_used(case: Case) -> None:
+    found = case.tuned(max_kl=1e-6)
+    assert found.provenance["tuning"]["best_step"] == 0
+
+
+def test_patience_ends_what_does_not_improve(case: Case) -> None:
+    still = {"strength_rate": 0.0, "direction_rate": 0.0, "check_every": 1, "patience": 2}
+    found = case.tuned(SETTINGS.model_copy(update=still))
+    assert [check["step"] for check in found.provenance["tuning"]["checks"]] == [0, 1, 2, 3]
+
+
+def test_rates_of_zero_keep_what_they_concern(case: Case) -> None:
+    settings = SETTINGS.model_copy(update={"direction_rate": 0.0})
+    found = case.tuned(settings)
+    torch.testing.assert_close(found.basis[0], case.start.basis[0])
+    assert found.provenance["tuning"]["best_step"] > 0
+
+
+def test_more_weight_on_divergence_gives_less_of_it(case: Case) -> None:
+    light, heavy = (
+        case.tuned(SETTINGS.model_copy(update={"kl_weights": (weight,)}))
+        for weight in (0.1, 1000.0)
+    )
+    assert effect(case, heavy)[1] < effect(case, light)[1]
+
+
+def test_the_plan_does_to_weights_what_tuning_saw_under_hooks(case: Case) -> None:
+    found = case.tuned()
+    asked = {
+        edit.site.name: edit
+        for edit in removal(case.search.model, found.basis, strengths=found.strengths)
+    }
+    planned = plan(case.search.model, found)
+    assert len(planned) == len(asked)
+    for edit in planned:
+        torch.testing.assert_close(edit.strengths, asked[edit.site.name].strengths)
+        torch.testing.assert_close(edit.read_basis, asked[edit.site.name].read_basis)
+    with edited(case.search.model, planned):
+        pass
+
+
+def test_a_model_that_refuses_nothing_has_nothing_to_tune(case: Case) -> None:
+    """With harmless prompts in the place of harmful ones no prompt is refused."""
+    search, fit = case.search, case.search.splits.fit
+    sides = search.activations.harmful, search.activations.harmless
+    swapped = dataclasses.replace(
+        search,
+        splits=dataclasses.replace(
+            search.splits,
+            fit=dataclasses.replace(fit, harmful=fit.harmless, harmless=fit.harmful),
+        ),
+        activations=dataclasses.replace(search.activations, harmful=sides[1], harmless=sides[0]),
+    )
+    vars(swapped)["openings"] = search.openings
+    with pytest.raises(DirectionError, match=r"refuses none of 32 harmful fit prompts"):
+        swapped.tuned(case.start)
+
+
+def test_directions_that_differ_by_layer_are_refused(case: Case) -> None:
+    basis = {layer: rows.clone() for layer, rows in case.start.basis.items()}
+    basis[1] = -basis[1]
+    other = dataclasses.replace(case, start=dataclasses.replace(case.start, basis=basis))
+    with pytest.raises(DirectionError, match="one orthogonal basis for all layers"):
+        other.tuned()
+
+
+def objective(case: Case, **more: Any) -> Objective:
+    fit = case.search.splits.fit
+    return Objective(case.search.model, fit, case.search.openings, **{"response_tokens": 4, **more})
+
+
+def test_the_loss_of_no_edit_is_the_refusal_of_the_original_and_no_divergence(case: Case) -> None:
+    losses = objective(case).losses([0, 1], [0, 5, 9])
+    assert losses.kl.tolist() == pytest.approx([0, 0, 0], abs=1e-5)
+    assert losses.first_kl.tolist() == pytest.approx([0, 0, 0], abs=1e-5)
+    assert losses.refusal.min() > 0.69  # softplus of log-odds above 0
+
+
+def test_losses_of_a_batch_are_those_of_each_prompt_in_the_order_asked(case: Case) -> None:
+    each, edits = objective(case), removal(case.search.model, case.start.basis, strength=0.5)
+    with edited(case.search.model, edits):
+        every = each.measured()
+        some = each.losses([3, 1], [7, 2, 11])
+    torch.testing.assert_close(some.log_odds, every.log_odds[[3, 1]], atol=1e-4, rtol=0)
+    torch.testing.assert_close(some.kl, every.kl[[7, 2, 11]], atol=1e-4, rtol=0)
+    assert float(every.kl.min()) > 0
+    assert not torch.equal(every.kl, every.first_kl)
+
+
+def test_without_answers_the_divergence_is_that_of_the_first_token(case: Case) -> None:
+    with edited(case.search.model, removal(case.search.model, case.start.basis)):
+        found = objective(case, response_tokens=0).measured()
+    assert torch.equal(found.kl, found.first_kl)
+
+
+def test_the_scorer_measures_the_same_on_select_prompts(case: Case) -> None:
+    """Bypass and KL in the record of a search can be compared with those of every method."""
+    found = case.tuned()
+    last = found.provenance["tuning"]["front"][-1]
+    after = case.scorer.effect(found.basis, strengths=found.strengths)
+    assert last["log_odds"] == pytest.approx(after.log_odds.mean(), abs=1e-3)
+    assert last["kl"] == pytest.approx(after.kl.mean(), abs=1e-4)
+
+
+def test_only_the_categories_asked_for_are_answered_and_the_others_kept(case: Case) -> None:
+    fit = categorised(case.search.splits.fit)
+    found = Objective(
+        case.search.model, fit, case.search.openings, response_tokens=2, categories=("even",)
+    )
+    assert {prompt.category for prompt in found.refused} == {"even"}
+    assert [p for p in found.kept if p.category == "odd"] == [*fit.harmful[1::2]]
+    with pytest.raises(DirectionError, match=r"none of 32 harmful prompts is of none-such"):
+        Objective(
+            case.search.model,
+            fit,
+            case.search.openings,
+            response_tokens=2,
+            categories=("none-such",),
+        )
+
+
+def test_the_search_lowers_every_opening_that_harmful_prompts_make_likelier(case: Case) -> None:
+    """More than what measures refusal, or the search would move refusals to another opening."""
+    search = case.search
+    odds = [search.openings.harmful, search.openings.harmless]
+    assert set(search.scorer.tokens.ids) <= set(search.openings.ids)
+    assert odds[0] is not None
+    assert odds[1] is not None
+    assert odds[0] > odds[1]
+
+
+def test_the_kept_prompts_can_be_bounded_and_are_spread(case: Case) -> None:
+    some, every = objective(case, most_kept=4), objective(case)
+    assert some.kept == every.kept[:: len(every.kept) // 4]
+
+
+def test_a_path_gives_up_divergence_for_refusal_as_far_as_is_allowed(case: Case) -> None:
+    weights = SETTINGS.model_copy(update={"kl_weights": (1000.0, 1.0)})
+    path = case.tuned(weights)
+    mild, strong = path.provenance["tuning"]["front"]
+    assert strong["refusal"] < mild["refusal"]
+    assert strong["kl"] > mild["kl"]
+    assert effect(case, path)[0] == pytest.approx(strong["refusal"], abs=1e-3)
+    between = (mild["kl"] + strong["kl"]) / 2
+    found = case.tuned(weights, max_kl=between)
+    assert effect(case, found)[1] <= between
+
+
+def test_weights_that_grow_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"the largest \(mildest edit\) first"):
+        settings_from({"distill": {"tune": {"kl_weights": [1, 2]}}})
+    assert TuneSettings.model_validate({"kl_weights": 3}).kl_weights == (3.0,)
+
+
+def test_sparsity_leaves_layers_alone_and_none_does_not(case: Case) -> None:
+    dense, sparse = (
+        case.tuned(SETTINGS.model_copy(update={"sparsity": weight, "kl_weights": (100.0,)}))
+        for weight in (0.0, 1.2)
+    )
+    assert not zeros(dense)
+    assert zeros(sparse)
+    assert effect(case, sparse)[0] < effect(case, case.start)[0]
+    edits = [edit for edit in plan(case.search.model, sparse) if not edit.strengths.any()]
+    assert edits
+
+
+def test_more_directions_can_be_tuned(case: Case) -> None:
+    found = case.tuned(SETTINGS.model_copy(update={"rank": 2}))
+    rows = found.basis[0]
+    torch.testing.assert_close(rows @ rows.T, torch.eye(2, dtype=torch.float64))
+    assert found.strengths is not None
+    assert all(len(v) == 2 for parts in found.strengths.values() for v in parts.values())
+    assert effect(case, found)[0] < effect(case, case.start)[0]
+
+
+def test_the_null_with_shuffled_labels_does_not_end_refusal(case: Case) -> None:
+    found = case.tuned(SETTINGS.model_copy(update={"null": True})).provenance["tuning"]
+    assert found["null"]["step"] == found["best_step"]
+    assert found["null"]["refusal"] > 10 * found["front"][-1]["refusal"]
+
+
+def test_shuffling_turns_half_of_the_pairs_and_deals_the_rest_anew() -> None:
+    paired = shuffled(6, 6, is_paired=True, seed=3)
+    assert sorted(paired.tolist()) == list(range(12))
+    assert int((paired[:6] >= 6).sum()) == 3
+    assert torch.equal((paired[:6] - paired[6:]).abs(), torch.full((6,), 6))
+    alone = shuffled(5, 3, is_paired=False, seed=3)
+    assert sorted(alone.tolist()) == list(range(8))
+
+
+def test_recomputing_blocks_changes_no_gradient(case: Case) -> None:
+    settings = TuneSettings(steps=10, prompts=4)
+    plain, again = (
+        case.tuned(settings.model_copy(update={"recompute": flag})) for flag in (False, True)
+    )
+    torch.testing.assert_close(plain.basis[0], again.basis[0], atol=1e-5, rtol=0)
+
+
+def categorised(prompts: ContrastSet) -> ContrastSet:
+    harmful = tuple(
+        dataclasses.replace(each, category=("even", "odd")[index % 2])
+        for index, each in enumerate(prompts.harmful)
+    )
+    harmless = tuple(dataclasses.replace(each, category="plain") for each in prompts.harmless)
+    return dataclasses.replace(prompts, harmful=harmful, harmless=harmless)
+
+
+def zeros(directions: Directions) -> list[object]:
+    """Return the layers of which nothing is edited."""
+    assert directions.strengths is not None
+    every: Mapping[Any, Mapping[Any, torch.Tensor]] = directions.strengths
+    return [layer for layer, parts in every.items() if not any(v.any() for v in parts.values())]
