@@ -1,7 +1,6 @@
 """Tuning lowers what it says it lowers, on prompts it has not seen, and leaves the model alone."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from obliteratus.errors import DirectionError, UsageError
 from obliteratus.models.summon import summon
 from obliteratus.operator.hooks import edited
 from obliteratus.operator.removal import removal
+from obliteratus.operator.tunable import TunableRemoval
 from obliteratus.pipeline.stages import Laboratory
 from obliteratus.pipeline.tuning import Tuning
 from obliteratus.prompts.contrast import ContrastSet
@@ -256,16 +256,32 @@ def test_weights_that_grow_are_refused() -> None:
     assert TuneSettings.model_validate({"kl_weights": 3}).kl_weights == (3.0,)
 
 
-def test_sparsity_leaves_layers_alone_and_none_does_not(case: Case) -> None:
-    dense, sparse = (
-        case.tuned(SETTINGS.model_copy(update={"sparsity": weight, "kl_weights": (100.0,)}))
-        for weight in (0.0, 1.2)
-    )
-    assert not zeros(dense)
-    assert zeros(sparse)
-    assert effect(case, sparse)[0] < effect(case, case.start)[0]
-    edits = [edit for edit in plan(case.search.model, sparse) if not edit.strengths.any()]
-    assert edits
+def test_sparsity_makes_the_edit_smaller(case: Case) -> None:
+    sizes: list[float] = []
+    for sparsity in (0.0, 1.0):
+        found = case.tuned(SETTINGS.model_copy(update={"sparsity": sparsity}))
+        assert found.strengths is not None
+        sizes.append(
+            sum(float(v.abs().sum()) for parts in found.strengths.values() for v in parts.values())
+        )
+        assert effect(case, found)[0] < effect(case, case.start)[0]
+    assert sizes[1] < 0.9 * sizes[0]
+
+
+def test_a_layer_whose_strengths_are_pulled_to_nothing_is_left_alone(case: Case) -> None:
+    """All of a layer's strengths fall by one length, so a short layer is 0 and no other is."""
+    model, rows = case.search.model, case.start.basis[0]
+    each = TunableRemoval(model, rows, ("embedding", 0, 1), strength=1.0)
+    with torch.no_grad():
+        for values in each.site_strengths()[1].values():
+            values.fill_(0.05)
+    before = [float(v) for v in each.site_strengths()[0].values()]
+    each.shrink(0.1)
+    assert not any(values.any() for values in each.site_strengths()[1].values())
+    after = [float(v) for v in each.site_strengths()[0].values()]
+    assert np.linalg.norm(before) - np.linalg.norm(after) == pytest.approx(0.1)
+    active = [edit for edit in each.edits() if edit.strengths.any()]
+    assert {edit.site.layer for edit in active} == {None, 0}
 
 
 def test_more_directions_can_be_tuned(case: Case) -> None:
@@ -307,10 +323,3 @@ def categorised(prompts: ContrastSet) -> ContrastSet:
     )
     harmless = tuple(dataclasses.replace(each, category="plain") for each in prompts.harmless)
     return dataclasses.replace(prompts, harmful=harmful, harmless=harmless)
-
-
-def zeros(directions: Directions) -> list[object]:
-    """Return the layers of which nothing is edited."""
-    assert directions.strengths is not None
-    every: Mapping[Any, Mapping[Any, torch.Tensor]] = directions.strengths
-    return [layer for layer, parts in every.items() if not any(v.any() for v in parts.values())]

@@ -167,7 +167,7 @@ def descend(
         with edited(removal.model, removal.edits()):
             fit.losses(refused, kept).total(weight).backward()
         optimiser.step()
-        removal.shrink(settings.sparsity * rates.get_last_lr()[0])
+        removal.shrink(settings.sparsity * float(optimiser.param_groups[0]["lr"]))
         rates.step()
         yield step
 

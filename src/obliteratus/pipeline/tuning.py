@@ -27,6 +27,7 @@ from obliteratus.probe.activations import Activations, PromptClass
 from obliteratus.probe.capture import last_states
 from obliteratus.prompts.contrast import ContrastSet, Splits
 from obliteratus.settings import RunSettings
+from obliteratus.shapes import Layer
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,9 @@ class Tuning:
                 f"the extractor '{directions.method}' gives {len(rows)} directions where "
                 f"distill.tune.rank={tune.rank} are to be tuned; lower it."
             )
-        layers = tuple(layer for layer in self.scorer.layers if layer in directions.basis)
+        layers: tuple[Layer, ...] = tuple(
+            layer for layer in self.scorer.layers if layer in directions.basis
+        )
         return TunableRemoval(
             self.model, rows, layers, strength=tune.start, post_norm=self.scorer.post_norm
         )

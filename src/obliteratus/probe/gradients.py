@@ -1,7 +1,8 @@
 """Hidden states that gradients reach: what forward passes under hooks with parameters give."""
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,8 +73,8 @@ def _recomputed(model: LoadedModel) -> Generator[None]:
     blocks = list(dict.fromkeys(every))  # some models run one block several times
     originals = [each.forward for each in blocks]
 
-    def wrapped(forward: Any) -> Any:
-        return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    def wrapped(forward: Callable[..., Any]) -> Callable[..., Any]:
+        return partial(checkpoint, forward, use_reentrant=False)
 
     try:
         for each, forward in zip(blocks, originals, strict=True):
