@@ -11,7 +11,7 @@ from obliteratus.cli.render import Screen, rendering
 if TYPE_CHECKING:
     from obliteratus.pipeline.explain import Explanation
 
-COLUMNS = ("method", "does", "directions", "rank", "strength", "where", "besides")
+COLUMNS = ("method", "does", "directions", "strength", "where", "besides")
 
 
 def methods(
@@ -51,7 +51,6 @@ def _glance(screen: Screen) -> None:
                 method.name,
                 wording.deed(settings),
                 wording.directions_words(settings),
-                wording.rank_words(settings),
                 wording.strength_range(settings),
                 wording.places_words(settings),
                 wording.besides_words(settings),
@@ -60,7 +59,8 @@ def _glance(screen: Screen) -> None:
     screen.say(table(COLUMNS, rows))
     screen.say(
         paragraph(
-            "δ is the difference of the means of harmful and harmless prompts; strength 1 removes. "
+            "δ is the difference of the means of harmful and harmless prompts. Strength 1 removes. "
+            "Where: all writers, those of all blocks, or of the blocks that separate best. "
             "`obliteratus methods NAME` explains one in full; use it with --method NAME, and change "
             "any of its values with --set KEY=VALUE."
         )

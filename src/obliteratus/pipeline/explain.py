@@ -25,8 +25,8 @@ POSITIONS = {
 SELECTIONS = {
     "published": (
         "of all blocks and positions the one of lowest refusal when removed, among those that induce "
-        "refusal when added and keep the first-token KL within {kl:g}, in the first {depth:g} of the "
-        "layers (arXiv:2406.11717); used at every layer"
+        "refusal when added and keep the first-token KL within {kl:g}, {depth} (arXiv:2406.11717); "
+        "used at every layer"
     ),
     "per_layer": "none: every block has its own, from the last position",
 }
@@ -126,8 +126,10 @@ def _distilled(settings: DistillSettings) -> list[str]:
         parts.append(f"read by F: {_summary(FILTERS[name])}")
     if settings.knobs:
         parts.append("knobs: " + ", ".join(f"{key} = {v:g}" for key, v in settings.knobs.items()))
-    words = SELECTIONS[settings.selection]
-    parts.append("selection: " + words.format(kl=settings.max_kl, depth=settings.max_depth))
+    most = settings.max_depth
+    depth = f"in the first {most:g} of the layers" if most < 1 else "at any depth"
+    words = SELECTIONS[settings.selection].format(kl=settings.max_kl, depth=depth)
+    parts.append(f"selection: {words}")
     if settings.max_rank > 1:
         parts.append(f"rank: 1 to {settings.max_rank}, {KEPT}")
     else:

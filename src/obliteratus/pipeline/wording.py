@@ -72,21 +72,18 @@ def strength_range(settings: RunSettings) -> str:
 
 
 def directions_words(settings: RunSettings) -> str:
-    """Return the extractor in two words; δ is the difference of the class means."""
-    return settings.distill.extractor.replace("difference_of_means", "δ").replace("_", " ")
+    """Return how many directions of which extractor; δ is the difference of the class means."""
+    most = settings.distill.max_rank
+    name = settings.distill.extractor.replace("difference_of_means", "δ").replace("_", " ")
+    return f"{'1' if most == 1 else f'1–{most}'} {name}"
 
 
 def places_words(settings: RunSettings) -> str:
-    """Return where the edit acts, in two words."""
+    """Return where the edit acts, in one word: ``all`` has the embedding, ``blocks`` has not."""
     words = target_words(settings)
-    short = {PLACES["all", True]: "all writers", PLACES["all", False]: "all blocks"}
-    return short.get(words, words.removeprefix("writers of ").removeprefix("the "))
-
-
-def rank_words(settings: RunSettings) -> str:
-    """Return how many directions there are: a number, or a range that is searched."""
-    most = settings.distill.max_rank
-    return "1" if most == 1 else f"1–{most}"
+    short = {PLACES["all", True]: "all", PLACES["all", False]: "blocks"}
+    short[PLACES["strong", False]] = "strong"
+    return short.get(words, settings.edit.layers)
 
 
 def besides_words(settings: RunSettings) -> str:
