@@ -1,7 +1,7 @@
 """docs/theory.md says of every preset what its edit is; the edit of the preset is that.
 
-The table of section 8 is read, the preset compiled and carried out on tiny models whose gains, biases
-and multipliers are random, and each matrix compared with the equations of the document.
+The table of section 8 is read, the preset compiled and carried out on tiny models whose gains,
+biases and multipliers are random, and each matrix compared with the equations of the document.
 """
 
 import re
@@ -112,9 +112,7 @@ def found(model: LoadedModel, settings: RunSettings) -> tuple[Directions, Sample
     if distill.tune.steps:
         parts = sorted({site.component for site in model.anatomy.writers})
         tuned = {
-            layer: {
-                part: torch.rand(1, generator=generator, dtype=torch.float64) for part in parts
-            }
+            layer: {part: torch.rand(1, generator=generator, dtype=torch.float64) for part in parts}
             for layer in layers
         }
     return Directions(

@@ -128,9 +128,11 @@ class Strengths(Section):
       edit.strength · layers[l] · components[c] · directions[j] · (1 + middle (1 − |ξ_l|)),
 
     and each factor is 1 where it is not given. A product of 0 leaves the matrix as it is, bit for
-    bit. ξ runs in equal steps from −1 at the first of the edited blocks to 1 at the last (0 if there
-    is one), so ``middle`` > 0 edits the middle of them more strongly than their ends (2512.18901);
-    what is no block has no ξ and a factor of 1. ``layers`` maps blocks (``8`` or ``10-20``, both ends included) to factors; the embedding
+    bit. ξ runs in equal steps from −1 at the first of the edited blocks to 1 at the last (0 if
+    there is one), so ``middle`` > 0 edits the middle of them more strongly than their ends
+    (2512.18901); what is no block has a factor of 1 there.
+
+    ``layers`` maps blocks (``8`` or ``10-20``, both ends included) to factors; the embedding
     and the head are no blocks, so only ``components`` and ``directions`` reach them.
     ``directions`` follows the order of the basis; a basis with fewer rows takes the first ones.
 

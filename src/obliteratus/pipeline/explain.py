@@ -24,9 +24,9 @@ POSITIONS = {
 }
 SELECTIONS = {
     "published": (
-        "of all blocks and positions the one of lowest refusal when removed, among those that induce "
-        "refusal when added and keep the first-token KL within {kl:g}, {depth} (arXiv:2406.11717); "
-        "used at every layer"
+        "of all blocks and positions the one of lowest refusal when removed, among those that "
+        "induce refusal when added and keep the first-token KL within {kl:g}, {depth} "
+        "(arXiv:2406.11717); used at every layer"
     ),
     "per_layer": "none: every block has its own, from the last position",
 }

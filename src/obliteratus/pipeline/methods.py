@@ -17,7 +17,7 @@ class Method:
     """A preset: its name, what it does in words, and the settings that it fills in.
 
     ``source`` is the publication that it follows (empty: made for this program), ``published`` what
-    is that publication's and ``here`` what it left open, and what of it the preset does not express.
+    is that publication's, and ``here`` what it left open and what of it is not expressed.
     """
 
     name: str

@@ -76,9 +76,7 @@ def _safety(plans: Sequence[EditPlan]) -> str:
             "an adapter that amplifies\nrefusal makes the base decline more, harmless requests "
             "too, and whoever unloads it is rid of it."
         )
-    return (
-        "an adapter that removes refusal\nmakes the base answer what it would have declined."
-    )
+    return "an adapter that removes refusal\nmakes the base answer what it would have declined."
 
 
 def _notes(receipt: "LoraReceipt") -> list[str]:
