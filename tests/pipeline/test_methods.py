@@ -131,7 +131,7 @@ def test_every_choice_that_settings_allow_has_its_words() -> None:
     ("name", "assignments", "words"),
     [
         ("advanced", [], ("removes", "1–4 projected δ", "1 to 1.3", "all", "column norms")),
-        ("amplified", [], ("amplifies", "1 projected δ", "−1", "all", "")),
+        ("amplified", [], ("amplifies", "1 projected δ", "−0.25", "all", "")),
         ("gabliteration", [], ("weakens", "1–3 paired svd", "0.27 to 0.41", "strong", "")),
         ("leace", [], ("removes", "1 leace", "1", "all", "mean put back")),
         ("tuned", [], ("scales", "1 δ", "by gradient", "all", "")),
