@@ -50,6 +50,7 @@ def test_overrides_leave_what_they_are_given_alone() -> None:
         ("strengths.layers={10: 1, '10': 0}", "the ranges 10 and 10 overlap in 10"),
         ("strengths.layers={20-10: 1}", "the range 20-10 ends before it begins; write 10-20"),
         ("strengths.layers={late: 1}", "'late' names no layers; write for example 8 or 10-20"),
+        ("strengths.middle=-2", r"strengths\.middle: Input should be greater than or equal to -1"),
         ("strengths=0.5", "Input should be a valid dictionary"),
         ("layers=early", "'early' names no layers"),
         ("layers=3,1-5", "the ranges 1-5 and 3 overlap in 3"),

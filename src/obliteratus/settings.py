@@ -1,7 +1,8 @@
 """All settings of a run, one section per stage, and ``key=value`` overrides for them.
 
 Unknown keys are refused with the nearest valid one. A method preset is a YAML file that fills in
-the ``distill`` and ``edit`` sections; everything else keeps the defaults written here.
+what its publication or purpose fixes, mostly of ``distill`` and ``edit``; everything else keeps the
+defaults written here.
 """
 
 import copy
@@ -151,10 +152,14 @@ class Strengths(Section):
 
     The strength of direction j in component c of block l is
 
-      edit.strength · layers[l] · components[c] · directions[j],
+      edit.strength · layers[l] · components[c] · directions[j] · (1 + middle (1 − |ξ_l|)),
 
     and each factor is 1 where it is not given. A product of 0 leaves the matrix as it is, bit for
-    bit. ``layers`` maps blocks (``8`` or ``10-20``, both ends included) to factors; the embedding
+    bit. ξ runs in equal steps from −1 at the first of the edited blocks to 1 at the last (0 if
+    there is one), so ``middle`` > 0 edits the middle of them more strongly than their ends
+    (2512.18901); what is no block has a factor of 1 there.
+
+    ``layers`` maps blocks (``8`` or ``10-20``, both ends included) to factors; the embedding
     and the head are no blocks, so only ``components`` and ``directions`` reach them.
     ``directions`` follows the order of the basis; a basis with fewer rows takes the first ones.
 
@@ -169,6 +174,7 @@ class Strengths(Section):
     layers: dict[str, FiniteFloat] = {}
     components: dict[Component, FiniteFloat] = {}
     directions: tuple[FiniteFloat, ...] = ()
+    middle: FiniteFloat = Field(default=0.0, ge=-1)
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -200,6 +206,14 @@ class Strengths(Section):
         return next(
             (s for key, s in self.layers.items() if layer is not None and layer in _range(key)), 1.0
         )
+
+    def of_place(self, layer: int | None, edited: Sequence[int]) -> float:
+        """Return 1 + middle (1 − |ξ|) of block ``layer`` among the ``edited`` ones, in order."""
+        if layer is None or layer not in edited:
+            return 1.0
+        steps = max(len(edited) - 1, 1)
+        away = abs(2 * edited.index(layer) - (len(edited) - 1)) / steps
+        return 1.0 + self.middle * (1.0 - away)
 
     def of_component(self, component: Component) -> float:
         """Return the factor of ``component``: 1 where none is given, for the head 0."""

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from obliteratus.cli.main import main
 from obliteratus.cli.steer import directions_and_strength
@@ -13,6 +14,7 @@ from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
 from obliteratus.models.catalogue import catalogue
 from obliteratus.models.summon import summon
+from obliteratus.pipeline.explain import explained
 from obliteratus.pipeline.methods import methods
 from obliteratus.release.directions_file import load_directions, save_directions
 from obliteratus.release.save import release
@@ -33,12 +35,54 @@ def test_models_lists_every_language_model_of_the_catalogue(capsys):
         assert (entry.name in out) == (entry.kind == "causal")
 
 
-def test_methods_lists_what_each_preset_sets(capsys):
+def test_methods_lists_every_preset_on_one_screen(capsys):
     assert main(["methods"]) == 0
-    out = capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
     for method in methods():
-        assert method.name in out
-    assert "edit.layers        strong" in out
+        assert sum(line.split()[:1] == [method.name] for line in lines) == 1
+    assert len(lines) <= 24
+    (row,) = [line for line in lines if "gabliteration" in line]
+    assert " ".join(row.split()) == "gabliteration weakens 1–3 paired svd 0.27 to 0.41 strong"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_methods_fit_the_terminal(width, capsys, monkeypatch):
+    monkeypatch.setattr("obliteratus.cli.render.FILE_WIDTH", width)
+    assert main(["methods"]) == 0
+    assert max(map(cell_len, capsys.readouterr().out.splitlines())) <= width
+    for method in methods():
+        assert main(["methods", method.name]) == 0
+        out = capsys.readouterr().out
+        assert max(map(cell_len, out.splitlines())) <= width
+        told = " ".join(words for _, words in explained(method).stages)
+        assert set(told.split()) <= set(out.split())  # no word is cut in two
+
+
+def test_one_method_is_explained_with_its_values(capsys):
+    assert main(["methods", "leace"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "follows arXiv:2306.03819" in shown
+    assert "W' = W − U A Vᵀ W in every writer, with U = R, V = F" in shown
+    assert "read by F: v = Σ⁺δ ‖δ‖ / (δᵀΣ⁺δ)" in shown
+    assert "edit.affine mean" in shown
+    assert "--method leace" in shown
+
+
+def test_a_wrong_method_gets_the_nearest_name(capsys):
+    assert main(["methods", "gabliterate"]) == 2
+    assert "Did you mean 'gabliteration'?" in capsys.readouterr().err
+
+
+def test_the_json_of_methods_has_everything(capsys):
+    assert main(["methods", "--json"]) == 0
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)["methods"]}
+    for method in methods():
+        assert found[method.name]["values"] == method.values
+        assert found[method.name]["stages"][0]["stage"] == "SUMMON"
+        assert set(found[method.name]["operator"]) >= {"write", "read", "strengths", "targets"}
+    assert main(["methods", "arditi", "--json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)["methods"]
+    assert one == found["arditi"]
 
 
 @pytest.mark.parametrize("command", ["models", "methods"])

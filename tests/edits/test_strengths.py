@@ -235,3 +235,18 @@ def test_too_few_strengths_and_layers_without_directions_are_refused() -> None:
         plan(model, one, asked("layers=1-2"))
     with pytest.raises(EditError, match="along the direction of layer 2, and 'x' gave none there"):
         plan(model, one, asked("strengths.components={head: 1}"))
+
+
+def test_the_middle_of_the_edited_blocks_may_be_edited_more_strongly() -> None:
+    """1 + β (1 − |ξ|), ξ from −1 to 1 over the edited blocks and not over all (2512.18901)."""
+    model = tiny_model("llama")
+    settings = asked("strength=0.4", "strengths.middle=0.5")
+    found = planned_strengths(plan(model, random_directions(model), settings))
+    attention = [found[layer, "attention"] for layer in range(3)]
+    assert attention == [pytest.approx([a]) for a in (0.4, 0.6, 0.4)]
+    assert found[None, "embedding"] == [0.4]
+    directions = dataclasses.replace(random_directions(model), strong_layers=(1, 2))
+    settings = asked("strength=0.4", "strengths.middle=0.5", "layers=strong")
+    found = planned_strengths(plan(model, directions, settings))
+    assert set(found) == {(layer, part) for layer in (1, 2) for part in ("attention", "mlp")}
+    assert all(alphas == pytest.approx([0.4]) for alphas in found.values())

@@ -99,11 +99,36 @@ def test_a_plan_explains_itself() -> None:
         "layers 0 to 2. The head shares the embedding and gets its own copy first."
     )
     text = explain(planned("gemma2", strength=0.3, norm="column", post_norm="orthogonal"))
-    assert text.startswith("Edits at strength 0.3 2 directions in 7 matrices")
+    assert text.startswith("Weakens, at strength 0.3, 2 directions in 7 matrices")
     assert "Keeps the column norms" in text
     assert "6 of them write through a norm and get the orthogonal edit" in text
     assert "oblique" in explain(planned("gemma2"))
     assert explain(planned("llama", strength=0)) == "Changes nothing: every strength is 0."
+
+
+@pytest.mark.parametrize(
+    ("strength", "verb"),
+    [
+        (1, "Removes 2 directions"),
+        (2, "Reflects 2 directions"),
+        (0.5, "Weakens, at strength 0.5, 2 directions"),
+        (-1, "Amplifies, at strength -1, 2 directions"),
+        (1.3, "Edits at strength 1.3 2 directions"),
+    ],
+)
+def test_the_verb_of_a_plan_is_that_of_its_strength(strength: float, verb: str) -> None:
+    made = planned("llama", strength=strength)
+    assert explain(made).startswith(verb)
+    assert made.amplifies == (strength < 0)
+
+
+def test_a_plan_of_mixed_signs_does_not_amplify() -> None:
+    mixed = planned("llama", strength=-1, strengths={"components": {"mlp": -1}})
+    assert not mixed.amplifies
+    assert explain(mixed).startswith("Edits at strength -1 to 1")
+    some = planned("llama", strength=-1, strengths={"components": {"mlp": 0}})
+    assert some.amplifies
+    assert not planned("llama", strength=0).amplifies
 
 
 def test_a_plan_explains_what_it_does_not_do() -> None:

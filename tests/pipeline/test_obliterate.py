@@ -123,6 +123,22 @@ def test_a_strength_above_one_is_found_and_used(
     assert 0 < receipt["worst_error"] < 1e-6
 
 
+def test_an_amplified_model_leans_towards_refusal_and_is_held_to_it(
+    refuser: Path, store: Store, tmp_path: Path
+) -> None:
+    """The refuser refuses all that is harmful already; what is left to grow are harmless ones."""
+    settings = tiny_settings(refuser, "amplified")
+    found = obliterate(str(refuser), tmp_path / "edited", settings, store=store)
+    assert found.report.claim("amplification") is not None
+    assert found.report.claim("refusal") is None
+    assert row(found.report, "refusal_harmful").edited.value == 1.0
+    assert row(found.report, "log_odds_harmless").change.interval[0] > 0
+    card = (found.folder / "README.md").read_text()
+    assert "Amplifies, at strength -0.25, 1 direction" in card
+    assert "is no safeguard" in card
+    assert json.loads((found.folder / "obliteratus" / "receipt.json").read_text())["proof"] is None
+
+
 def test_tuned_strengths_reach_the_weights(refuser: Path, store: Store, tmp_path: Path) -> None:
     few = ("distill.tune.steps=10", "distill.tune.prompts=8", "verify.prompts=4")
     settings = tiny_settings(refuser, "tuned", *few)

@@ -1,5 +1,6 @@
 """The model card: what was changed, what it does to safety, what was measured, how to repeat it."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -10,12 +11,12 @@ import yaml
 from obliteratus.models.loaded import ModelSource
 from obliteratus.operator.edit import EditPlan
 from obliteratus.operator.removal import everywhere, removal
-from obliteratus.release.card import CARD, write_card
+from obliteratus.release.card import CARD, write_card, write_unverified_card
 from obliteratus.settings import RunSettings
 from obliteratus.testing.planted_measurement import Plant, bag_of_words, planted
 from obliteratus.testing.tiny import tiny_model
 from obliteratus.verify.compare import compare
-from obliteratus.verify.report import Report
+from obliteratus.verify.report import EditFacts, Report
 
 HUB = ModelSource("org/model", "hub", "org/model", "f", revision="abc123", license="apache-2.0")
 LOCAL = ModelSource("./mine", "folder", "/home/somebody/mine", "f")
@@ -56,6 +57,32 @@ def test_safety_is_told_in_plain_words(report: Report, plan: EditPlan, tmp_path:
     assert "refused 50 %" in safety
     assert "refuses 0 % (0 to" in safety
     assert "safeguards" in safety
+
+
+def test_a_model_that_refuses_more_is_not_said_to_answer(plan: EditPlan, tmp_path: Path):
+    original, edited, head = planted(
+        Plant(prompts=32, layers=1, documents=12, refusals=(0.25, 0.75))
+    )
+    found = compare(original, edited, edited_head=head, edit=EditFacts(amplifies=True))
+    more = dataclasses.replace(
+        plan,
+        edits=tuple(dataclasses.replace(each, strengths=-each.strengths) for each in plan),
+    )
+    text = card(tmp_path, found, more)
+    safety = text[text.index("## What this does to safety") : text.index("## What was measured")]
+    assert "refused 25 %" in safety
+    assert "refuses 75 %" in safety
+    assert "Of harmless ones the original refused" in safety
+    assert "meant to refuse\nmore" in safety
+    assert "is no safeguard" in safety
+    assert "may say" not in safety
+    assert "Amplifies, at strength -1," in text
+    assert "refuses more harmful requests than before" in text
+    write_unverified_card(tmp_path, HUB, more)
+    unmeasured = (tmp_path / CARD).read_text()
+    assert "Nothing was measured: assume that it does not refuse." in unmeasured
+    assert "is no safeguard" in unmeasured
+    assert "may say" not in unmeasured
 
 
 def test_every_claim_has_its_interval_and_verdict(report: Report, plan: EditPlan, tmp_path: Path):

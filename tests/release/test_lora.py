@@ -106,6 +106,16 @@ def test_in_float32_it_is_the_edit_to_rounding(model_type, tmp_path):
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 
+@pytest.mark.parametrize(
+    ("strength", "words"),
+    [(-1, "an adapter that amplifies refusal"), (1, "an adapter that removes refusal")],
+)
+def test_the_card_says_which_way_refusal_goes(strength, words, tmp_path):
+    model = tiny_model("llama")
+    exported(model, simple(model, strength=strength), tmp_path / "a")
+    assert words in " ".join((tmp_path / "a" / "README.md").read_text().split())
+
+
 def test_the_orthogonal_edit_behind_a_post_norm_is_exact_too(tmp_path):
     model = tiny_model("gemma2")
     planned = simple(model, post_norm="orthogonal")

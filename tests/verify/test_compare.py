@@ -11,7 +11,8 @@ from obliteratus.measure.head import Head
 from obliteratus.measure.log_odds import RefusalTokens
 from obliteratus.testing.planted_measurement import Plant, bag_of_words, planted
 from obliteratus.verify.compare import compare
-from obliteratus.verify.report import Report
+from obliteratus.verify.html import as_html
+from obliteratus.verify.report import EditFacts, Report
 
 TOKENS = RefusalTokens((1, 2, 3))
 
@@ -65,6 +66,27 @@ def test_each_claim_has_the_planted_verdict(truth: dict[str, object], key: str, 
     found = report(**truth)
     assert verdict(found, key) == expected
     assert (found.verdict == "supported") == (expected == "supported")
+
+
+@pytest.mark.parametrize(
+    ("refusals", "expected", "words"),
+    [
+        ((0.3, 0.9), "supported", "rose from"),
+        ((0.9, 0.3), "not_supported", "fell from"),
+        ((0.6, 0.6), "undetermined", "did not change"),
+        ((1.0, 1.0), "undetermined", "did not change"),  # nothing is left to refuse more of
+    ],
+)
+def test_an_edit_that_amplifies_claims_that_refusal_grew(
+    refusals: tuple[float, float], expected: str, words: str
+):
+    original, edited, head = planted(Plant(prompts=64, layers=2, refusals=refusals))
+    found = compare(original, edited, edited_head=head, edit=EditFacts(amplifies=True))
+    assert found.claim("refusal") is None
+    assert verdict(found, "amplification") == expected
+    assert words in found.headline
+    assert "refuses more harmful requests than before" in as_html(found)
+    assert "not measured: refusal" not in as_html(found).lower()
 
 
 def test_an_untouched_model_shows_nothing():

@@ -54,6 +54,14 @@ def screen(made: Report) -> str:
     return " ".join(console.export_text().split())
 
 
+def test_receipts_tell_whether_refusal_was_to_grow() -> None:
+    for strength, amplifies in ((-0.5, True), (1.0, False), (0.0, False)):
+        model = tiny_model("llama")
+        directions = random_directions(model)
+        receipt = excise(model, plan(model, directions, EditSettings(strength=strength)))
+        assert edit_facts([receipt], directions).amplifies is amplifies
+
+
 def test_facts_come_from_the_receipts_and_the_directions() -> None:
     model = tiny_model("llama")
     receipt = excise(model, plan(model, random_directions(model), EditSettings(norm="frobenius")))

@@ -66,7 +66,7 @@ def plan(
     for site in model.anatomy.writers:
         layer = _layer_of(site)
         if layer in vectors:
-            alphas = site_strengths(site, layer, directions, settings)
+            alphas = site_strengths(site, layer, directions, settings, edited=chosen)
             kept, rows = vectors[layer]
             read = directions.filters[layer][list(kept)] if directions.filters else None
             edits.append(_edit(model, site, rows, alphas[list(kept)], settings, read=read))
@@ -198,7 +198,7 @@ def _head_edit(
     site = head_site(model.anatomy)
     vectors, _ = _independent(directions, [layer], settings)
     kept, rows = vectors[layer]
-    alphas = site_strengths(site, layer, directions, settings)
+    alphas = site_strengths(site, layer, directions, settings, edited=())
     return [_edit(model, site, rows, alphas[list(kept)], settings)]
 
 

@@ -1,6 +1,7 @@
 """What of a model the edit settings reach, and how strongly each matrix is edited."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float64
@@ -67,12 +68,18 @@ def chosen_layers(
 
 
 def site_strengths(
-    site: WeightSite, layer: Layer, directions: Directions, settings: EditSettings
+    site: WeightSite,
+    layer: Layer,
+    directions: Directions,
+    settings: EditSettings,
+    *,
+    edited: Sequence[Layer],
 ) -> Float64[Tensor, " rank"]:
     """Return the strengths of the directions at ``layer`` in one matrix: a product of factors.
 
     They are ``settings.strength``, or that of ``directions`` where the settings leave it open,
-    ``directions.strengths`` (the head is tuned by none: 1) and ``settings.strengths``.
+    ``directions.strengths`` (the head is tuned by none: 1) and ``settings.strengths``, whose
+    ``middle`` counts within the ``edited`` layers.
 
     Raises:
         UsageError: ``settings`` give fewer factors than there are directions.
@@ -80,6 +87,7 @@ def site_strengths(
     strength = directions.strength if settings.strength is None else settings.strength
     factors = settings.strengths
     common = strength * factors.of_layer(site.layer) * factors.of_component(site.component)
+    common *= factors.of_place(site.layer, sorted(each for each in edited if isinstance(each, int)))
     rank = len(directions.basis[layer])
     given = common * torch.tensor(factors.of_directions(rank), dtype=torch.float64)
     if directions.strengths is None or site.component == "head":

@@ -1,6 +1,6 @@
 """An edit as data: which matrix, along which bases, how strongly."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from jaxtyping import Float64
@@ -68,8 +68,20 @@ class EditPlan:
     deviations: tuple[Deviation, ...] = ()
     model: str = ""
 
+    @property
+    def amplifies(self) -> bool:
+        """Whether what is written along the directions only grows: no strength > 0, one < 0."""
+        strengths = [float(alpha) for edit in self.edits for alpha in edit.strengths]
+        return amplifying(strengths)
+
     def __iter__(self) -> Iterator[WeightEdit]:
         return iter(self.edits)
 
     def __len__(self) -> int:
         return len(self.edits)
+
+
+def amplifying(strengths: Iterable[float]) -> bool:
+    """Return whether an edit of these ``strengths`` only amplifies: none is > 0 and one is < 0."""
+    found = set(strengths)
+    return bool(found) and min(found) < 0 and max(found) <= 0

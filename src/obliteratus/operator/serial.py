@@ -15,7 +15,7 @@ from obliteratus.errors import StorageError
 from obliteratus.events import Deviation
 from obliteratus.models.anatomy import PostNorm, WeightSite
 from obliteratus.operator.bases import check_dual
-from obliteratus.operator.edit import EditPlan, WeightEdit
+from obliteratus.operator.edit import EditPlan, WeightEdit, amplifying
 
 VERSION = 2  # 2: the model that a plan was made for, and what is behind a LayerNorm
 _TENSORS = ("write_basis", "read_basis", "strengths", "bias_shift", "stream_basis")
@@ -164,6 +164,10 @@ def _deed(active: list[WeightEdit]) -> str:
     if len(alphas) == 1 and alphas[0] in words:
         return words[alphas[0]]
     shown = " to ".join(f"{alpha:g}" for alpha in dict.fromkeys((alphas[0], alphas[-1])))
+    if amplifying(alphas):
+        return f"Amplifies, at strength {shown},"
+    if alphas[0] >= 0 and alphas[-1] < 1:
+        return f"Weakens, at strength {shown},"
     return f"Edits at strength {shown}"
 
 

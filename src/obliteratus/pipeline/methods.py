@@ -1,4 +1,4 @@
-"""Methods as data: YAML presets that fill in the settings of DISTILL and EXCISE."""
+"""Methods as data: YAML presets that fill in the settings of a run, mostly DISTILL and EXCISE."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,18 @@ from obliteratus.settings import RunSettings, settings_from, with_overrides
 
 @dataclass(frozen=True)
 class Method:
-    """A preset: its name, what it does in words, and the settings that it fills in."""
+    """A preset: its name, what it does in words, and the settings that it fills in.
+
+    ``source`` is the publication that it follows (empty: made for this program), ``published`` what
+    is that publication's, and ``here`` what it left open and what of it is not expressed.
+    """
 
     name: str
     description: str
     values: dict[str, Any]
+    source: str = ""
+    published: str = ""
+    here: str = ""
 
 
 def methods() -> tuple[Method, ...]:
@@ -32,7 +39,20 @@ def methods() -> tuple[Method, ...]:
 
 def _method(name: str, text: str) -> Method:
     values: dict[str, Any] = yaml.safe_load(text)
-    return Method(name, values.pop("description"), values)
+    words = {key: values.pop(key, "") for key in ("description", "source", "published", "here")}
+    return Method(name, values=values, **words)
+
+
+def method_named(name: str) -> Method:
+    """Return the preset called ``name``.
+
+    Raises:
+        UsageError: there is none; the nearest name is given.
+    """
+    known = {each.name: each for each in methods()}
+    if name not in known:
+        raise UsageError(f"no method called '{name}'.{did_you_mean(name, known)}")
+    return known[name]
 
 
 def settings_for(
@@ -44,10 +64,7 @@ def settings_for(
         UsageError: there is no such method or key (the nearest one is named), or a value is out of
             range.
     """
-    known = {each.name: each for each in methods()}
-    if method not in known:
-        raise UsageError(f"no method called '{method}'.{did_you_mean(method, known)}")
-    values = _merged(known[method].values, base or {})
+    values = _merged(method_named(method).values, base or {})
     return settings_from(with_overrides({**values, "method": method}, assignments))
 
 

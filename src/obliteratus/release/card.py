@@ -18,6 +18,16 @@ from obliteratus.verify.report import Report
 CARD = "README.md"
 LICENSE_IDS = {"Apache-2.0": "apache-2.0", "MIT": "mit"}
 
+ASSUME = "assume that it does not refuse"
+EDITED = """\
+It was not trained, and nothing was added to what it knows: what the original would have refused to
+say, this model may say. Do not put it in front of people without other safeguards."""
+AMPLIFIED = """\
+The edit makes stronger what the model writes along its refusal direction, so it is meant to refuse
+more, and may refuse harmless requests too. It was not trained, and nothing was taken from what it
+knows: the opposite edit, or another way round the direction, brings back what the original would
+have said. It is no safeguard by itself."""
+
 HOME = "https://pypi.org/project/obliteratus"
 
 
@@ -37,7 +47,7 @@ def write_card(
         method=settings.method,
         report=report,
         changes=explain(plan),
-        safety=_safety(report),
+        safety=_safety(report, plan),
         origin=origin(source),
         verdicts=VERDICT_WORDS,
         number=number,
@@ -59,6 +69,7 @@ def write_unverified_card(folder: Path, source: ModelSource, plan: EditPlan) -> 
         header=header(source, lineage(source)),
         home=HOME,
         changes=explain(plan),
+        safety=_unmeasured(plan),
         origin=origin(source),
     )
     (folder / CARD).write_text(text, encoding="utf-8")
@@ -100,11 +111,23 @@ def lineage(source: ModelSource) -> str | None:
     return source.identifier if source.kind == "hub" else None
 
 
-def _safety(report: Report) -> str:
+def _safety(report: Report, plan: EditPlan) -> str:
+    consequence = AMPLIFIED if plan.amplifies else EDITED
     row = report.row("refusal_harmful")
     if row is None or row.original is None or row.edited is None:
-        return "Its refusal of harmful requests was not measured: assume that it does not refuse."
-    return (
+        return f"Its refusal of harmful requests was not measured: {ASSUME}.\n{consequence}"
+    lines = [
         f"The original refused {shown(row.original, row.unit)} of harmful test requests; this "
         f"model refuses {shown(row.edited, row.unit)}."
-    )
+    ]
+    harmless = report.row("refusal_harmless")
+    if plan.amplifies and harmless is not None:
+        lines.append(
+            f"Of harmless ones the original refused {shown(harmless.original, harmless.unit)}, "
+            f"this model refuses {shown(harmless.edited, harmless.unit)}."
+        )
+    return "\n".join([*lines, consequence])
+
+
+def _unmeasured(plan: EditPlan) -> str:
+    return f"Nothing was measured: {ASSUME}.\n{AMPLIFIED if plan.amplifies else EDITED}"

@@ -23,8 +23,7 @@ TEXT = """---
 For {origin} and for no other model: it holds products of the base's own weights. The base's
 fingerprint is `{fingerprint}`{quantised}.
 
-Whoever deploys it is responsible for the safety of what it answers: an adapter that removes refusal
-makes the base answer what it would have declined.
+Whoever deploys it is responsible for the safety of what it answers: {safety}
 
 ## Use
 
@@ -59,6 +58,7 @@ def write_lora_card(
         changes=" Then: ".join(
             explain(dataclasses.replace(plan, unties_head=False)) for plan in plans
         ),
+        safety=_safety(plans),
         origin=origin(model.source),
         fingerprint=model.source.fingerprint,
         quantised=quantised,
@@ -68,6 +68,15 @@ def write_lora_card(
         residual=residual,
     )
     (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def _safety(plans: Sequence[EditPlan]) -> str:
+    if all(plan.amplifies for plan in plans):
+        return (
+            "an adapter that amplifies\nrefusal makes the base decline more, harmless requests "
+            "too, and whoever unloads it is rid of it."
+        )
+    return "an adapter that removes refusal\nmakes the base answer what it would have declined."
 
 
 def _notes(receipt: "LoraReceipt") -> list[str]:

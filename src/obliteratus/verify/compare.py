@@ -10,6 +10,7 @@ from obliteratus.events import Deviation
 from obliteratus.measure.head import Head
 from obliteratus.measure.log_odds import RefusalTokens
 from obliteratus.verify.claims import (
+    amplification_claim,
     coherence_claim,
     divergence_claim,
     headline,
@@ -55,7 +56,8 @@ def compare(
 
     The original's head may be left out where both are equal bit for bit, as after every edit of
     writers. ``tokens`` adds refusal log-odds, ``embed`` coherence, ``directions`` the candidates
-    they were selected from, ``controls`` the nulls, ``edit`` what the executor measured.
+    they were selected from, ``controls`` the nulls, ``edit`` what the executor measured, and
+    whether refusal was to grow: then that is the first claim, not that it is nearly gone.
     ``edited_name`` is printed instead of the name that the edited model was loaded under (a
     temporary folder, say). All resampling uses ``seed``.
 
@@ -78,7 +80,8 @@ def compare(
         ]
     )
     made = () if controls is None else controls.deviations
-    claims = _claims(pair, {row.key: row for row in rows})
+    is_defence = edit is not None and edit.amplifies
+    claims = _claims(pair, {row.key: row for row in rows}, is_defence=is_defence)
     return Report(
         verdict=overall(claims),
         headline=headline(rows[0]),
@@ -139,16 +142,18 @@ def _checked_head(head: Head, measured: Measurement) -> Head:
     return head
 
 
-def _claims(pair: Pair, rows: dict[str, Row]) -> tuple[Claim, ...]:
+def _claims(pair: Pair, rows: dict[str, Row], *, is_defence: bool) -> tuple[Claim, ...]:
     refusal, kl, coherence = (
         rows[key].edited if key in rows else None
         for key in ("refusal_harmful", "kl_first", "coherence")
     )
+    grown = rows["refusal_harmful"].change
     assert refusal is not None
+    assert grown is not None
     assert kl is not None
     before, after = pair.original.heldout, pair.edited.heldout
     claims = [
-        refusal_claim(refusal),
+        amplification_claim(grown) if is_defence else refusal_claim(refusal),
         divergence_claim(kl),
         perplexity_claim(before.nll, after.nll, before.tokens),
     ]

@@ -37,6 +37,7 @@ ALL_CLAIMS = {"refusal": "refusal", "kl": "divergence", "perplexity": "perplexit
 SHOWN_BOUNDS = 3.0  # a strip reaches three times the bound, or as far as the interval
 PERPLEXITY_AXIS = (0.85, 1.15)
 COHERENCE_AXIS = (0.5, 1.0)
+AMPLIFICATION_AXIS = (-0.5, 1.0)
 """Ends of the strips on which these claims' intervals are drawn; what is outside sticks out."""
 
 
@@ -67,7 +68,7 @@ def as_html(report: Report) -> str:
         "utf-8"
     )
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    measured = {claim.key for claim in report.claims}
+    measured = {claim.key.replace("amplification", "refusal") for claim in report.claims}
     return environment.from_string(text).render(
         report=report,
         title=TITLES[report.verdict],
@@ -96,7 +97,7 @@ def _claim(claim: Claim) -> dict[str, Any]:
         value = f"{percent_change(claim.estimate.value)} (90 % interval {ends[0]} to {ends[1]})"
         bounds = [(allowed[0], "−5 %"), (allowed[1], "+5 %")]
     else:
-        is_above = claim.key == "coherence"
+        is_above = claim.key in {"coherence", "amplification"}
         allowed = (place(claim.bound), 100.0) if is_above else (0.0, place(claim.bound))
         value = shown(claim.estimate, claim.unit)
         bounds = [(allowed[0] if is_above else allowed[1], number(claim.bound, claim.unit))]
@@ -121,6 +122,8 @@ def _axis(claim: Claim) -> tuple[float, float]:
         return PERPLEXITY_AXIS
     if claim.key == "coherence":
         return COHERENCE_AXIS
+    if claim.key == "amplification":
+        return AMPLIFICATION_AXIS
     return 0.0, max(SHOWN_BOUNDS * claim.bound, 1.05 * claim.estimate.interval[1])
 
 
@@ -150,7 +153,7 @@ def _pictures(report: Report) -> list[Picture]:
 
     if report.layers:
         caption = (
-            "How far harmful prompts lie from harmless ones along the removed direction, at the "
+            "How far harmful prompts lie from harmless ones along the edited direction, at the "
             "last token, in the original's within-class standard deviations; bands are 95 % "
             "intervals."
         )

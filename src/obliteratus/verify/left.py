@@ -6,6 +6,7 @@ from dataclasses import asdict
 from obliteratus.directions.directions import Directions
 from obliteratus.edits.receipt import Receipt
 from obliteratus.events import Deviation
+from obliteratus.operator.edit import amplifying
 from obliteratus.verify.formatting import number, tiny_share
 from obliteratus.verify.report import EditFacts, LayerLeft, NormLeft, RoutersAgree
 
@@ -37,6 +38,12 @@ def edit_facts(
         routers=_routers(receipts),
         shares=_shares(directions.provenance.get("shares", {})),
         leaks=tuple(leak.done for leak in leaks),
+        amplifies=amplifying(
+            alpha
+            for receipt in receipts
+            for record in receipt.records
+            for alpha in record.strengths
+        ),
     )
 
 

@@ -177,7 +177,8 @@ class EditFacts(Record):
     """What the executor measured: what the edit left, and what it was let through with.
 
     ``shares`` maps a layer to the share of the mean difference that the direction used there keeps
-    (|r · δ| / ‖δ‖); it is empty where the directions do not tell.
+    (|r · δ| / ‖δ‖); it is empty where the directions do not tell. ``amplifies`` says that the edit
+    was to make refusal stronger, not to end it.
     """
 
     layers: tuple[LayerLeft, ...] = ()
@@ -185,6 +186,7 @@ class EditFacts(Record):
     routers: RoutersAgree | None = None
     shares: dict[str, float] = {}
     leaks: tuple[str, ...] = ()
+    amplifies: bool = False
 
 
 class Report(Record):

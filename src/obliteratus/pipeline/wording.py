@@ -1,0 +1,95 @@
+"""What a run's settings ask of an edit, in a few words: how strong, of what, where."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from obliteratus.settings import RunSettings
+
+MINUS = "\N{MINUS SIGN}"
+PLACES: Mapping[tuple[str, bool], str] = MappingProxyType(
+    {
+        ("all", True): "every writer",
+        ("all", False): "every writer but the embedding",
+        ("strong", False): "writers of the strong blocks",
+    }
+)
+"""By ``edit.layers``, and whether an embedding is among them."""
+
+
+def strength_words(settings: RunSettings) -> str:
+    """Return A: one number, what finds it, or a function of the place ξ_l of a block."""
+    edit, distill = settings.edit, settings.distill
+    if edit.strength is not None:
+        words = f"{edit.strength:g}".replace("-", MINUS)
+    elif distill.tune.steps:
+        words = ""  # tuning ends with a strength of its own for every matrix
+    elif distill.max_strength > 1:
+        words = f"s, found in 1 to {distill.max_strength:g}"
+    else:
+        words = "1"
+    if distill.tune.steps:
+        words = f"{words} · S_lc, by gradient".removeprefix(" · ")
+    factors = edit.strengths
+    if factors.middle:
+        words += f" (1 + {factors.middle:g} (1 − |ξ_l|))"
+    if factors.layers or factors.components or factors.directions:
+        words += " · edit.strengths"
+    return words
+
+
+def target_words(settings: RunSettings) -> str:
+    """Return which matrices are edited."""
+    edit = settings.edit
+    has_embedding = edit.edits_embedding and settings.distill.selection != "per_layer"
+    if edit.layers in ("all", "strong"):
+        return PLACES[edit.layers, edit.layers == "all" and has_embedding]
+    return f"writers of {edit.layers}"
+
+
+def deed(settings: RunSettings) -> str:
+    """Return the verb of the edit, by its strength where the settings fix it."""
+    strength = settings.edit.strength
+    if settings.distill.tune.steps:
+        return "scales"
+    if strength is None or strength == 1:
+        return "removes"
+    if strength < 0:
+        return "amplifies"
+    if strength == 0:
+        return "keeps"
+    return "weakens" if strength < 1 else "reflects"
+
+
+def strength_range(settings: RunSettings) -> str:
+    """Return the strengths that can occur, in a few characters: ``1 to 1.3``, ``by gradient``."""
+    edit, distill = settings.edit, settings.distill
+    if distill.tune.steps:
+        return "by gradient"
+    low = 1.0 if edit.strength is None else edit.strength
+    high = distill.max_strength if edit.strength is None else edit.strength
+    ends = sorted({low, high * (1 + edit.strengths.middle)}, key=abs)
+    return " to ".join(f"{end:.2g}".replace("-", MINUS) for end in ends)
+
+
+def directions_words(settings: RunSettings) -> str:
+    """Return how many directions of which extractor; δ is the difference of the class means."""
+    most = settings.distill.max_rank
+    name = settings.distill.extractor.replace("difference_of_means", "δ").replace("_", " ")
+    return f"{'1' if most == 1 else f'1–{most}'} {name}"
+
+
+def places_words(settings: RunSettings) -> str:
+    """Return where the edit acts, in one word: ``all`` has the embedding, ``blocks`` has not."""
+    words = target_words(settings)
+    short = {PLACES["all", True]: "all", PLACES["all", False]: "blocks"}
+    short[PLACES["strong", False]] = "strong"
+    return short.get(words, settings.edit.layers)
+
+
+def besides_words(settings: RunSettings) -> str:
+    """Return what lies outside the operator, in two words each; empty if nothing."""
+    edit = settings.edit
+    parts = [f"{edit.norm} norms"] if edit.norm != "none" else []
+    parts += ["mean put back"] if edit.affine == "mean" else []
+    parts += [f"≤ {edit.passes} passes"] if edit.passes > 1 else []
+    return ", ".join(parts)
