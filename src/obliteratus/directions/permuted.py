@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from obliteratus.directions.directions import Directions
@@ -10,6 +11,7 @@ from obliteratus.directions.filters import removed_at, removed_everywhere
 from obliteratus.directions.knobs import extractor_of
 from obliteratus.directions.samples import Samples, samples_at
 from obliteratus.probe.activations import Activations
+from obliteratus.prompts.contrast import ContrastSet
 from obliteratus.shapes import Layer
 
 
@@ -20,12 +22,12 @@ def permuted_directions(activations: Activations, directions: Directions, seed: 
     prompts are dealt anew into classes of the same sizes. Layers and ranks are those of
     ``directions``; nothing is selected again.
     """
-    extract = extractor_of(directions.method, directions.knobs)
+    extract = extractor_of(directions.extractor, directions.knobs)
     position = max(activations.positions) if directions.position is None else directions.position
     if directions.source_layer is not None:
         samples = permuted(samples_at(activations, directions.source_layer, position), seed)
         rows = extract(samples, max_rank=directions.rank)
-        removed = removed_everywhere(directions.method, samples, rows, tuple(directions.basis))
+        removed = removed_everywhere(directions.extractor, samples, rows, tuple(directions.basis))
     else:
         everywhere: dict[Layer, Samples] = {
             layer: permuted(samples_at(activations, layer, position), seed)
@@ -35,7 +37,7 @@ def permuted_directions(activations: Activations, directions: Directions, seed: 
             layer: extract(everywhere[layer], max_rank=len(old))
             for layer, old in directions.basis.items()
         }
-        removed = removed_at(directions.method, everywhere, found)
+        removed = removed_at(directions.extractor, everywhere, found)
     return replace(
         directions,
         basis=removed.basis,
@@ -47,16 +49,28 @@ def permuted_directions(activations: Activations, directions: Directions, seed: 
 
 def permuted(samples: Samples, seed: int) -> Samples:
     """Return ``samples`` with shuffled labels."""
-    generator = torch.Generator().manual_seed(seed)
-    harmful, harmless = samples.harmful, samples.harmless
-    if samples.is_paired:
-        swap = torch.zeros(len(harmful), dtype=torch.bool)
-        swap[torch.randperm(len(harmful), generator=generator)[: len(harmful) // 2]] = True
-        first = torch.where(swap[:, None], harmless, harmful)
-        second = torch.where(swap[:, None], harmful, harmless)
-    else:
-        both = torch.cat([harmful, harmless])
-        both = both[torch.randperm(len(both), generator=generator)]
-        first, second = both[: len(harmful)], both[len(harmful) :]
+    n = len(samples.harmful)
+    both = torch.cat([samples.harmful, samples.harmless])
+    both = both[_shuffled(n, len(samples.harmless), seed, is_paired=samples.is_paired)]
+    first, second = both[:n], both[n:]
     delta = first.to(torch.float64).mean(0) - second.to(torch.float64).mean(0)
     return replace(samples, delta=delta, harmful=first, harmless=second)
+
+
+def permuted_prompts(prompts: ContrastSet, seed: int) -> ContrastSet:
+    """Return ``prompts`` with the labels that :func:`permuted` gives their activations."""
+    n, both = len(prompts.harmful), (*prompts.harmful, *prompts.harmless)
+    order = _shuffled(n, len(prompts.harmless), seed, is_paired=prompts.is_paired).tolist()
+    dealt = tuple(both[row] for row in order)
+    return replace(prompts, harmful=dealt[:n], harmless=dealt[n:])
+
+
+def _shuffled(harmful: int, harmless: int, seed: int, *, is_paired: bool) -> Int[Tensor, " prompt"]:
+    """Return the rows of both classes, one after the other, in their new order."""
+    generator = torch.Generator().manual_seed(seed)
+    if not is_paired:
+        return torch.randperm(harmful + harmless, generator=generator)
+    order = torch.arange(2 * harmful)
+    swap = torch.randperm(harmful, generator=generator)[: harmful // 2]
+    order[swap], order[harmful + swap] = harmful + swap, swap
+    return order
