@@ -136,8 +136,9 @@ class DistillSettings(Section):
     prompts, ``max_depth`` the share of the layers from which a direction may come,
     ``select_prompts`` the number of harmful and of harmless select prompts that score one
     candidate. ``selection`` is ``published`` (2406.11717, by refusal log-odds), ``cosmic``
-    (2506.00085, by activations alone) or ``per_layer``. Ranks up to ``max_rank`` and strengths from
-    1 up to ``max_strength`` are tried and kept while they lower refusal beyond noise within ``max_kl``.
+    (2506.00085, by activations alone) or ``per_layer``. Ranks up to ``max_rank`` and strengths
+    from 1 up to ``max_strength`` are tried and kept while they lower refusal beyond noise within
+    ``max_kl``.
     """
 
     extractor: str = "difference_of_means"

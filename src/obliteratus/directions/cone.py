@@ -100,7 +100,8 @@ class ConeSearch:
 
         The loss of a step is the mean of those of every row and of ``samples`` random mixtures.
         After each step the rows are made orthonormal again. The best check has the lowest objective
-        of its worst row among those whose rows all pass the published gates, or is the start.
+        of its worst row among those that stay within the divergence allowed, or is the start. One
+        row must also induce refusal as the published rule asks; of several, the null decides.
         """
         checks = [self._check(0, rows)]
         parameter = nn.Parameter(rows.to(torch.float64).clone())
@@ -173,8 +174,8 @@ class ConeSearch:
         return Check(step, rows, tuple(self._control(row) for row in rows))
 
     def _passes(self, check: Check) -> bool:
-        gates = {"max_kl": self._max_kl, "min_induce": self._min_induce}
-        return all(each.passes(**gates) for each in check.controls)
+        least = self._min_induce if len(check.rows) == 1 else -np.inf
+        return all(each.passes(max_kl=self._max_kl, min_induce=least) for each in check.controls)
 
     def _value(self, check: Check) -> float:
         return check.objective(self._settings.retain)

@@ -37,9 +37,11 @@ def choose_inversion(
 ) -> Chosen:
     """Select the candidate with the highest score, cos_comply + cos_refuse, and say how firmly.
 
-    Candidates whose first-token KL exceeds ``max_kl`` on harmless prompts are left out, and so are
-    those of the last position behind the median of the blocks where the other positions peak: there
-    a direction writes the first token of the answer and looks better than it is (both published).
+    A candidate must score more than no edit does, or it inverts nothing and would win by touching
+    nothing. Those whose first-token KL exceeds ``max_kl`` on harmless prompts are left out, and so
+    are those of the last position behind the median of the blocks where the other positions peak:
+    there a direction writes the first token of the answer and looks better than it is (both
+    published).
     Harmful and harmless prompts are resampled independently, ``RESAMPLES`` times.
 
     Raises:
@@ -50,16 +52,20 @@ def choose_inversion(
     kl = np.stack([harmless @ each.candidate.kl for each in inversions], axis=1)
     places = [(int(each.candidate.layer), each.candidate.position) for each in inversions]
     layers, positions = np.array(places).T
-    winners = _winners(scores, kl, layers, positions, max_kl)
+    nothing = untouched.score(harmful, harmless)
+    allowed = np.isfinite(scores) & (kl <= max_kl) & (scores > nothing[:, None])
+    allowed &= ~_behind_peak(scores, layers, positions)
+    best = np.where(allowed, scores, -np.inf).argmax(axis=1)
+    winners = np.where(allowed.any(axis=1), best, -1)
     winner = int(winners[0])
     if winner < 0:
-        over = int((kl[0] > max_kl).sum())
+        over, idle = int((kl[0] > max_kl).sum()), int((scores[0] <= nothing[0]).sum())
         raise DirectionError(
             f"none of {len(inversions)} candidate directions passes the selection: {over} over "
-            f"distill.max_kl={max_kl:g}, the others not finite or behind the peak of the other "
-            "positions. Raise distill.max_kl with --set, or use more fit prompts."
+            f"distill.max_kl={max_kl:g}, {idle} make the classes no more alike than no edit does "
+            f"({nothing[0]:.3f}), the others not finite or behind the peak of the other positions. "
+            "Raise distill.max_kl with --set, or use more fit prompts."
         )
-    nothing = untouched.score(harmful, harmless)
     estimates = tuple(_estimate(column, nothing, untouched, seed) for column in scores.T)
     share = float(np.mean(winners[1:] == winner))
     error = 1.96 * math.sqrt(max(share * (1 - share), 1e-12) / RESAMPLES)
@@ -106,19 +112,6 @@ def _weights(
         counts = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
         found.append(np.concatenate([np.ones((1, n)), counts]) / n)
     return found[0], found[1]
-
-
-def _winners(
-    scores: Float64[np.ndarray, "draw candidate"],
-    kl: Float64[np.ndarray, "draw candidate"],
-    layers: Int[np.ndarray, " candidate"],
-    positions: Int[np.ndarray, " candidate"],
-    max_kl: float,
-) -> Int[np.ndarray, " draw"]:
-    """Return the winner of each draw, -1 where no candidate passes."""
-    allowed = np.isfinite(scores) & (kl <= max_kl) & ~_behind_peak(scores, layers, positions)
-    best = np.where(allowed, scores, -np.inf).argmax(axis=1)
-    return np.where(allowed.any(axis=1), best, -1)
 
 
 def _behind_peak(

@@ -26,6 +26,9 @@ from obliteratus.shapes import Layer
 LOW_SHARE = 0.1
 """The share of the blocks at which activations are compared, those where both classes are least
 alike; the published one. A tenth is rounded up, so that there is always one."""
+LAST_POSITIONS = 5
+"""At most so many of the positions before the answer are compared, as published; the tokens of a
+longer template hardly tell the classes apart, and what does not touch them would look best."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +84,14 @@ def cosines(
 def low_layers(activations: Activations) -> tuple[int, ...]:
     """Return the blocks where the mean activations of both classes have the lowest cosine.
 
-    The means of all positions are stacked. ``LOW_SHARE`` of the blocks are taken, in order.
+    The means of the compared positions are stacked. ``LOW_SHARE`` of the blocks are taken.
     """
     similarity: dict[int, float] = {}
     for layer in activations.layers:
         if layer == "embedding":
             continue
         means = [
-            side.moments[layer].mean.flatten()
+            side.moments[layer].mean[-LAST_POSITIONS:].flatten()
             for side in (activations.harmful, activations.harmless)
         ]
         similarity[layer] = float(torch.cosine_similarity(means[0], means[1], dim=0))
@@ -99,8 +102,8 @@ def low_layers(activations: Activations) -> tuple[int, ...]:
 class Mirror:
     """Holds what the select prompts look like untouched, and compares edits with it.
 
-    Activations at ``layers`` and ``positions`` are stacked into one row per prompt, so a layer
-    counts by its norm, and PROBE itself reads them, with the hooks of the edit active.
+    Activations at ``layers`` and the last positions are stacked into one row per prompt, so a
+    layer counts by its norm. PROBE itself reads them, with the hooks of the edit active.
     """
 
     def __init__(self, scorer: Scorer, fit: Activations) -> None:
@@ -168,7 +171,8 @@ class Mirror:
 
     def _stacked(self, activations: Activations, side: PromptClass) -> Float64[Tensor, "n feature"]:
         kept = (activations.harmful if side == "harmful" else activations.harmless).kept
-        rows = [kept[layer].flatten(1).to(torch.float64) for layer in self.layers]
+        last = [kept[layer][:, -LAST_POSITIONS:] for layer in self.layers]
+        rows = [each.flatten(1).to(torch.float64) for each in last]
         return torch.cat(rows, dim=1)
 
     def _log_probabilities(self, activations: Activations, side: PromptClass) -> Tensor:

@@ -5,7 +5,7 @@ token ids in memory, for as long as the optimisation runs, and are written nowhe
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -106,7 +106,7 @@ class RdoObjective:
             adding(self._model, self.layer, (self.length * self.start).to(torch.float32)),
         )
         for row in new:
-            self._induced[row] = self._first_sentence(self._induced[row])
+            self._induced[row] = self._cut(self._induced[row])
         for row in self._answer(self._kept, self._harmless, harmless, contextlib.nullcontext()):
             states = self._states([self._kept[row]])[0].detach()
             self._kept[row] = replace(self._kept[row], original=states)
@@ -195,12 +195,9 @@ class RdoObjective:
                 found[row] = _Answer((*ids, *each.token_ids[:-1]), each.token_ids)
         return missing
 
-    def _first_sentence(self, answer: _Answer) -> _Answer:
-        targets, decode = answer.targets, self._model.tokenizer.decode
-        length = next(
-            (n for n in range(1, len(targets)) if SENTENCE_END in str(decode(targets[: n + 1]))),
-            len(targets),
-        )
+    def _cut(self, answer: _Answer) -> _Answer:
+        tokenizer, targets = self._model.tokenizer, answer.targets
+        length = first_sentence(targets, lambda ids: str(tokenizer.decode(list(ids))))
         return _Answer(answer.ids[: len(answer.ids) - (len(targets) - length)], targets[:length])
 
     def _nll(self, answers: Sequence[_Answer]) -> Float[Tensor, ""]:
@@ -232,18 +229,24 @@ class RdoObjective:
         return [found[row] for row in range(len(answers))]
 
 
+def first_sentence(targets: Sequence[int], decode: Callable[[Sequence[int]], str]) -> int:
+    """Return how many ``targets`` come before the one that ends the first sentence, at least 1."""
+    ends = (n for n in range(1, len(targets)) if SENTENCE_END in decode(targets[: n + 1]))
+    return next(ends, len(targets))
+
+
 def _start(start: Directions, scorer: Scorer) -> tuple[Tensor, int, float]:
     """Return the direction, where it was read, and ‖δ‖ there."""
     layers = [layer for layer in start.basis if layer in scorer.layers]
-    layer, rows = start.source_layer, start.basis[layers[0]]
+    source, rows = start.source_layer, start.basis[layers[0]]
     is_one = len(rows) == 1 and all(torch.equal(start.basis[each], rows) for each in layers)
-    if layer is None or layer == "embedding" or not is_one or start.filters:
+    if not isinstance(source, int) or not is_one or start.filters:
         raise DirectionError(
             "a direction is optimised from one orthogonal direction for all layers, and these have "
             f"rank {start.rank}, differ by layer or have filters. Set distill.selection=published "
             "or cosmic, distill.max_rank=1 and another extractor."
         )
-    return rows[0].to(torch.float64), layer, start.scale[layer]
+    return rows[0].to(torch.float64), source, start.scale[source]
 
 
 def _mean_of_means(
