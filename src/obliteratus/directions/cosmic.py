@@ -138,15 +138,21 @@ def _estimate(
     untouched: Inversion,
     seed: int,
 ) -> Estimate:
+    """Estimate the score from its value in front of its resamples.
+
+    Resampled means are noisier, so their cosines are lower on average. The percentiles are
+    therefore taken around the mean of the resamples and put around the value; 2 is the most.
+    """
+    value, n = float(draws[0]), len(untouched.comply.cross)
     if not np.isfinite(draws).all():
-        value = float(draws[0])
-        return Estimate(value, (value, value), n=len(untouched.comply.cross), seed=seed)
-    low, high = np.quantile(draws[1:], [0.025, 0.975])
-    least = float(np.quantile((draws - nothing)[1:], 0.025))
+        return Estimate(value, (value, value), n=n, null=float(nothing[0]), seed=seed)
+    low, high = value + np.quantile(draws[1:], [0.025, 0.975]) - draws[1:].mean()
+    gain = draws - nothing
+    least = float(gain[0] + np.quantile(gain[1:], 0.025) - gain[1:].mean())
     return Estimate(
-        float(draws[0]),
-        (float(low), float(high)),
-        n=len(untouched.comply.cross),
+        value,
+        (float(low), min(2.0, float(high))),
+        n=n,
         null=float(nothing[0]),
         seed=seed,
         verdict="supported" if least > 0 else "undetermined",

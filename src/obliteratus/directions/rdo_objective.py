@@ -26,6 +26,7 @@ from obliteratus.operator.removal import removal
 from obliteratus.probe.gradients import hidden_with_gradients
 from obliteratus.prompts.contrast import ContrastSet
 from obliteratus.settings import RdoSettings
+from obliteratus.shapes import Layer
 
 SENTENCE_END = "."
 """Refusals are cut before it, as published: what follows the first sentence is something else."""
@@ -237,7 +238,7 @@ def first_sentence(targets: Sequence[int], decode: Callable[[Sequence[int]], str
 
 def _start(start: Directions, scorer: Scorer) -> tuple[Tensor, int, float]:
     """Return the direction, where it was read, and ‖δ‖ there."""
-    layers = [layer for layer in start.basis if layer in scorer.layers]
+    layers: list[Layer] = [layer for layer in start.basis if layer in scorer.layers]
     source, rows = start.source_layer, start.basis[layers[0]]
     is_one = len(rows) == 1 and all(torch.equal(start.basis[each], rows) for each in layers)
     if not isinstance(source, int) or not is_one or start.filters:
