@@ -209,7 +209,7 @@ def test_prompts_are_shuffled_as_their_activations_are(case: Bench, *, is_paired
 def test_the_program_optimises_keeps_and_controls_what_it_found(
     refuser: Path, store: Store, case: Bench
 ) -> None:
-    chosen = ("steps=1", "prompts=2", "target_tokens=3", "null=true")
+    chosen = ("steps=1", "prompts=2", "target_tokens=3", "shuffled_null=true")
     settings = tiny_settings(refuser, "rdo", *(f"distill.rdo.{each}" for each in chosen))
     empty = ContrastSet("none", (), (), is_paired=True)
     select = replace(case.scorer.select)

@@ -151,7 +151,7 @@ class Laboratory:
             return RdoObjective(scorer, fit, start, settings, system=system)
 
         seed, null = self.settings.seed, None
-        if settings.null:
+        if settings.shuffled_null:
             shuffled = permuted_directions(activations, start, seed)
             null = objective(shuffled, permuted_prompts(self.splits.fit, seed))
         return rdo(
