@@ -111,8 +111,8 @@ class RdoSettings(Section):
     ``check_every`` steps the direction is measured on select prompts; the best one is used, and
     ``patience`` checks without a better one end the search. ``cone`` is the largest dimension that
     is tried: each of its vectors, and ``samples`` random combinations of them with coefficients
-    that are not negative, must do the same. ``shuffled_null`` repeats the optimisation of one direction
-    with shuffled labels.
+    that are not negative, must do the same. ``shuffled_null`` repeats the optimisation of
+    one direction with shuffled labels.
     """
 
     steps: int = Field(default=0, ge=0)
