@@ -56,6 +56,10 @@ class MeasurementError(ObliteratusError):
     """A measurement has no meaning: nothing to measure, NaN logits, different vocabularies."""
 
 
+class NoRefusalTokensError(MeasurementError):
+    """The model has no first tokens that tell its refusals from its answers."""
+
+
 class StorageError(ObliteratusError):
     """Reading or writing files failed: disk full, an existing folder, a damaged record."""
 

@@ -91,9 +91,9 @@ class TuneSettings(Section):
     ``strength_rate`` and ``direction_rate`` are the step sizes of Adam (0 keeps), and ``sparsity``
     is the share of a step by which every layer's strengths are pulled to 0, so that layers that do
     not matter are left alone. With ``categories`` only these harmful prompts are to be answered,
-    and answers to the others are kept. ``null`` tunes once more with shuffled labels, to show what
-    the same search gives where there is nothing to find. ``recompute`` runs every block twice, for
-    models whose graph does not fit into memory.
+    and answers to the others are kept. ``shuffled_null`` tunes once more with shuffled labels, to
+    show what the same search gives where there is nothing to find. ``recompute`` runs every block
+    twice, for models whose graph does not fit into memory.
     """
 
     steps: int = Field(default=0, ge=0)
@@ -109,7 +109,7 @@ class TuneSettings(Section):
     direction_rate: float = Field(default=0.01, ge=0)
     sparsity: float = Field(default=0, ge=0)
     categories: tuple[str, ...] = ()
-    null: bool = False
+    shuffled_null: bool = False
     recompute: bool = False
 
     @field_validator("kl_weights", mode="before")
@@ -125,6 +125,38 @@ class TuneSettings(Section):
         return value
 
 
+class RdoSettings(Section):
+    """Refusal direction optimisation and concept cones (2502.17420), by gradient with unit vectors.
+
+    ``steps`` 0 leaves what the selection found. Each step takes ``prompts`` harmful fit prompts
+    that the model refuses and as many harmless ones that it answers, and lowers
+
+      ``ablation`` · NLL(answers with δ̂ ablated | r ablated)
+      + ``addition`` · NLL(refusals with δ added | ‖δ‖ r added)
+      + ``retain`` · KL(original ‖ r ablated)
+
+    over the first ``target_tokens`` tokens of each answer, with steps of Adam of ``rate``. Every
+    ``check_every`` steps the direction is measured on select prompts; the best one is used, and
+    ``patience`` checks without a better one end the search. ``cone`` is the largest dimension that
+    is tried: each of its vectors, and ``samples`` random combinations of them with coefficients
+    that are not negative, must do the same. ``shuffled_null`` repeats the optimisation of
+    one direction with shuffled labels.
+    """
+
+    steps: int = Field(default=0, ge=0)
+    prompts: int = Field(default=16, ge=1)
+    ablation: float = Field(default=1.0, ge=0)
+    addition: float = Field(default=0.2, ge=0)
+    retain: float = Field(default=1.0, ge=0)
+    target_tokens: int = Field(default=30, ge=1)
+    rate: float = Field(default=0.01, ge=0)
+    check_every: int = Field(default=10, ge=1)
+    patience: int = Field(default=3, ge=1)
+    cone: int = Field(default=1, ge=1, le=16)
+    samples: int = Field(default=2, ge=0)
+    shuffled_null: bool = False
+
+
 class DistillSettings(Section):
     """DISTILL: which extractor, how many directions, and how one is selected.
 
@@ -132,19 +164,32 @@ class DistillSettings(Section):
     error. ``max_kl`` is the gate on the first-token KL of the ablated model on harmless select
     prompts, ``max_depth`` the share of the layers from which a direction may come,
     ``select_prompts`` the number of harmful and of harmless select prompts that score one
-    candidate. Ranks up to ``max_rank`` and strengths from 1 up to ``max_strength`` are tried and
-    kept while they lower refusal beyond noise within ``max_kl``.
+    candidate. ``selection`` is ``published`` (2406.11717, by refusal log-odds), ``cosmic``
+    (2506.00085, by activations alone) or ``per_layer``. Ranks up to ``max_rank`` and strengths
+    from 1 up to ``max_strength`` are tried and kept while they lower refusal beyond noise within
+    ``max_kl``.
     """
 
     extractor: str = "difference_of_means"
     knobs: dict[str, int | FiniteFloat] = {}
     max_rank: int = Field(default=1, ge=1, le=64)
     max_strength: float = Field(default=1, ge=1, le=2)
-    selection: Literal["published", "per_layer"] = "published"
+    selection: Literal["published", "cosmic", "per_layer"] = "published"
     select_prompts: int = Field(default=32, ge=2)
     max_kl: float = Field(default=0.1, gt=0)
     max_depth: float = Field(default=0.8, gt=0, le=1)
     tune: TuneSettings = TuneSettings()
+    rdo: RdoSettings = RdoSettings()
+
+    @model_validator(mode="after")
+    def _one_direction(self) -> "DistillSettings":
+        is_one = self.selection != "per_layer" and self.max_rank == 1 and self.max_strength == 1
+        if self.rdo.steps and not is_one:
+            raise ValueError(
+                "distill.rdo begins with one direction at strength 1: it needs distill.max_rank=1, "
+                "distill.max_strength=1 and distill.selection=published or cosmic"
+            )
+        return self
 
 
 class Strengths(Section):

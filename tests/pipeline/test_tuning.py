@@ -293,7 +293,7 @@ def test_more_directions_can_be_tuned(case: Case) -> None:
 
 
 def test_the_null_with_shuffled_labels_does_not_end_refusal(case: Case) -> None:
-    found = case.tuned(SETTINGS.model_copy(update={"null": True})).provenance["tuning"]
+    found = case.tuned(SETTINGS.model_copy(update={"shuffled_null": True})).provenance["tuning"]
     assert found["null"]["step"] == found["best_step"]
     assert found["null"]["refusal"] > 10 * found["front"][-1]["refusal"]
 

@@ -9,14 +9,16 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from obliteratus.directions.cosmic import Chosen, as_rows, choose_inversion
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.filters import Removed, removed_at, removed_everywhere
+from obliteratus.directions.inversion import Mirror
 from obliteratus.directions.knobs import extractor_of
 from obliteratus.directions.layers import held_out_separation, strong_layers
 from obliteratus.directions.placement import PLACEMENTS
 from obliteratus.directions.reliability import reliability
 from obliteratus.directions.samples import Extractor, Samples, samples_at
-from obliteratus.directions.score import Effect, Scorer
+from obliteratus.directions.score import Effect, Scorer, mean_or_none
 from obliteratus.directions.search import Bases, Trial, search
 from obliteratus.directions.selection import (
     Candidate,
@@ -47,6 +49,7 @@ class _Found:
     candidates: tuple[Candidate, ...]
     effect: Effect
     ranks: tuple[Trial, ...]
+    cosmic: Mapping[str, Any] | None = None
 
 
 def distill(
@@ -60,8 +63,9 @@ def distill(
 
     ``selection="published"``: one direction, the best of all blocks × positions by the published
     rule, is used at every layer; further rows of the extractor at the same place are added while
-    they lower refusal beyond noise. ``selection="per_layer"``: every block has its own basis from
-    the last position; the rank, common to all, is searched the same way. Scores come from
+    they lower refusal beyond noise. ``selection="cosmic"``: the same, chosen by what the edits make
+    of the activations (arXiv:2506.00085). ``selection="per_layer"``: every block has its own basis
+    from the last position; the rank, common to all, is searched the same way. Scores come from
     ``scorer``, which holds the model and its select prompts; reliability and the separation of
     every layer come from the fit activations.
 
@@ -75,7 +79,7 @@ def distill(
         raise DirectionError(
             "the activations are of another model than the one that scores them; probe this one."
         )
-    find = _select_one if settings.selection == "published" else _per_layer
+    find = _per_layer if settings.selection == "per_layer" else _select_one
     found = find(activations, scorer, settings, extract, seed)
     strength, strengths = _search_strength(scorer, found, settings, seed)
     separation = _separation(activations, found.position, seed)
@@ -116,6 +120,7 @@ def _select_one(
     # embedding the last template token is the same for every prompt: neither is scored.
     depth = max(1, int(settings.max_depth * n_layers) - 1)
     places = [(layer, position) for layer in range(depth) for position in activations.positions]
+    mirror = Mirror(scorer, activations) if settings.selection == "cosmic" else None
     candidates: list[Candidate] = []
     for layer, position in track(
         places, task="score directions", total=len(places), unit="directions"
@@ -123,16 +128,16 @@ def _select_one(
         samples = samples_at(activations, layer, position)
         rows = extract(samples, max_rank=1)
         removed = removed_everywhere(settings.extractor, samples, rows, scorer.layers)
-        candidates.append(scorer.candidate(layer, position, samples, removed))
-    winner = candidates[
-        choose(
-            mean_scores(candidates),
-            n_layers,
-            max_kl=settings.max_kl,
-            max_depth=settings.max_depth,
-            min_induce=_least_induce(scorer),
+        score = scorer.candidate if mirror is None else mirror.candidate
+        candidates.append(score(layer, position, samples, removed))
+    if mirror is None:
+        cosmic, index = None, _published(candidates, scorer, settings)
+    else:
+        cosmic = choose_inversion(
+            mirror.inversions, mirror.untouched, max_kl=settings.max_kl, seed=seed
         )
-    ]
+        index = cosmic.winner
+    winner = candidates[index]
     source = samples_at(activations, winner.layer, winner.position)
     rows = extract(source, max_rank=settings.max_rank)
 
@@ -151,7 +156,28 @@ def _select_one(
         tuple(candidates),
         best.effect,
         ranks,
+        None if mirror is None or cosmic is None else _cosmic_facts(mirror, cosmic),
     )
+
+
+def _published(candidates: Sequence[Candidate], scorer: Scorer, settings: DistillSettings) -> int:
+    return choose(
+        mean_scores(candidates),
+        scorer.model.anatomy.n_layers,
+        max_kl=settings.max_kl,
+        max_depth=settings.max_depth,
+        min_induce=_least_induce(scorer),
+    )
+
+
+def _cosmic_facts(mirror: Mirror, chosen: Chosen) -> Mapping[str, Any]:
+    """Return what the provenance holds in place of the published table and winning share."""
+    return {
+        "selection": as_rows(mirror.inversions, chosen),
+        "winning_share": chosen.share.as_json(),
+        "min_induce": None,
+        "compared_layers": list(mirror.layers),
+    }
 
 
 def _per_layer(
@@ -281,7 +307,7 @@ def _provenance(
     seed: int,
 ) -> dict[str, Any]:
     share = None
-    if found.candidates:
+    if found.candidates and found.cosmic is None:
         share = winning_share(
             found.candidates,
             scorer.model.anatomy.n_layers,
@@ -295,13 +321,14 @@ def _provenance(
         "fingerprint": activations.fingerprint,
         "sample": scorer.model.source.sample,
         "prompts": len(activations.harmful.prompt_ids),
-        "refusal_tokens": list(scorer.tokens.texts),
+        "refusal_tokens": list(scorer.tokens.texts) if scorer.tokens is not None else [],
         "original": {
-            "harmful": float(scorer.original.log_odds.mean()),
-            "harmless": float(scorer.harmless_log_odds.mean()),
+            "harmful": mean_or_none(scorer.original.log_odds),
+            "harmless": mean_or_none(scorer.harmless_log_odds),
         },
         "min_induce": _least_induce(scorer),
         "selection": [candidate.as_json() for candidate in found.candidates],
         "winning_share": share,
         "ranks": [trial.as_json() for trial in found.ranks],
+        **(found.cosmic or {}),
     }

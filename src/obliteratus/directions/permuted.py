@@ -11,6 +11,7 @@ from obliteratus.directions.filters import removed_at, removed_everywhere
 from obliteratus.directions.knobs import extractor_of
 from obliteratus.directions.samples import Samples, samples_at
 from obliteratus.probe.activations import Activations
+from obliteratus.prompts.contrast import ContrastSet
 from obliteratus.shapes import Layer
 
 
@@ -21,12 +22,12 @@ def permuted_directions(activations: Activations, directions: Directions, seed: 
     prompts are dealt anew into classes of the same sizes. Layers and ranks are those of
     ``directions``; nothing is selected again.
     """
-    extract = extractor_of(directions.method, directions.knobs)
+    extract = extractor_of(directions.extractor, directions.knobs)
     position = max(activations.positions) if directions.position is None else directions.position
     if directions.source_layer is not None:
         samples = permuted(samples_at(activations, directions.source_layer, position), seed)
         rows = extract(samples, max_rank=directions.rank)
-        removed = removed_everywhere(directions.method, samples, rows, tuple(directions.basis))
+        removed = removed_everywhere(directions.extractor, samples, rows, tuple(directions.basis))
     else:
         everywhere: dict[Layer, Samples] = {
             layer: permuted(samples_at(activations, layer, position), seed)
@@ -36,7 +37,7 @@ def permuted_directions(activations: Activations, directions: Directions, seed: 
             layer: extract(everywhere[layer], max_rank=len(old))
             for layer, old in directions.basis.items()
         }
-        removed = removed_at(directions.method, everywhere, found)
+        removed = removed_at(directions.extractor, everywhere, found)
     return replace(
         directions,
         basis=removed.basis,
@@ -69,3 +70,11 @@ def shuffled(harmful: int, harmless: int, *, is_paired: bool, seed: int) -> Int[
     turned = torch.randperm(harmful, generator=generator)[: harmful // 2]
     order[:, turned] = order[:, turned].flip(0)
     return order.flatten()
+
+
+def permuted_prompts(prompts: ContrastSet, seed: int) -> ContrastSet:
+    """Return ``prompts`` with the labels that :func:`permuted` gives their activations."""
+    n, both = len(prompts.harmful), (*prompts.harmful, *prompts.harmless)
+    order = shuffled(n, len(prompts.harmless), is_paired=prompts.is_paired, seed=seed).tolist()
+    dealt = tuple(both[row] for row in order)
+    return replace(prompts, harmful=dealt[:n], harmless=dealt[n:])

@@ -27,7 +27,10 @@ from obliteratus.shapes import Layer
 
 @dataclass(frozen=True)
 class Effect:
-    """What an edit under hooks does: refusal log-odds on harmful, first-token KL on harmless."""
+    """What an edit under hooks does: refusal log-odds on harmful, first-token KL on harmless.
+
+    The log-odds are NaN where no refusal tokens are known.
+    """
 
     log_odds: Float64[np.ndarray, " harmful"]
     kl: Float64[np.ndarray, " harmless"]
@@ -40,7 +43,7 @@ class Scorer:
         self,
         model: LoadedModel,
         select: ContrastSet,
-        tokens: RefusalTokens,
+        tokens: RefusalTokens | None,
         *,
         prompts: int,
         system: str | None = None,
@@ -49,7 +52,8 @@ class Scorer:
     ) -> None:
         """Use at most ``prompts`` prompts of each class, spread over the categories.
 
-        ``embedding`` says whether a removal covers the embedding too, as the plan will.
+        ``embedding`` says whether a removal covers the embedding too, as the plan will. Without
+        ``tokens`` there are no log-odds: only a selection by activations can do without.
         """
         self.model = model
         self.tokens = tokens
@@ -57,13 +61,15 @@ class Scorer:
         self.post_norm: PostNormEdit = post_norm
         self.prompts = prompts
         self._head = head_of(model)
+        self.system = system
         sides = [spread(side, prompts) for side in (select.harmful, select.harmless)]
+        self.select = replace(select, harmful=sides[0], harmless=sides[1])
         texts = [prompt.text for side in sides for prompt in side]
         both = encode(model, texts, system=system)
         self._both = both
         self._harmless = replace(both, ids=both.ids[len(sides[0]) :])
         odds, self._original = self._measured()
-        self.harmless_log_odds = log_odds(self._original, tokens.ids).numpy()
+        self.harmless_log_odds = self.log_odds(self._original)
         self.original = Effect(odds, np.zeros(len(sides[1])))
 
     def effect(
@@ -108,20 +114,38 @@ class Scorer:
         ``removed`` is taken out, and the mean difference itself is added.
         """
         effect = self.effect(removed.basis, filters=removed.filters)
-        with adding(self.model, layer, samples.delta.to(torch.float32)):
-            induce = log_odds(self._log_probabilities(self._harmless), self.tokens.ids)
-        return Candidate(layer, position, effect.log_odds, induce.numpy(), effect.kl)
+        induce = self.induce(layer, samples.delta)
+        return Candidate(layer, position, effect.log_odds, induce, effect.kl)
+
+    def induce(
+        self, layer: Layer, vector: Float64[Tensor, " d_model"]
+    ) -> Float64[np.ndarray, " harmless"]:
+        """Return the harmless prompts' refusal log-odds with ``vector`` added at ``layer``."""
+        with adding(self.model, layer, vector.to(torch.float32)):
+            return self.log_odds(self._log_probabilities(self._harmless))
+
+    def log_odds(self, found: Float[Tensor, "prompt vocab"]) -> Float64[np.ndarray, " prompt"]:
+        """Return the refusal log-odds of log-probabilities: NaN without refusal tokens."""
+        if self.tokens is None:
+            return np.full(len(found), np.nan)
+        return log_odds(found, self.tokens.ids).numpy()
 
     def _measured(self) -> tuple[Float64[np.ndarray, " harmful"], Float[Tensor, "harmless vocab"]]:
         """Return the harmful prompts' refusal log-odds and the harmless ones' log-probabilities."""
         found = self._log_probabilities(self._both)
         harmful = len(found) - len(self._harmless.ids)
-        return log_odds(found[:harmful], self.tokens.ids).numpy(), found[harmful:]
+        return self.log_odds(found[:harmful]), found[harmful:]
 
     def _log_probabilities(self, encoded: Encoded) -> Float[Tensor, "prompt vocab"]:
         with without_progress():
             hidden = last_hidden(self.model, encoded, task="score directions")
         return torch.cat([self._head.log_probabilities(rows).cpu() for rows in chunks(hidden)])
+
+
+def mean_or_none(values: Float64[np.ndarray, " prompt"]) -> float | None:
+    """Return the mean of ``values``, None (for JSON) where it is not a number."""
+    mean = float(values.mean())
+    return None if np.isnan(mean) else mean
 
 
 def spread(prompts: tuple[Prompt, ...], count: int) -> tuple[Prompt, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from obliteratus.directions.score import Effect
+from obliteratus.directions.score import Effect, mean_or_none
 from obliteratus.events import track
 from obliteratus.shapes import Layer
 from obliteratus.statistics.bootstrap import paired_bootstrap
@@ -34,7 +34,7 @@ class Trial:
         """Return value, mean effects and the gain with its interval, ready for JSON."""
         return {
             "value": self.value,
-            "bypass": float(self.effect.log_odds.mean()),
+            "bypass": mean_or_none(self.effect.log_odds),
             "kl": float(self.effect.kl.mean()),
             "gain": None if self.gain is None else self.gain.as_json(),
             "kept": self.is_kept,

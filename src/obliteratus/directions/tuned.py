@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from obliteratus.directions.batches import Batches
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.objective import Objective
 from obliteratus.errors import DirectionError
@@ -159,7 +160,7 @@ def descend(
         ]
     )
     rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
-    batches = _Batches(len(fit.refused), len(fit.kept), settings.prompts, seed)
+    batches = Batches((range(len(fit.refused)), range(len(fit.kept))), settings.prompts, seed)
     steps = range(1, settings.steps + 1)
     for step in track(steps, task=f"tune, KL x {weight:g}", total=settings.steps, unit="steps"):
         refused, kept = batches.draw()
@@ -235,23 +236,3 @@ def _is_better(point: Check, chosen: Check, *, is_first: bool, seed: int) -> boo
     if is_first:
         return point.objective < chosen.objective
     return paired_bootstrap(chosen.refusal, point.refusal, seed=seed).interval[1] < 0
-
-
-class _Batches:
-    """Draws prompts of each group without replacement until too few are left, then all again."""
-
-    def __init__(self, refused: int, kept: int, size: int, seed: int) -> None:
-        self._generator = np.random.default_rng(seed)
-        self._pools = (refused, kept)
-        self._size = size
-        self._waiting: list[list[int]] = [[], []]
-
-    def draw(self) -> tuple[list[int], list[int]]:
-        """Return the numbers of the next prompts to be answered and of those to be kept."""
-        drawn: list[list[int]] = []
-        for waiting, pool in zip(self._waiting, self._pools, strict=True):
-            if len(waiting) < min(self._size, pool):
-                waiting[:] = self._generator.permutation(pool).tolist()
-            drawn.append(waiting[: self._size])
-            del waiting[: self._size]
-        return drawn[0], drawn[1]

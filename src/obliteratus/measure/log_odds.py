@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from obliteratus.errors import MeasurementError
+from obliteratus.errors import MeasurementError, NoRefusalTokensError
 from obliteratus.measure.head import Head, chunks, head_of
 from obliteratus.models.chat import Encoded
 from obliteratus.models.loaded import LoadedModel
@@ -113,8 +113,8 @@ def calibrate(
     untouched by the choice.
 
     Raises:
-        MeasurementError: a class has fewer than four prompts, or no token qualifies, so the model
-            does not refuse in its first token.
+        NoRefusalTokensError: no token qualifies, so the model does not refuse in its first token.
+        MeasurementError: a class has fewer than four prompts.
     """
     if min(len(harmful), len(harmless)) < 4:
         raise MeasurementError(
@@ -127,7 +127,7 @@ def calibrate(
     kept = _chosen(bad, good, margin, ratio)
     if not bool(kept.any()):
         best = float((bad.mean(0) - good.mean(0)).max())
-        raise MeasurementError(
+        raise NoRefusalTokensError(
             "no refusal opening is more probable on harmful prompts than on harmless ones: the "
             f"largest difference in mean probability is {best:.4f}, and {margin} is needed. This "
             "model hardly refuses in its first token; measure it by its completions."

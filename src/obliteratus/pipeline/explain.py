@@ -16,7 +16,7 @@ from obliteratus.directions.placement import PLACEMENTS
 from obliteratus.directions.samples import EXTRACTORS
 from obliteratus.pipeline.methods import Method, settings_for
 from obliteratus.pipeline.wording import deed, strength_words, target_words
-from obliteratus.settings import DistillSettings, RunSettings
+from obliteratus.settings import DistillSettings, RdoSettings, RunSettings, TuneSettings
 
 POSITIONS = {
     "last": "the last token of the prompt",
@@ -27,6 +27,11 @@ SELECTIONS = {
         "of all blocks and positions the one of lowest refusal when removed, among those that "
         "induce refusal when added and keep the first-token KL within {kl:g}, {depth} "
         "(arXiv:2406.11717); used at every layer"
+    ),
+    "cosmic": (
+        "of all blocks and positions the one whose removal makes activations of harmful prompts "
+        "most like those of harmless ones, and whose addition does the reverse, among those with "
+        "a first-token KL within {kl:g}, {depth} (arXiv:2506.00085); used at every layer"
     ),
     "per_layer": "none: every block has its own, from the last position",
 }
@@ -136,13 +141,29 @@ def _distilled(settings: DistillSettings) -> list[str]:
         parts.append("rank: 1")
     if settings.max_strength > 1:
         parts.append(f"strength: 1 to {settings.max_strength:g}, {KEPT}")
-    tune = settings.tune
-    if tune.steps:
-        parts.append(
-            f"tuning: direction and a strength per layer and component by gradient, {tune.steps} "
-            f"steps against refusal and {tune.kl_weight:g} times the KL of harmless answers"
-        )
+    if settings.rdo.steps:
+        parts.append(_optimised(settings.rdo))
+    if settings.tune.steps:
+        parts.append(_tuned(settings.tune))
     return parts
+
+
+def _optimised(rdo: RdoSettings) -> str:
+    most = f"a cone of up to {rdo.cone} directions" if rdo.cone > 1 else "the direction"
+    return (
+        f"optimisation: {most} by gradient, at most {rdo.steps} steps each, so that without it "
+        f"harmful prompts are answered (weight {rdo.ablation:g}), with it harmless ones refused "
+        f"({rdo.addition:g}) and answers to harmless ones kept ({rdo.retain:g}) (arXiv:2502.17420)"
+    )
+
+
+def _tuned(tune: TuneSettings) -> str:
+    weights = ", then ".join(f"{weight:g}" for weight in tune.kl_weights)
+    rows = "the direction" if tune.rank == 1 else f"{tune.rank} directions"
+    return (
+        f"tuning: {rows} and a strength per layer and component by gradient, at most {tune.steps} "
+        f"steps against refusal and {weights} times the KL of harmless answers"
+    )
 
 
 def _excised(settings: RunSettings) -> list[str]:

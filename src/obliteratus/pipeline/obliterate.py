@@ -170,7 +170,7 @@ class _Run:
 
     def _distill(
         self, laboratory: Laboratory, activations: Activations
-    ) -> tuple[RefusalTokens, Directions]:
+    ) -> tuple[RefusalTokens | None, Directions]:
         with self.journal.stage("distill", self.settings.distill.extractor) as note:
             tokens = laboratory.refusal_tokens(activations)
             directions, note.is_cached = laboratory.distilled(activations, tokens)
@@ -184,7 +184,7 @@ class _Run:
                 f"rank {directions.rank} from {where}, strength {directions.strength:g}; "
                 f"split-half cosine {cosine:.2f}"
             )
-            if directions.provenance["min_induce"] != 0:
+            if directions.provenance["min_induce"]:
                 emit(
                     Note(
                         "the model hardly refuses, so a direction had to induce half of the "
@@ -234,7 +234,7 @@ class _Run:
         directions: Directions,
         planned: EditPlan,
         splits: Splits,
-        tokens: RefusalTokens,
+        tokens: RefusalTokens | None,
     ) -> Controls:
         seeds = range(self.settings.seed, self.settings.seed + self.settings.verify.random_controls)
         with self.journal.stage("verify", "measure the controls, through hooks") as note:
@@ -266,7 +266,7 @@ class _Run:
         self,
         model: LoadedModel,
         splits: Splits,
-        tokens: RefusalTokens,
+        tokens: RefusalTokens | None,
         directions: Directions,
         planned: EditPlan,
     ) -> list[Pass]:
@@ -306,7 +306,7 @@ class _Run:
         return encode(model, texts, system=self.settings.prompts.system).ids
 
     def _next_pass(
-        self, model: LoadedModel, splits: Splits, tokens: RefusalTokens, done: list[Pass]
+        self, model: LoadedModel, splits: Splits, tokens: RefusalTokens | None, done: list[Pass]
     ) -> tuple[Directions, EditPlan] | None:
         """Distill again on the edited model; None when that no longer lowers refusal."""
         laboratory = Laboratory(model, splits, self.settings, self.store)
@@ -350,7 +350,7 @@ class _Run:
         splits: Splits,
         original: Measurement,
         passes: list[Pass],
-        tokens: RefusalTokens,
+        tokens: RefusalTokens | None,
         controls: Controls,
         *,
         original_head: Head | None,

@@ -4,7 +4,12 @@ from collections.abc import Mapping
 
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.distill import distill
+from obliteratus.directions.permuted import permuted_directions, permuted_prompts
+from obliteratus.directions.rdo import rdo
+from obliteratus.directions.rdo_objective import RdoObjective
 from obliteratus.directions.score import Scorer
+from obliteratus.errors import NoRefusalTokensError
+from obliteratus.events import Note, emit
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.log_odds import RefusalTokens, calibrate
 from obliteratus.models.loaded import LoadedModel
@@ -12,7 +17,7 @@ from obliteratus.pipeline.tuning import Tuning
 from obliteratus.probe.activations import Activations
 from obliteratus.probe.capture import last_states, probe
 from obliteratus.probe.files import load_activations, save_activations
-from obliteratus.prompts.contrast import Splits
+from obliteratus.prompts.contrast import ContrastSet, Splits
 from obliteratus.release.directions_file import load_directions, save_directions
 from obliteratus.settings import RunSettings
 from obliteratus.store import Store, content_key
@@ -67,16 +72,30 @@ class Laboratory:
             lambda folder: load_activations(folder / ACTIVATIONS_FILE),
         )
 
-    def refusal_tokens(self, activations: Activations) -> RefusalTokens:
-        """Return the first tokens of this model's refusals, calibrated on the fit prompts."""
-        return calibrate(
-            self.model,
-            last_states(self.model, activations, "harmful"),
-            last_states(self.model, activations, "harmless"),
-            openings=BEHAVIOURS["refusal"].openings,
-        )
+    def refusal_tokens(self, activations: Activations) -> RefusalTokens | None:
+        """Return the first tokens of this model's refusals, calibrated on the fit prompts.
 
-    def distilled(self, activations: Activations, tokens: RefusalTokens) -> tuple[Directions, bool]:
+        None where it has none and the settings need none: COSMIC for one direction at strength 1.
+
+        Raises:
+            MeasurementError: see :func:`obliteratus.measure.log_odds.calibrate`.
+        """
+        try:
+            return calibrate(
+                self.model,
+                last_states(self.model, activations, "harmful"),
+                last_states(self.model, activations, "harmless"),
+                openings=BEHAVIOURS["refusal"].openings,
+            )
+        except NoRefusalTokensError as error:
+            if needs_log_odds(self.settings):
+                raise
+            emit(Note(f"no refusal log-odds are reported: {error}"))
+            return None
+
+    def distilled(
+        self, activations: Activations, tokens: RefusalTokens | None
+    ) -> tuple[Directions, bool]:
         """Return the directions that the settings ask for, and whether they were in the cache."""
         settings = self.settings
         key = content_key(
@@ -89,7 +108,7 @@ class Laboratory:
             embedding=settings.edit.edits_embedding,
             post_norm=settings.edit.post_norm,
             seed=settings.seed,
-            tokens=list(tokens.ids),
+            tokens=None if tokens is None else list(tokens.ids),
         )
         return self.store.cached(
             key,
@@ -98,15 +117,39 @@ class Laboratory:
             lambda folder: load_directions(folder / DIRECTIONS_FILE),
         )
 
-    def _found(self, activations: Activations, tokens: RefusalTokens) -> Directions:
+    def _found(self, activations: Activations, tokens: RefusalTokens | None) -> Directions:
         settings, scorer = self.settings, self.scorer(tokens)
         found = distill(activations, scorer, settings.distill, seed=settings.seed)
+        if settings.distill.rdo.steps:
+            found = self._optimised(activations, found, scorer)
         if not settings.distill.tune.steps:
             return found
         search = Tuning(self.model, self.splits, settings, activations, scorer)
         return search.tuned(found)
 
-    def scorer(self, tokens: RefusalTokens) -> Scorer:
+    def _optimised(self, activations: Activations, start: Directions, scorer: Scorer) -> Directions:
+        """Return ``start`` optimised by gradient, beside its null where that is asked for."""
+        settings = self.settings.distill.rdo
+
+        def objective(start: Directions, fit: ContrastSet) -> RdoObjective:
+            system = self.settings.prompts.system
+            return RdoObjective(scorer, fit, start, settings, system=system)
+
+        seed, null = self.settings.seed, None
+        if settings.shuffled_null:
+            shuffled = permuted_directions(activations, start, seed)
+            null = objective(shuffled, permuted_prompts(self.splits.fit, seed))
+        return rdo(
+            start,
+            scorer,
+            objective(start, self.splits.fit),
+            settings,
+            max_kl=self.settings.distill.max_kl,
+            null=null,
+            seed=seed,
+        )
+
+    def scorer(self, tokens: RefusalTokens | None) -> Scorer:
         """Return what scores directions on the select prompts; making it runs the model."""
         return Scorer(
             self.model,
@@ -117,3 +160,16 @@ class Laboratory:
             embedding=self.settings.edit.edits_embedding,
             post_norm=self.settings.edit.post_norm,
         )
+
+
+def needs_log_odds(settings: RunSettings) -> bool:
+    """Say whether the refusal log-odds decide something that ``settings`` ask for."""
+    distill = settings.distill
+    return (
+        distill.selection != "cosmic"
+        or distill.max_rank > 1
+        or distill.max_strength > 1
+        or distill.tune.steps > 0
+        or distill.rdo.steps > 0
+        or settings.edit.passes > 1
+    )

@@ -12,7 +12,7 @@ from torch import Tensor
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.knobs import extractor_of
 from obliteratus.directions.objective import Objective
-from obliteratus.directions.permuted import permuted_directions, shuffled
+from obliteratus.directions.permuted import permuted_directions, permuted_prompts, shuffled
 from obliteratus.directions.samples import samples_at
 from obliteratus.directions.score import Scorer, spread
 from obliteratus.directions.selection import least_induce
@@ -79,7 +79,7 @@ class Tuning:
             seed=self.settings.seed,
         )
         facts = dict(result.provenance["tuning"])
-        if self.settings.distill.tune.null and facts["front"]:
+        if self.settings.distill.tune.shuffled_null and facts["front"]:
             null = self._null(found, torch.cat(odds), least, select, facts["front"][-1])
             facts["null"] = null.as_json()
         return replace(result, provenance={**result.provenance, "tuning": facts})
@@ -94,11 +94,10 @@ class Tuning:
     ) -> Check:
         """Return what as many steps do that begin and go by shuffled labels."""
         fit, seed, settings = self.splits.fit, self.settings.seed, self.settings.distill.tune
-        sizes = (len(fit.harmful), len(fit.harmless))
-        order = shuffled(*sizes, is_paired=fit.is_paired, seed=seed)
-        dealt = [(*fit.harmful, *fit.harmless)[index] for index in order.tolist()]
-        mixed = replace(fit, harmful=tuple(dealt[: sizes[0]]), harmless=tuple(dealt[sizes[0] :]))
-        objective = self._fit_objective(mixed, odds[order][: sizes[0]], least)
+        count = len(fit.harmful)
+        order = shuffled(count, len(fit.harmless), is_paired=fit.is_paired, seed=seed)
+        mixed = permuted_prompts(fit, seed)
+        objective = self._fit_objective(mixed, odds[order][:count], least)
         start = self._start(permuted_directions(self.activations, found, seed))
         for number, weight in enumerate(settings.kl_weights):
             is_last = weight == last["kl_weight"]
@@ -161,11 +160,11 @@ class Tuning:
             samples = samples_at(
                 self.activations, directions.source_layer, directions.position or -1
             )
-            extract = extractor_of(directions.method, directions.knobs)
+            extract = extractor_of(directions.extractor, directions.knobs)
             rows = extract(samples, max_rank=tune.rank)
         if tune.rank > len(rows):
             raise DirectionError(
-                f"the extractor '{directions.method}' gives {len(rows)} directions where "
+                f"the extractor '{directions.extractor}' gives {len(rows)} directions where "
                 f"distill.tune.rank={tune.rank} are to be tuned; lower it."
             )
         layers: tuple[Layer, ...] = tuple(

@@ -73,8 +73,13 @@ def strength_range(settings: RunSettings) -> str:
 
 def directions_words(settings: RunSettings) -> str:
     """Return how many directions of which extractor; δ is the difference of the class means."""
-    most = settings.distill.max_rank
-    name = settings.distill.extractor.replace("difference_of_means", "δ").replace("_", " ")
+    distill = settings.distill
+    most = distill.max_rank
+    name = distill.extractor.replace("difference_of_means", "δ").replace("_", " ")
+    if distill.rdo.steps:
+        most, name = distill.rdo.cone, f"optimised {name}"
+    if distill.tune.steps:
+        most, name = max(most, distill.tune.rank), f"tuned {name}"
     return f"{'1' if most == 1 else f'1–{most}'} {name}"
 
 

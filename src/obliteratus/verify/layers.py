@@ -51,7 +51,10 @@ def layer_rows(original: Projections, edited: Projections, *, seed: int) -> tupl
 
 
 def candidate_rows(directions: Directions) -> tuple[CandidateRow, ...]:
-    """Return the directions that were tried, with their causal scores, if a selection was made."""
+    """Return the directions that were tried, with their causal scores, if a selection was made.
+
+    Those without finite scores are left out: a selection without refusal tokens has none.
+    """
     table: list[Mapping[str, Any]] = list(directions.provenance.get("selection", ()))
     place = (directions.source_layer, directions.position)
     return tuple(
@@ -64,7 +67,8 @@ def candidate_rows(directions: Directions) -> tuple[CandidateRow, ...]:
             is_chosen=(row["layer"], row["position"]) == place,
         )
         for row in table
-        if np.isfinite([row["bypass"], row["induce"], row["kl"]]).all()
+        if row["bypass"] is not None
+        and np.isfinite([row["bypass"], row["induce"], row["kl"]]).all()
     )
 
 
