@@ -134,7 +134,7 @@ def test_every_choice_that_settings_allow_has_its_words() -> None:
         ("amplified", [], ("amplifies", "1 projected δ", "−0.25", "all", "")),
         ("gabliteration", [], ("weakens", "1–3 paired svd", "0.27 to 0.41", "strong", "")),
         ("leace", [], ("removes", "1 leace", "1", "all", "mean put back")),
-        ("tuned", [], ("scales", "1 δ", "by gradient", "all", "")),
+        ("tuned", [], ("scales", "1 tuned δ", "by gradient", "all", "")),
         ("aggressive", [], ("removes", "1–8 whitened svd", "1", "blocks",
                             "column norms, ≤ 3 passes")),
         ("basic", ["edit.strength=0", "edit.layers=3-5"], ("keeps", "1 δ", "0", "3-5", "")),
