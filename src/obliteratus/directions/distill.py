@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from obliteratus.directions.control import controls_by_layer, null_controls, score_place
 from obliteratus.directions.directions import Directions
-from obliteratus.directions.filters import Removed, removed_at, removed_everywhere
+from obliteratus.directions.filters import Removed, filter_of, removed_at, removed_everywhere
 from obliteratus.directions.knobs import extractor_of
-from obliteratus.directions.layers import held_out_separation, strong_layers
+from obliteratus.directions.layers import LayerRank, rank_layers, shuffles, strong_layers
 from obliteratus.directions.placement import PLACEMENTS
 from obliteratus.directions.reliability import reliability
 from obliteratus.directions.samples import Extractor, Samples, samples_at
@@ -25,12 +26,13 @@ from obliteratus.directions.selection import (
     mean_scores,
     winning_share,
 )
+from obliteratus.directions.separation import separation_test
 from obliteratus.errors import DirectionError
 from obliteratus.events import track
 from obliteratus.probe.activations import Activations
 from obliteratus.settings import DistillSettings
 from obliteratus.shapes import Layer
-from obliteratus.statistics.estimate import Estimate
+from obliteratus.statistics.comparison import Comparison
 
 STRENGTH_STEP = 0.1
 """How far apart the strengths above 1 are that are tried."""
@@ -47,6 +49,7 @@ class _Found:
     candidates: tuple[Candidate, ...]
     effect: Effect
     ranks: tuple[Trial, ...]
+    separations: Mapping[Layer, Comparison]
 
 
 def distill(
@@ -63,7 +66,9 @@ def distill(
     they lower refusal beyond noise. ``selection="per_layer"``: every block has its own basis from
     the last position; the rank, common to all, is searched the same way. Scores come from
     ``scorer``, which holds the model and its select prompts; reliability and the separation of
-    every layer come from the fit activations.
+    every layer come from the fit activations. Layers are ranked by
+    :func:`obliteratus.directions.layers.rank_layers`, which scores every block that the selection
+    has not scored at that position (all of them with ``per_layer``), and six random vectors.
 
     Raises:
         DirectionError: the classes do not differ, no candidate passes the selection, or the
@@ -78,7 +83,7 @@ def distill(
     find = _select_one if settings.selection == "published" else _per_layer
     found = find(activations, scorer, settings, extract, seed)
     strength, strengths = _search_strength(scorer, found, settings, seed)
-    separation = _separation(activations, found.position, seed)
+    ranks = _ranked(activations, scorer, settings, extract, found, seed)
     source = samples_at(activations, found.representative, found.position)
     return Directions(
         basis=found.removed.basis,
@@ -92,14 +97,14 @@ def distill(
         strength=strength.value,
         mean=_mean(activations, found),
         filters=found.removed.filters,
-        strong_layers=strong_layers(separation),
+        strong_layers=strong_layers(ranks),
         knobs=settings.knobs,
-        reliability=reliability(source, seed=seed),
+        reliability=reliability(source, extract, seed=seed, read=filter_of(settings.extractor)),
         provenance={
             **_provenance(activations, scorer, settings, found, seed),
             "shares": _shares(activations, found, settings),
             "strengths": [trial.as_json() for trial in strengths],
-            "separation": {str(layer): value.as_json() for layer, value in separation.items()},
+            "layers": [rank.as_json() for rank in ranks],
         },
     )
 
@@ -121,9 +126,9 @@ def _select_one(
         places, task="score directions", total=len(places), unit="directions"
     ):
         samples = samples_at(activations, layer, position)
-        rows = extract(samples, max_rank=1)
-        removed = removed_everywhere(settings.extractor, samples, rows, scorer.layers)
-        candidates.append(scorer.candidate(layer, position, samples, removed))
+        candidates.append(
+            score_place(scorer, settings.extractor, extract, samples, layer, position)
+        )
     winner = candidates[
         choose(
             mean_scores(candidates),
@@ -151,6 +156,7 @@ def _select_one(
         tuple(candidates),
         best.effect,
         ranks,
+        _separations(activations, winner.position, seed),
     )
 
 
@@ -177,9 +183,10 @@ def _per_layer(
         return removed_at(settings.extractor, samples, shortened)
 
     best, trials = _search_rank(scorer, truncated, ranks, settings, seed)
-    separation = _separation(activations, position, seed)
-    clearest = max(layers, key=lambda layer: separation[layer].value)
-    return _Found(truncated(int(best.value)), None, position, clearest, (), best.effect, trials)
+    separations = _separations(activations, position, seed)
+    clearest = max(layers, key=lambda layer: separations[layer].effect.value)
+    removed = truncated(int(best.value))
+    return _Found(removed, None, position, clearest, (), best.effect, trials, separations)
 
 
 def _search_rank(
@@ -229,12 +236,29 @@ def _least_induce(scorer: Scorer) -> float:
     )
 
 
-def _separation(activations: Activations, position: int, seed: int) -> dict[Layer, Estimate]:
-    found: dict[Layer, Estimate] = {}
-    for layer in activations.layers:
-        samples: Samples = samples_at(activations, layer, position)
-        found[layer] = held_out_separation(samples, seed=seed)
-    return found
+def _separations(activations: Activations, position: int, seed: int) -> dict[Layer, Comparison]:
+    blocks: list[Layer] = [layer for layer in activations.layers if layer != "embedding"]
+    count = shuffles(len(blocks))
+    return {
+        layer: separation_test(samples_at(activations, layer, position), shuffles=count, seed=seed)
+        for layer in track(blocks, task="separate", total=len(blocks), unit="layers")
+    }
+
+
+def _ranked(
+    activations: Activations,
+    scorer: Scorer,
+    settings: DistillSettings,
+    extract: Extractor,
+    found: _Found,
+    seed: int,
+) -> tuple[LayerRank, ...]:
+    known = {c.layer: c for c in found.candidates if c.position == found.position}
+    controls = controls_by_layer(
+        activations, scorer, settings.extractor, extract, found.position, known=known
+    )
+    nulls = null_controls(activations, scorer, found.position, seed=seed)
+    return rank_layers(found.separations, controls, nulls, max_kl=settings.max_kl, seed=seed)
 
 
 def _shares(activations: Activations, found: _Found, settings: DistillSettings) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from obliteratus.directions.directions import Directions
@@ -46,17 +47,30 @@ def permuted_directions(activations: Activations, directions: Directions, seed: 
 
 
 def permuted(samples: Samples, seed: int) -> Samples:
-    """Return ``samples`` with shuffled labels."""
+    """Return ``samples`` with shuffled labels, those of exactly half of the pairs where paired."""
     generator = torch.Generator().manual_seed(seed)
-    harmful, harmless = samples.harmful, samples.harmless
     if samples.is_paired:
-        swap = torch.zeros(len(harmful), dtype=torch.bool)
-        swap[torch.randperm(len(harmful), generator=generator)[: len(harmful) // 2]] = True
-        first = torch.where(swap[:, None], harmless, harmful)
-        second = torch.where(swap[:, None], harmful, harmless)
-    else:
-        both = torch.cat([harmful, harmless])
-        both = both[torch.randperm(len(both), generator=generator)]
-        first, second = both[: len(harmful)], both[len(harmful) :]
-    delta = first.to(torch.float64).mean(0) - second.to(torch.float64).mean(0)
-    return replace(samples, delta=delta, harmful=first, harmless=second)
+        swap = torch.zeros(len(samples.harmful), dtype=torch.bool)
+        swap[torch.randperm(len(swap), generator=generator)[: len(swap) // 2]] = True
+        return exchanged(samples, swap)
+    count = len(samples.harmful) + len(samples.harmless)
+    return dealt_anew(samples, torch.randperm(count, generator=generator))
+
+
+def exchanged(samples: Samples, swap: Bool[Tensor, " pair"]) -> Samples:
+    """Return paired ``samples`` with both labels of every pair exchanged where ``swap`` is true."""
+    harmful, harmless = samples.harmful, samples.harmless
+    first = torch.where(swap[:, None], harmless, harmful)
+    second = torch.where(swap[:, None], harmful, harmless)
+    return _relabelled(samples, first, second)
+
+
+def dealt_anew(samples: Samples, order: Int[Tensor, " prompt"]) -> Samples:
+    """Return ``samples`` with classes of the same sizes made of all prompts in ``order``."""
+    both = torch.cat([samples.harmful, samples.harmless])[order]
+    return _relabelled(samples, both[: len(samples.harmful)], both[len(samples.harmful) :])
+
+
+def _relabelled(samples: Samples, harmful: Tensor, harmless: Tensor) -> Samples:
+    delta = harmful.to(torch.float64).mean(0) - harmless.to(torch.float64).mean(0)
+    return replace(samples, delta=delta, harmful=harmful, harmless=harmless)
