@@ -253,12 +253,14 @@ def _ranked(
     found: _Found,
     seed: int,
 ) -> tuple[LayerRank, ...]:
-    known = {c.layer: c for c in found.candidates if c.position == found.position}
+    known: dict[Layer, Candidate] = {
+        c.layer: c for c in found.candidates if c.position == found.position
+    }
     controls = controls_by_layer(
         activations, scorer, settings.extractor, extract, found.position, known=known
     )
     nulls = null_controls(activations, scorer, found.position, seed=seed)
-    return rank_layers(found.separations, controls, nulls, max_kl=settings.max_kl, seed=seed)
+    return rank_layers(found.separations, controls, nulls, seed=seed)
 
 
 def _shares(activations: Activations, found: _Found, settings: DistillSettings) -> dict[str, float]:

@@ -64,7 +64,6 @@ def rank_layers(
     controls: Mapping[Layer, Control],
     nulls: Sequence[Control],
     *,
-    max_kl: float,
     seed: int,
 ) -> tuple[LayerRank, ...]:
     """Return the rank of every block of ``controls``.
@@ -72,15 +71,16 @@ def rank_layers(
     A block is ``strong`` where its classes are apart, removing its direction lowers refusal and
     adding it induces refusal, each beyond its null at the 5 % level with Holm's correction (1979)
     over all layers and measures, and each by its share (``STRONG_SEPARATION``, ``STRONG_CONTROL``)
-    of the largest such value, at a mean KL of at most ``max_kl``. It is ``weak`` where the interval
-    of a measure lies wholly at or below its null, or all are shown but one falls short of its share
-    or the KL is too large; else ``undetermined``. ‖δ‖ plays no part.
+    of the largest such value. It is ``weak`` where the interval of a measure lies wholly at or
+    below its null, or all are shown but one falls short of its share; else ``undetermined``. ‖δ‖
+    plays no part.
 
     Removing or adding *any* vector moves log-odds a little, which enough prompts would tell from 0;
     so the null of the causal measures is not 0 but what random vectors do
-    (:func:`obliteratus.directions.control.null_bound`). Their energy is not matched: a direction of
-    more energy may lower refusal by disturbing everything, which is what the KL is for. The largest
-    value is a maximum over layers and flatters the best, which makes the shares harder to reach.
+    (:func:`obliteratus.directions.control.null_bound`). Their energy is not matched, and removing a
+    direction of much energy may lower refusal by disturbing everything; adding one does not make a
+    disturbed model refuse, so both are asked for. The largest value is a maximum over layers and
+    flatters the best, which makes the shares harder to reach.
     """
     layers: list[int] = [layer for layer in controls if layer != "embedding"]
     tests: dict[str, Comparison] = {f"separation {each}": separations[each] for each in layers}
@@ -96,7 +96,7 @@ def rank_layers(
     best = {
         measure: _best([found.get(f"{measure} {layer}") for layer in layers]) for measure in SHARES
     }
-    return tuple(_ranked(layer, found, controls[layer], best, max_kl, seed) for layer in layers)
+    return tuple(_ranked(layer, found, controls[layer], best, seed) for layer in layers)
 
 
 def _ranked(
@@ -104,18 +104,16 @@ def _ranked(
     found: Mapping[str, Estimate],
     control: Control,
     best: Mapping[str, float],
-    max_kl: float,
     seed: int,
 ) -> LayerRank:
     measured = {name: found.get(f"{name} {layer}") for name in SHARES}
-    kl = bootstrap_mean(control.kl, seed=seed) if control.is_finite else None
     return LayerRank(
         layer=layer,
         separation=found[f"separation {layer}"],
         bypass=measured["bypass"],
         induce=measured["induce"],
-        kl=kl,
-        standing=_standing(measured, best, is_mild=kl is not None and kl.value <= max_kl),
+        kl=bootstrap_mean(control.kl, seed=seed) if control.is_finite else None,
+        standing=_standing(measured, best),
     )
 
 
@@ -155,9 +153,7 @@ def _best(estimates: Sequence[Estimate | None]) -> float:
     return max(shown, default=0.0)
 
 
-def _standing(
-    measured: Mapping[str, Estimate | None], best: Mapping[str, float], *, is_mild: bool
-) -> Standing:
+def _standing(measured: Mapping[str, Estimate | None], best: Mapping[str, float]) -> Standing:
     known = {name: each for name, each in measured.items() if each is not None}
     verdicts = {each.verdict for each in known.values()}
     if "not_supported" in verdicts:
@@ -165,4 +161,4 @@ def _standing(
     if len(known) < len(measured) or verdicts != {"supported"}:
         return "undetermined"
     reaches = all(each.value >= SHARES[name] * best[name] for name, each in known.items())
-    return "strong" if reaches and is_mild else "weak"
+    return "strong" if reaches else "weak"

@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from obliteratus.directions.directions import Directions
-from obliteratus.directions.filters import FILTERS
-from obliteratus.directions.knobs import extractor_of
 from obliteratus.directions.permuted import permuted_directions
 from obliteratus.edits.controls import matched_random
 from obliteratus.edits.exactness import prove_saved
 from obliteratus.edits.leaks import prove_edit
 from obliteratus.edits.planner import check_architecture, plan
 from obliteratus.edits.targets import check_targets
-from obliteratus.errors import ModelSourceError, UsageError
+from obliteratus.errors import ModelSourceError
 from obliteratus.events import Deviation, DeviationRecorded, Note, emit
 from obliteratus.measure.coherence import embed
 from obliteratus.measure.head import Head, head_of
@@ -34,7 +32,7 @@ from obliteratus.operator.edit import EditPlan
 from obliteratus.pipeline.journal import Journal
 from obliteratus.pipeline.passes import Pass, carry_out
 from obliteratus.pipeline.record import run_record
-from obliteratus.pipeline.refinement import Reference, next_pass
+from obliteratus.pipeline.refinement import Reference, check_extractor, next_pass
 from obliteratus.pipeline.stages import ACTIVATIONS_FILE, Laboratory
 from obliteratus.probe.activations import Activations
 from obliteratus.probe.files import save_activations
@@ -48,6 +46,7 @@ from obliteratus.store import Store, check_target
 from obliteratus.verify.compare import compare
 from obliteratus.verify.controls import Controls, measure_controls
 from obliteratus.verify.html import save_html
+from obliteratus.verify.layers import layer_ranges
 from obliteratus.verify.left import edit_facts, pass_line
 from obliteratus.verify.measure import measure_model
 from obliteratus.verify.measurement import Measurement
@@ -102,7 +101,7 @@ class _Run:
         self.tried: list[PassTried] = []
 
     def execute(self, name: str, output: Path, *, force: bool, fingerprint: str | None) -> Report:
-        _check_extractor(self.settings)
+        check_extractor(self.settings)
         contrast = contrast_set(self.settings.prompts)
         splits = split(contrast)
         model = self._summon(name, splits)
@@ -182,7 +181,8 @@ class _Run:
             )
             note.text = (
                 f"rank {directions.rank} from {where}, strength {directions.strength:g}; "
-                f"split-half cosine {cosine:.2f}"
+                f"split-half cosine {cosine:.2f}; strong layers: "
+                f"{layer_ranges(directions.strong_layers) or 'undetermined'}"
             )
             if directions.provenance["min_induce"] != 0:
                 emit(
@@ -389,18 +389,3 @@ class _Run:
             )
             note.text = "original and edited compared"
         return report
-
-
-def _check_extractor(settings: RunSettings) -> None:
-    """Refuse before the long stages what DISTILL or a later pass would refuse.
-
-    Raises:
-        UsageError: there is no such extractor or knob, or an oblique edit is to be repeated.
-    """
-    name = settings.distill.extractor
-    extractor_of(name, settings.distill.knobs)
-    if name in FILTERS and settings.edit.passes > 1:
-        raise UsageError(
-            f"edit.passes={settings.edit.passes} and distill.extractor={name} exclude each other: "
-            "a later pass would write back what an oblique edit removed. Set edit.passes=1."
-        )

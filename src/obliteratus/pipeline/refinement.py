@@ -15,15 +15,18 @@ from torch import Tensor
 
 from obliteratus.directions.combine import orthogonal_to
 from obliteratus.directions.directions import Directions
+from obliteratus.directions.filters import FILTERS
+from obliteratus.directions.knobs import extractor_of
 from obliteratus.directions.score import Effect, Scorer
 from obliteratus.edits.controls import matched_random
 from obliteratus.edits.planner import plan
-from obliteratus.errors import DirectionError, EditError
+from obliteratus.errors import DirectionError, EditError, UsageError
 from obliteratus.measure.log_odds import RefusalTokens
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.edit import EditPlan, WeightEdit
 from obliteratus.operator.hooks import edited
 from obliteratus.pipeline.stages import Laboratory
+from obliteratus.settings import RunSettings
 from obliteratus.statistics.bootstrap import paired_bootstrap
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.verify.report import PassTried, RowTried
@@ -79,6 +82,21 @@ def next_pass(
     return NextPass(tried, leading, plan(model, leading, settings.edit))
 
 
+def check_extractor(settings: RunSettings) -> None:
+    """Refuse before the long stages what DISTILL or a later pass would refuse.
+
+    Raises:
+        UsageError: there is no such extractor or knob, or an oblique edit is to be repeated.
+    """
+    name = settings.distill.extractor
+    extractor_of(name, settings.distill.knobs)
+    if name in FILTERS and settings.edit.passes > 1:
+        raise UsageError(
+            f"edit.passes={settings.edit.passes} and distill.extractor={name} exclude each other: "
+            "a later pass would write back what an oblique edit removed. Set edit.passes=1."
+        )
+
+
 def judge(
     model: LoadedModel, scorer: Scorer, planned: EditPlan, *, max_kl: float, seed: int
 ) -> tuple[RowTried, ...]:
@@ -92,7 +110,7 @@ def judge(
     the Monte Carlo test of its rank, p = 1 / (1 + ``NULLS``), to which the scatter between
     directions belongs and the number of prompts does not. Its gain must lie below 0 at 5 % and the
     mean KL from the model before *any* pass within ``max_kl``; these two are looked at first, and
-    the first null that is not beaten ends the trial. At most ``NULLS`` + 1 scorer calls a direction.
+    the first null that is not beaten ends the trial: at most ``NULLS`` + 1 scorer calls.
     """
     tried: list[RowTried] = []
     before = scorer.original
@@ -183,7 +201,7 @@ def _trial(
 
 
 def _against(tried: RowTried, before: Effect, after: Effect, null: Effect, seed: int) -> RowTried:
-    """Return ``tried`` with one null more: its change if the largest, its margin if the smallest."""
+    """Return ``tried`` with one null more: the largest change and the smallest margin stay."""
     change = paired_bootstrap(before.log_odds, null.log_odds, seed=seed)
     margin = paired_bootstrap(
         null.log_odds,

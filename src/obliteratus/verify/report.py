@@ -125,6 +125,20 @@ class CandidateRow(Record):
     is_chosen: bool
 
 
+class RankRow(Record):
+    """Where one block stands: what it separates and what its direction controls.
+
+    As in :class:`obliteratus.directions.layers.LayerRank`, on the fit and select prompts.
+    """
+
+    layer: int
+    separation: Estimate
+    bypass: Estimate | None
+    induce: Estimate | None
+    kl: Estimate | None
+    standing: Literal["strong", "weak", "undetermined"]
+
+
 class ControlRow(Record):
     """An edit through hooks: the plan itself, a random or label-permuted one, or strength 0.
 
@@ -245,6 +259,7 @@ class Report(Record):
     controls: tuple[ControlRow, ...] = ()
     layers: tuple[LayerRow, ...] = ()
     candidates: tuple[CandidateRow, ...] = ()
+    ranking: tuple[RankRow, ...] = ()
     edit: EditFacts | None = None
     deviations: tuple[Deviation, ...] = ()
     versions: dict[str, str] = {}
