@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 from torch import Tensor
 
 from obliteratus.directions.delta_reliability import delta_reliability
@@ -34,26 +35,41 @@ def test_a_planted_direction_is_found_again_in_halves_and_not_by_shuffled_labels
     assert set(found) == {*NAMES} | (
         {f"filter_{each}" for each in NAMES} if name == "leace" else set()
     )
-    assert found["split_half_cosine"].value > 0.85 if name != "som" else 0.5
+    assert found["split_half_cosine"].value > (0.5 if name == "som" else 0.85)
     assert found["permutation_p"].value <= 0.025
     assert found["permutation_p"].verdict == "supported"
     assert found["bootstrap_angle"].value < (60 if name == "som" else 25)
 
 
 @pytest.mark.parametrize("name", list(EXTRACTORS))
-def test_without_a_difference_halves_disagree_and_p_is_even(name: str) -> None:
-    runs = 12
+def test_without_a_difference_halves_disagree_and_p_is_not_small(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("obliteratus.directions.reliability.SPLITS", 6)
+    monkeypatch.setattr("obliteratus.directions.reliability.REPLICATES", 4)
     found = [
-        trusted(name, planted(seed, n=32, shift=0.0, is_paired=PAIRED[name]).samples, seed)
-        for seed in range(runs)
+        trusted(name, planted(seed, n=24, shift=0.0, is_paired=PAIRED[name]).samples, seed)
+        for seed in range(4)
     ]
-    p_values = np.array([each["permutation_p"].value for each in found])
-    assert 0.25 < p_values.mean() < 0.75  # four standard errors of a uniform mean
-    assert np.sum(p_values <= 0.05) <= 3
-    cosines = np.array([each["split_half_cosine"].value for each in found])
-    assert abs(cosines.mean()) < 0.2
-    supported = [each["split_half_cosine"].verdict == "supported" for each in found]
-    assert sum(supported) <= 2
+    assert sum(each["permutation_p"].value <= 0.05 for each in found) <= 1
+    cosines = [each["split_half_cosine"].value for each in found]
+    assert abs(np.mean(cosines)) < 0.25
+    assert min(each["bootstrap_angle"].value for each in found) > 15
+
+
+def test_p_of_extracting_again_is_even_where_there_is_no_difference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("obliteratus.directions.reliability.SPLITS", 2)
+    monkeypatch.setattr("obliteratus.directions.reliability.REPLICATES", 2)
+    p_values = [
+        trusted("winsorised_norms", planted(seed, n=16, shift=0.0).samples, seed)[
+            "permutation_p"
+        ].value
+        for seed in range(40)
+    ]
+    assert kstest(p_values, "uniform").pvalue > 1e-3
+    assert 0.35 < np.mean(p_values) < 0.65
 
 
 def test_a_row_that_is_the_mean_difference_is_resampled_in_closed_form() -> None:
@@ -62,11 +78,10 @@ def test_a_row_that_is_the_mean_difference_is_resampled_in_closed_form() -> None
 
 
 def test_a_captured_svd_is_not_as_reliable_as_the_mean_difference() -> None:
-    """Its row is the rogue coordinate: the same in halves, but in shuffled labels as well."""
+    """Its row is the rogue coordinate, on whose side the classes happen to lie."""
     samples = planted(n=128, rogue=4 * ROGUE).samples
     captured = reliability(samples, paired_svd, seed=0)
     assert captured["top_coordinate_share"].value > 0.99
-    assert captured["split_half_cosine"].value > 0.99
     assert captured["split_half_cosine"].verdict == "undetermined"
     assert captured["permutation_p"].verdict == "not_supported"
     delta = delta_reliability(samples, seed=0)
@@ -77,7 +92,7 @@ def test_the_filter_of_leace_fits_noise_where_prompts_are_few_and_its_pattern_do
     few = trusted("leace", planted(n=20).samples)
     assert few["split_half_cosine"].value > few["filter_split_half_cosine"].value + 0.2
     many = trusted("leace", planted(n=400).samples)
-    assert many["filter_split_half_cosine"].value > 0.9
+    assert many["filter_split_half_cosine"].value > 0.8
     assert many["filter_permutation_p"].verdict == "supported"
 
 
@@ -108,10 +123,9 @@ def test_the_extractions_are_as_many_as_said() -> None:
 def test_resamples_keep_pairs_and_deal_unpaired_prompts_anew() -> None:
     """What both prompts of a pair share cancels in every resample, or cosines would fall."""
     shared = planted(n=64, shared=60.0).samples
-    for name in ("geometric_median", "winsorised_coordinates"):
-        apart = replace(shared, is_paired=False)
-        paired = trusted(name, shared)["split_half_cosine"]
-        assert paired.value > trusted(name, apart)["split_half_cosine"].value + 0.05
+    apart = replace(shared, is_paired=False)
+    paired = trusted("winsorised_norms", shared)["split_half_cosine"]
+    assert paired.value > trusted("winsorised_norms", apart)["split_half_cosine"].value + 0.05
 
 
 def test_too_few_prompts_are_refused() -> None:
