@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from obliteratus.directions.directions import Directions
+from obliteratus.directions.samples import samples_at
 from obliteratus.directions.score import Effect, Scorer
+from obliteratus.directions.separation import separation_test
 from obliteratus.edits.controls import matched_random
 from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import change_energy, plan
@@ -59,7 +61,13 @@ class Case:
 @pytest.fixture(scope="module")
 def case(refuser: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
     settings = tiny_settings(
-        refuser, "advanced", "edit.passes=2", "distill.max_rank=1", "distill.select_prompts=16"
+        refuser,
+        "advanced",
+        "edit.passes=2",
+        "distill.max_rank=1",
+        "distill.selection=per_layer",
+        "distill.extractor=difference_of_means",
+        "distill.select_prompts=16",
     )
     store = Store(tmp_path_factory.mktemp("store"))
     model = summon(str(refuser), settings.model, store=store)
@@ -112,10 +120,12 @@ def test_what_still_separates_but_does_not_control_is_not_kept(case: Case) -> No
     """What is asked for stays decodable; a head that reads it makes the difference."""
     model = case.laboratory.model
     activations, _ = case.after(model).probed()
-    found, _ = case.after(model).distilled(activations, case.tokens)
-    ranks = found.provenance["layers"]
-    assert all(rank["separation"]["verdict"] == "supported" for rank in ranks)
+    for layer in range(model.anatomy.n_layers):
+        test = separation_test(samples_at(activations, layer, -1), shuffles=199, seed=0)
+        assert test.effect.interval[0] > 0
+        assert test.p_value == 1 / 200
     tried = case.next(model)
+    assert tried.tried.rows
     assert tried.tried.kept == 0
     assert tried.plan is None
     assert tried.directions is None
