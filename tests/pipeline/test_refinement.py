@@ -39,6 +39,7 @@ from obliteratus.testing.keystone import exact_logits, random_directions, tokens
 from obliteratus.testing.refuser import tiny_settings
 from obliteratus.testing.tiny import tiny_model
 from obliteratus.verify.left import pass_line
+from obliteratus.verify.report import RowTried
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +66,6 @@ def case(refuser: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
         "advanced",
         "edit.passes=2",
         "distill.max_rank=1",
-        "distill.selection=per_layer",
-        "distill.extractor=difference_of_means",
         "distill.select_prompts=16",
     )
     store = Store(tmp_path_factory.mktemp("store"))
@@ -80,28 +79,62 @@ def case(refuser: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(Laboratory(model, laboratory.splits, settings, store), tokens, first, reference)
 
 
-def with_reader(case: Case, strength: float) -> LoadedModel:
-    """Return the edited model with a head that also refuses along what it still separates by.
-
-    The direction is the one that a second pass finds; the rows of the refusal tokens read it.
-    """
-    laboratory = case.laboratory
-    model = dataclasses.replace(laboratory.model, module=copy.deepcopy(laboratory.model.module))
+def separating(case: Case) -> torch.Tensor:
+    """Return what still separates the classes at the last block, outside what is removed."""
+    model = case.laboratory.model
     activations, _ = case.after(model).probed()
-    last = model.anatomy.n_layers - 1
-    apart = activations.difference(last)[-1]
+    apart = activations.difference(model.anatomy.n_layers - 1)[-1]
     for rows in case.first.basis.values():
         apart = apart - (rows @ apart) @ rows
-    gain = model.module.get_parameter("model.norm.weight").double()
-    reader = strength * apart / apart.norm() / gain
-    head = model.module.get_output_embeddings().weight
+    return apart / apart.norm()
+
+
+def judged_along(case: Case, model: LoadedModel, row: torch.Tensor) -> RowTried:
+    """Judge the removal of ``row`` from every writer of ``model``."""
+    along = dataclasses.replace(case.first, basis=dict.fromkeys(case.first.basis, row[None]))
+    planned = plan(model, along, case.laboratory.settings.edit)
+    scorer = case.after(model).scorer(case.tokens, reference=case.reference)
+    (tried,) = judge(model, scorer, planned, max_kl=5.0, seed=0)
+    return tried
+
+
+def copied(model: LoadedModel) -> LoadedModel:
+    return dataclasses.replace(model, module=copy.deepcopy(model.module))
+
+
+def unread(model: LoadedModel, row: torch.Tensor) -> LoadedModel:
+    """Return ``model`` with every reader of the stream blind to ``row``: W G (I − rrᵀ) G⁻¹."""
+    model = copied(model)
+    get = model.module.get_parameter
+    norms = {"lm_head.weight": "model.norm.weight"}
+    for number in range(model.anatomy.n_layers):
+        start = f"model.layers.{number}"
+        for part in ("q", "k", "v"):
+            norms[f"{start}.self_attn.{part}_proj.weight"] = f"{start}.input_layernorm.weight"
+        for part in ("gate", "up"):
+            norms[f"{start}.mlp.{part}_proj.weight"] = f"{start}.post_attention_layernorm.weight"
     with torch.no_grad():
-        head[list(case.tokens.ids)] += reader.to(head.dtype)
+        for name, norm in norms.items():
+            weight, gain = get(name), get(norm).double()
+            seen = (weight.double() * gain) @ row
+            weight -= (seen[:, None] * (row / gain)).to(weight.dtype)
+    return model
+
+
+def with_reader(
+    case: Case, model: LoadedModel, row: torch.Tensor, strength: float = 3.0
+) -> LoadedModel:
+    """Return ``model`` with a head whose refusal tokens read ``row``."""
+    model = copied(model)
+    gain = model.module.get_parameter("model.norm.weight").double()
+    head = model.module.get_parameter("lm_head.weight")
+    with torch.no_grad():
+        head[list(case.tokens.ids)] += (strength * row / gain).to(head.dtype)
     return model
 
 
 def test_a_planted_second_direction_is_kept(case: Case) -> None:
-    found = case.next(with_reader(case, 3.0))
+    found = case.next(with_reader(case, case.laboratory.model, separating(case)))
     assert found.tried.kept == 1
     (row,) = found.tried.rows
     assert row.is_kept
@@ -118,18 +151,26 @@ def test_a_planted_second_direction_is_kept(case: Case) -> None:
 
 def test_what_still_separates_but_does_not_control_is_not_kept(case: Case) -> None:
     """What is asked for stays decodable; a head that reads it makes the difference."""
-    model = case.laboratory.model
+    row = separating(case)
+    model = unread(case.laboratory.model, row)
     activations, _ = case.after(model).probed()
-    for layer in range(model.anatomy.n_layers):
-        test = separation_test(samples_at(activations, layer, -1), shuffles=199, seed=0)
-        assert test.effect.interval[0] > 0
-        assert test.p_value == 1 / 200
-    tried = case.next(model)
-    assert tried.tried.rows
-    assert tried.tried.kept == 0
-    assert tried.plan is None
-    assert tried.directions is None
-    assert "was not made" in pass_line(tried.tried)
+    last = samples_at(activations, model.anatomy.n_layers - 1, -1)
+    test = separation_test(last, shuffles=199, seed=0)
+    assert test.effect.interval[0] > 0
+    assert test.p_value == 1 / 200
+    assert abs(float(last.delta @ row)) > 0.5 * float(last.delta.norm())
+    assert not judged_along(case, model, row).is_kept
+    # what both classes write along it has a sign of its own, which decides what reading it does
+    strength = 3.0 if float(last.harmful.double().mean(0) @ row) > 0 else -3.0
+    assert judged_along(case, with_reader(case, model, row, strength), row).is_kept
+
+
+def test_a_pass_on_a_model_that_shows_no_control_is_not_made(case: Case) -> None:
+    found = case.next(case.laboratory.model)
+    assert found.tried.kept == 0
+    assert found.plan is None
+    assert found.directions is None
+    assert "was not made" in pass_line(found.tried)
 
 
 def effect(log_odds: float, kl: float = 0.01, seed: int = 0) -> Effect:
