@@ -295,7 +295,8 @@ class EditSettings(Section):
     along the first direction r (2411.09003). It needs one basis for all layers, every writer edited
     at strength 1, and an embedding that reaches the stream without a norm.
 
-    ``passes`` re-probe the edited model and distill again. ``allow_leak`` goes on where a proof
+    ``passes`` re-probe the edited model and distill again; what they find is removed where it beats
+    random directions of the same energy. ``allow_leak`` goes on where a proof
     finds something left, and says so in the report.
     """
 

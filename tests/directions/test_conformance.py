@@ -7,9 +7,9 @@ import torch
 from scipy.stats import kstest
 from torch import Tensor
 
+from obliteratus.directions.delta_reliability import delta_reliability
 from obliteratus.directions.difference_of_means import difference_of_means
 from obliteratus.directions.paired_svd import paired_svd
-from obliteratus.directions.reliability import reliability
 from obliteratus.directions.samples import EXTRACTORS, Samples
 from obliteratus.errors import DirectionError
 from obliteratus.testing.extractors import LIMITS, Check, angle_to, failures, limits
@@ -144,11 +144,11 @@ def test_a_rogue_coordinate_is_what_captures_the_paired_svd() -> None:
 @pytest.mark.parametrize("is_paired", [True, False], ids=["paired", "unpaired"])
 def test_under_the_null_p_is_uniform_and_no_direction_is_supported(is_paired: bool) -> None:
     found = [
-        reliability(planted(seed, n=48, shift=0.0, is_paired=is_paired).samples, seed=seed)
+        delta_reliability(planted(seed, n=48, shift=0.0, is_paired=is_paired).samples, seed=seed)
         for seed in range(40)
     ]
     assert kstest([each["permutation_p"].value for each in found], "uniform").pvalue > 1e-3
     assert sum(each["split_half_cosine"].verdict == "supported" for each in found) <= 4
-    real = reliability(planted(n=48, is_paired=is_paired).samples, seed=0)
+    real = delta_reliability(planted(n=48, is_paired=is_paired).samples, seed=0)
     assert real["permutation_p"].value < 0.01
     assert real["split_half_cosine"].verdict == "supported"

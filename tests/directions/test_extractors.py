@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from obliteratus.directions.delta_reliability import delta_reliability
 from obliteratus.directions.difference_of_means import difference_of_means
-from obliteratus.directions.layers import held_out_separation, strong_layers
 from obliteratus.directions.paired_svd import paired_svd
 from obliteratus.directions.placement import placed
-from obliteratus.directions.reliability import reliability
 from obliteratus.directions.samples import EXTRACTORS, Samples
 from obliteratus.directions.whitened_svd import shrunk_spectrum, whitened_svd
 from obliteratus.errors import DirectionError, UsageError
@@ -108,11 +107,11 @@ def test_covariance_is_shrunk_when_prompts_are_few() -> None:
 
 
 def test_reliability_tells_a_planted_difference_from_none() -> None:
-    good = reliability(planted()[0], seed=0)
+    good = delta_reliability(planted()[0], seed=0)
     assert good["split_half_cosine"].verdict == "supported"
     assert good["permutation_p"].verdict == "supported"
     assert good["bootstrap_angle"].value < 20
-    unpaired = reliability(planted(is_paired=False)[0], seed=0)
+    unpaired = delta_reliability(planted(is_paired=False)[0], seed=0)
     assert unpaired["split_half_cosine"].verdict == "supported"
     assert unpaired["permutation_p"].verdict == "supported"
 
@@ -121,7 +120,7 @@ def test_reliability_tells_a_planted_difference_from_none() -> None:
 def test_reliability_reports_nothing_on_null_samples(is_paired: bool) -> None:
     alarms = 0
     for seed in range(8):
-        none = reliability(planted(seed, shift=0.0, is_paired=is_paired)[0], seed=seed)
+        none = delta_reliability(planted(seed, shift=0.0, is_paired=is_paired)[0], seed=seed)
         alarms += none["permutation_p"].verdict == "supported"
         assert none["split_half_cosine"].verdict == "undetermined"
     assert alarms <= 2
@@ -132,19 +131,8 @@ def test_top_coordinate_share_names_a_rogue_coordinate() -> None:
     delta = torch.zeros(WIDTH, dtype=torch.float64)
     delta[3] = 1.0
     rogue = Samples(delta, samples.harmful, samples.harmless, is_paired=True)
-    assert reliability(rogue, seed=0)["top_coordinate_share"].value == 1.0
-    assert reliability(samples, seed=0)["top_coordinate_share"].value < 0.3
-
-
-def test_held_out_separation_is_zero_without_a_difference_and_ignores_scale() -> None:
-    none = held_out_separation(planted(shift=0.0, n=200)[0], seed=0)
-    assert none.verdict == "undetermined"
-    samples, _ = planted(n=200)
-    wide = Samples(50 * samples.delta, 50 * samples.harmful, 50 * samples.harmless, is_paired=True)
-    separation = held_out_separation(samples, seed=0)
-    assert held_out_separation(wide, seed=0).value == pytest.approx(separation.value)
-    assert separation.verdict == "supported"
-    assert strong_layers({"embedding": none, 0: none, 1: separation}) == (1,)
+    assert delta_reliability(rogue, seed=0)["top_coordinate_share"].value == 1.0
+    assert delta_reliability(samples, seed=0)["top_coordinate_share"].value < 0.3
 
 
 def test_equal_classes_and_unknown_extractors_are_errors() -> None:

@@ -46,8 +46,8 @@ def test_strong_layers_are_blocks_and_only_those(qwen: LoadedModel) -> None:
     assert planned.deviations == ()
 
 
-def test_no_strong_layer_is_an_empty_plan(qwen: LoadedModel) -> None:
-    with pytest.raises(EditError, match=r"plan is empty.*edit\.layers=all"):
+def test_strong_layers_that_are_undetermined_are_refused_with_what_to_do(qwen: LoadedModel) -> None:
+    with pytest.raises(EditError, match=r"strong is undetermined.*edit\.layers=all"):
         plan(qwen, random_directions(qwen), EditSettings(layers="strong"))
 
 

@@ -17,8 +17,17 @@ from obliteratus.verify.compare import compare
 from obliteratus.verify.controls import Controls
 from obliteratus.verify.formatting import change, number, p_value, percent_change, shown
 from obliteratus.verify.html import as_html, save_html
+from obliteratus.verify.layers import layer_ranges
 from obliteratus.verify.picture_style import DARK, LIGHT, as_png, as_svg
-from obliteratus.verify.report import CandidateRow, ControlRow, Report, load_report, save_report
+from obliteratus.verify.rank_picture import layers_ranked
+from obliteratus.verify.report import (
+    CandidateRow,
+    ControlRow,
+    RankRow,
+    Report,
+    load_report,
+    save_report,
+)
 from obliteratus.verify.terminal import as_screen
 
 
@@ -45,7 +54,24 @@ def made(plant: Plant) -> Report:
         for position in (-2, -1)
         for layer in range(4)
     )
-    return report.model_copy(update={"candidates": candidates})
+    return report.model_copy(update={"candidates": candidates, "ranking": ranking(4)})
+
+
+def ranking(layers: int, strong: tuple[int, ...] = (1, 2)) -> tuple[RankRow, ...]:
+    def about(value: float, null: float | None = 0.5) -> Estimate:
+        return Estimate(value, (value - 0.25, value + 0.25), n=16, null=null)
+
+    return tuple(
+        RankRow(
+            layer=layer,
+            separation=about(1.5 + layer, 0.0),
+            bypass=None if layer == 0 else about(3.0 + layer),
+            induce=None if layer == 0 else about(2.0 + layer),
+            kl=None if layer == 0 else about(0.5, None),
+            standing="strong" if layer in strong else "undetermined",
+        )
+        for layer in range(layers)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +171,43 @@ def test_every_picture_is_drawn_and_the_same_each_time(report: Report):
         assert first.startswith("<svg")
         assert " width=" not in first[: first.index(">")]
     assert as_png(pictures.controls(report)).startswith(b"\x89PNG")
+
+
+def test_the_ranking_is_told_with_intervals_on_the_screen_and_the_page(report: Report, page: str):
+    text = " ".join(" ".join(screen(report)).split())
+    assert (
+        "Strong layers: 1-2 of 4. Layer 2: separation 3.50 (3.25 to 3.75) s.d., bypass 5.00 "
+        "(4.75 to 5.25), induce 4.00 (3.75 to 4.25)." in text
+    )
+    assert "Strong and weak layers" in page
+    assert page.count('<td data-label="rank">') == 4
+    assert '<td data-label="rank">strong</td>' in page
+
+
+def test_undetermined_layers_are_said_to_be(report: Report):
+    unknown = report.model_copy(update={"ranking": ranking(4, strong=())})
+    assert "Strong layers: undetermined." in " ".join(screen(unknown))
+    assert "Strong layers" not in "".join(screen(report.model_copy(update={"ranking": ()})))
+
+
+def test_strong_layers_are_shaded_in_both_panels_and_gaps_are_left(report: Report):
+    def shaded(rows: tuple[RankRow, ...]) -> list[int]:
+        return [len(axes.patches) for axes in layers_ranked(rows).axes]
+
+    assert shaded(report.ranking) == [2, 2]
+    assert shaded(ranking(4, strong=())) == [0, 0]
+    lower = layers_ranked(report.ranking).axes[1]
+    assert min(len(line.get_xdata()) for line in lower.lines if len(line.get_xdata()) > 2) == 3
+    assert as_svg(layers_ranked(report.ranking)) == as_svg(layers_ranked(report.ranking))
+    with pytest.raises(MeasurementError, match="ranks no layers"):
+        layers_ranked(())
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"), [((), ""), ((3,), "3"), ((3, 8, 9, 10), "3, 8-10"), ((0, 1), "0-1")]
+)
+def test_runs_of_layers_are_told_as_ranges(layers: tuple[int, ...], text: str):
+    assert layer_ranges(layers) == text
 
 
 def test_each_prompt_has_its_square_before_and_after(report: Report):

@@ -24,11 +24,12 @@ class Directions:
     it per layer, component and direction where they were tuned (None: all 1). ``scale`` is ‖δ‖ per
     layer: the unit of steering. ``mean`` is the mean of the harmless prompts where the directions
     were read (with filters, that of all prompts), None when each layer has its own.
-    ``strong_layers`` are those ranked strong. ``method`` is the extractor, or ``rdo`` or ``cone``
-    where gradients went on from it, ``knobs`` what was set of it. ``reliability`` holds split-half
-    cosine, bootstrap angle, permutation p and top-coordinate share, of what the extractor found.
-    ``provenance`` is JSON-ready: extractor, settings, prompt hash, model fingerprint, and the
-    selection table with its intervals.
+    ``strong_layers`` are those ranked strong; empty is undetermined. ``method`` is the extractor,
+    or ``rdo`` or ``cone`` where gradients went on from it, ``knobs`` what was set of it.
+    ``reliability`` holds split-half cosine, bootstrap angle, permutation p and top-coordinate share
+    of row 0 as extracted, under ``filter_`` of its filter. ``provenance`` is JSON-ready: extractor,
+    settings, prompt hash, model fingerprint, the rank of every layer, and the selection table with
+    its intervals.
     """
 
     basis: Mapping[Layer, Float64[Tensor, "rank d_model"]]

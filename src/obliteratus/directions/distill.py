@@ -11,10 +11,11 @@ from torch import Tensor
 
 from obliteratus.directions.cosmic import Chosen, as_rows, choose_inversion
 from obliteratus.directions.directions import Directions
-from obliteratus.directions.filters import Removed, removed_at, removed_everywhere
+from obliteratus.directions.filters import Removed, filter_of, removed_at, removed_everywhere
 from obliteratus.directions.inversion import Mirror
 from obliteratus.directions.knobs import extractor_of
-from obliteratus.directions.layers import held_out_separation, strong_layers
+from obliteratus.directions.layer_control import controls_by_layer, null_controls, score_place
+from obliteratus.directions.layers import LayerRank, rank_layers, shuffles, strong_layers
 from obliteratus.directions.placement import PLACEMENTS
 from obliteratus.directions.reliability import reliability
 from obliteratus.directions.samples import Extractor, Samples, samples_at
@@ -27,12 +28,13 @@ from obliteratus.directions.selection import (
     mean_scores,
     winning_share,
 )
+from obliteratus.directions.separation import separation_test
 from obliteratus.errors import DirectionError
 from obliteratus.events import track
 from obliteratus.probe.activations import Activations
 from obliteratus.settings import DistillSettings
 from obliteratus.shapes import Layer
-from obliteratus.statistics.estimate import Estimate
+from obliteratus.statistics.comparison import Comparison
 
 STRENGTH_STEP = 0.1
 """How far apart the strengths above 1 are that are tried."""
@@ -49,6 +51,7 @@ class _Found:
     candidates: tuple[Candidate, ...]
     effect: Effect
     ranks: tuple[Trial, ...]
+    separations: Mapping[Layer, Comparison]
     cosmic: Mapping[str, Any] | None = None
 
 
@@ -67,7 +70,9 @@ def distill(
     of the activations (arXiv:2506.00085). ``selection="per_layer"``: every block has its own basis
     from the last position; the rank, common to all, is searched the same way. Scores come from
     ``scorer``, which holds the model and its select prompts; reliability and the separation of
-    every layer come from the fit activations.
+    every layer come from the fit activations. Layers are ranked by
+    :func:`obliteratus.directions.layers.rank_layers`, which scores every block that the selection
+    has not scored at that position (all of them with ``per_layer``), and six random vectors.
 
     Raises:
         DirectionError: the classes do not differ, no candidate passes the selection, or the
@@ -82,7 +87,7 @@ def distill(
     find = _per_layer if settings.selection == "per_layer" else _select_one
     found = find(activations, scorer, settings, extract, seed)
     strength, strengths = _search_strength(scorer, found, settings, seed)
-    separation = _separation(activations, found.position, seed)
+    ranks = _ranked(activations, scorer, settings, extract, found, seed)
     source = samples_at(activations, found.representative, found.position)
     return Directions(
         basis=found.removed.basis,
@@ -96,14 +101,14 @@ def distill(
         strength=strength.value,
         mean=_mean(activations, found),
         filters=found.removed.filters,
-        strong_layers=strong_layers(separation),
+        strong_layers=strong_layers(ranks),
         knobs=settings.knobs,
-        reliability=reliability(source, seed=seed),
+        reliability=reliability(source, extract, seed=seed, read=filter_of(settings.extractor)),
         provenance={
             **_provenance(activations, scorer, settings, found, seed),
             "shares": _shares(activations, found, settings),
             "strengths": [trial.as_json() for trial in strengths],
-            "separation": {str(layer): value.as_json() for layer, value in separation.items()},
+            "layers": [rank.as_json() for rank in ranks],
         },
     )
 
@@ -126,10 +131,12 @@ def _select_one(
         places, task="score directions", total=len(places), unit="directions"
     ):
         samples = samples_at(activations, layer, position)
-        rows = extract(samples, max_rank=1)
-        removed = removed_everywhere(settings.extractor, samples, rows, scorer.layers)
         score = scorer.candidate if mirror is None else mirror.candidate
-        candidates.append(score(layer, position, samples, removed))
+        candidates.append(
+            score_place(
+                score, settings.extractor, extract, samples, scorer.layers, (layer, position)
+            )
+        )
     if mirror is None:
         cosmic, index = None, _published(candidates, scorer, settings)
     else:
@@ -156,6 +163,7 @@ def _select_one(
         tuple(candidates),
         best.effect,
         ranks,
+        _separations(activations, winner.position, seed),
         None if mirror is None or cosmic is None else _cosmic_facts(mirror, cosmic),
     )
 
@@ -203,9 +211,10 @@ def _per_layer(
         return removed_at(settings.extractor, samples, shortened)
 
     best, trials = _search_rank(scorer, truncated, ranks, settings, seed)
-    separation = _separation(activations, position, seed)
-    clearest = max(layers, key=lambda layer: separation[layer].value)
-    return _Found(truncated(int(best.value)), None, position, clearest, (), best.effect, trials)
+    separations = _separations(activations, position, seed)
+    clearest = max(layers, key=lambda layer: separations[layer].effect.value)
+    removed = truncated(int(best.value))
+    return _Found(removed, None, position, clearest, (), best.effect, trials, separations)
 
 
 def _search_rank(
@@ -255,12 +264,33 @@ def _least_induce(scorer: Scorer) -> float:
     )
 
 
-def _separation(activations: Activations, position: int, seed: int) -> dict[Layer, Estimate]:
-    found: dict[Layer, Estimate] = {}
-    for layer in activations.layers:
-        samples: Samples = samples_at(activations, layer, position)
-        found[layer] = held_out_separation(samples, seed=seed)
-    return found
+def _separations(activations: Activations, position: int, seed: int) -> dict[Layer, Comparison]:
+    blocks: list[Layer] = [layer for layer in activations.layers if layer != "embedding"]
+    count = shuffles(len(blocks))
+    return {
+        layer: separation_test(samples_at(activations, layer, position), shuffles=count, seed=seed)
+        for layer in track(blocks, task="separate", total=len(blocks), unit="layers")
+    }
+
+
+def _ranked(
+    activations: Activations,
+    scorer: Scorer,
+    settings: DistillSettings,
+    extract: Extractor,
+    found: _Found,
+    seed: int,
+) -> tuple[LayerRank, ...]:
+    if scorer.tokens is None:
+        return ()  # control is a change of log-odds
+    known: dict[Layer, Candidate] = {
+        c.layer: c for c in found.candidates if c.position == found.position
+    }
+    controls = controls_by_layer(
+        activations, scorer, settings.extractor, extract, found.position, known=known
+    )
+    nulls = null_controls(activations, scorer, found.position, seed=seed)
+    return rank_layers(found.separations, controls, nulls, seed=seed)
 
 
 def _shares(activations: Activations, found: _Found, settings: DistillSettings) -> dict[str, float]:

@@ -20,6 +20,13 @@ FILTERS: Registry[Filter] = Registry("filter", "obliteratus.directions")
 it removes."""
 
 
+def filter_of(extractor: str) -> Filter | None:
+    """Return how the edit of ``extractor`` reads, None where it reads along what it removes."""
+    if extractor not in FILTERS:
+        return None
+    return FILTERS[extractor]
+
+
 @dataclass(frozen=True)
 class Removed:
     """What is taken out at each layer: x' = x − RᵀVx, patterns R = ``basis``, filters V.

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from obliteratus.directions.directions import Directions
@@ -48,13 +48,10 @@ def permuted_directions(activations: Activations, directions: Directions, seed: 
 
 
 def permuted(samples: Samples, seed: int) -> Samples:
-    """Return ``samples`` with shuffled labels."""
+    """Return ``samples`` with shuffled labels, those of exactly half of the pairs where paired."""
     count = len(samples.harmful)
     order = shuffled(count, len(samples.harmless), is_paired=samples.is_paired, seed=seed)
-    both = torch.cat([samples.harmful, samples.harmless])[order.to(samples.harmful.device)]
-    first, second = both[:count], both[count:]
-    delta = first.to(torch.float64).mean(0) - second.to(torch.float64).mean(0)
-    return replace(samples, delta=delta, harmful=first, harmless=second)
+    return dealt_anew(samples, order)
 
 
 def shuffled(harmful: int, harmless: int, *, is_paired: bool, seed: int) -> Int[Tensor, " prompt"]:
@@ -78,3 +75,22 @@ def permuted_prompts(prompts: ContrastSet, seed: int) -> ContrastSet:
     order = shuffled(n, len(prompts.harmless), is_paired=prompts.is_paired, seed=seed).tolist()
     dealt = tuple(both[row] for row in order)
     return replace(prompts, harmful=dealt[:n], harmless=dealt[n:])
+
+
+def exchanged(samples: Samples, swap: Bool[Tensor, " pair"]) -> Samples:
+    """Return paired ``samples`` with both labels of every pair exchanged where ``swap`` is true."""
+    harmful, harmless = samples.harmful, samples.harmless
+    first = torch.where(swap[:, None], harmless, harmful)
+    second = torch.where(swap[:, None], harmful, harmless)
+    return _relabelled(samples, first, second)
+
+
+def dealt_anew(samples: Samples, order: Int[Tensor, " prompt"]) -> Samples:
+    """Return ``samples`` with classes of the same sizes made of all prompts in ``order``."""
+    both = torch.cat([samples.harmful, samples.harmless])[order]
+    return _relabelled(samples, both[: len(samples.harmful)], both[len(samples.harmful) :])
+
+
+def _relabelled(samples: Samples, harmful: Tensor, harmless: Tensor) -> Samples:
+    delta = harmful.to(torch.float64).mean(0) - harmless.to(torch.float64).mean(0)
+    return replace(samples, delta=delta, harmful=harmful, harmless=harmless)

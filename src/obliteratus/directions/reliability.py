@@ -1,155 +1,112 @@
-"""How far a mean difference can be trusted: from the sample itself, without the model.
+"""How far what an extractor found can be trusted: its own first row, and the filter it reads by."""
 
-Every quantity is a function of weights on prompts, so one Gram matrix serves all resamples.
-"""
-
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from jaxtyping import Float64
+from torch import Tensor
 
-from obliteratus.directions.samples import Samples
-from obliteratus.errors import DirectionError
+from obliteratus.directions.delta_reliability import (
+    angles,
+    check_prompts,
+    delta_reliability,
+    split_half,
+    tail,
+    top_share,
+)
+from obliteratus.directions.filters import Filter
+from obliteratus.directions.permuted import dealt_anew, exchanged
+from obliteratus.directions.samples import Extractor, Samples
 from obliteratus.statistics.estimate import Estimate
 
-RESAMPLES = 400  # the 2.5 % point then rests on ten resamples
-SMALLEST_P = 0.05
+SPLITS = 20
+REPLICATES = 40
+SHUFFLES = 39
+"""p is then 0.025 at the least, which is enough to tell it from 0.05."""
+IS_DELTA = 1e-12
+"""1 − cosine with δ̂ up to which a row is δ̂ itself."""
+
+Row = Callable[[Samples], Float64[Tensor, " d_model"]]
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """Signed prompt weights w with δ = Σ w_i x_i, and their Gram matrix."""
+def reliability(
+    samples: Samples, extract: Extractor, *, seed: int, read: Filter | None = None
+) -> dict[str, Estimate]:
+    """Return four estimates on row 0 of ``extract``, and on its filter where there is one.
 
-    gram: Float64[np.ndarray, "unit unit"]
-    weights: Float64[np.ndarray, " unit"]
-    is_harmful: np.ndarray
+    ``split_half_cosine``: cosine of the rows of two random halves of the prompts; its null is that
+    of shuffled labels. ``bootstrap_angle``: degrees between the row and that of a bootstrap sample.
+    ``permutation_p``: the share of label shuffles (within pairs where paired) in which the classes
+    are as far apart along the row that they give, r·δ. ``top_coordinate_share``: the largest
+    squared coordinate of the row. The same under ``filter_`` are of the unit filter of ``read``,
+    which is what an oblique edit depends on.
 
-
-def reliability(samples: Samples, *, seed: int) -> dict[str, Estimate]:
-    """Return four estimates on δ of ``samples``.
-
-    ``split_half_cosine``: cosine of δ from two random halves; its null is that of shuffled labels.
-    ``bootstrap_angle``: degrees between δ and a bootstrap replicate of it. ``permutation_p``: the
-    share of label shuffles (within pairs where paired) whose ‖δ‖ is as large, never below 1 / (1 +
-    shuffles). ``top_coordinate_share``: the largest squared coordinate of δ̂; 1 / d_model is even.
+    A row that is δ̂ is resampled in closed form. Any other is extracted again, ``SPLITS`` · 4 +
+    ``REPLICATES`` + ``SHUFFLES`` = 159 times with ``max_rank=1`` at this one place. What an
+    extractor knows of other layers, their harmless means, stays that of all prompts.
 
     Raises:
-        DirectionError: fewer than four prompts in a class.
+        DirectionError: fewer than four prompts in a class, or ``extract`` finds no direction in a
+            resample.
     """
-    count = min(len(samples.harmful), len(samples.harmless))
-    if count < 4:
-        raise DirectionError(f"reliability needs at least 4 prompts of each class, not {count}.")
-    units = _units(samples)
+    check_prompts(samples)
+
+    def row(given: Samples) -> Float64[Tensor, " d_model"]:
+        return extract(given, max_rank=1)[0]
+
+    delta = samples.delta / samples.delta.norm()
+    is_delta = bool(1 - row(samples) @ delta < IS_DELTA)
+    found = delta_reliability(samples, seed=seed) if is_delta else _resampled(samples, row, seed)
+    if read is None:
+        return found
+
+    def reading(given: Samples) -> Float64[Tensor, " d_model"]:
+        rows = read(given, extract(given, max_rank=1))[0]
+        return rows / rows.norm()
+
+    filters = _resampled(samples, reading, seed)
+    return found | {f"filter_{name}": value for name, value in filters.items()}
+
+
+def _resampled(samples: Samples, row: Row, seed: int) -> dict[str, Estimate]:
     rng = np.random.default_rng(seed)
-    n = len(samples.harmful) if samples.is_paired else len(units.weights)
+    n = len(samples.harmful) if samples.is_paired else len(samples.harmful) + len(samples.harmless)
+    found = row(samples)
+    relabelled = [_relabelled(samples, rng) for _ in range(SHUFFLES)]
+    halves = [_cosine_of_halves(samples, row, rng) for _ in range(SPLITS)]
+    null = [_cosine_of_halves(each, row, rng) for each in relabelled[:SPLITS]]
+    replicates = [float(row(_replicate(samples, rng)) @ found) for _ in range(REPLICATES)]
+    apart = float(samples.delta @ found)
+    as_far = [float(each.delta @ row(each)) >= apart * (1 - 1e-9) for each in relabelled]
+    # the observed labelling counts as one of the shuffles
+    p_value = (1 + sum(as_far)) / (1 + SHUFFLES)
     return {
-        "split_half_cosine": _split_half(units, rng, n, seed),
-        "bootstrap_angle": _bootstrap_angle(units, rng, n, seed),
-        "permutation_p": _permutation_p(units, rng, n, seed),
-        "top_coordinate_share": _top_share(samples, n),
+        "split_half_cosine": split_half(np.array(halves), np.array(null), n=n, seed=seed),
+        "bootstrap_angle": angles(np.array(replicates), n=n, seed=seed),
+        "permutation_p": tail(p_value, SHUFFLES, n=n, seed=seed),
+        "top_coordinate_share": top_share(found, n),
     }
 
 
-def _units(samples: Samples) -> _Weights:
+def _relabelled(samples: Samples, rng: np.random.Generator) -> Samples:
     if samples.is_paired:
-        rows = samples.differences
-        weights = np.full(len(rows), 1.0 / len(rows))
-        is_harmful = np.ones(len(rows), dtype=bool)
-    else:
-        harmful, harmless = samples.harmful, samples.harmless
-        rows = torch.cat([harmful, harmless]).to(torch.float64)
-        rows = rows - rows.mean(0)
-        weights = np.concatenate(
-            [np.full(len(harmful), 1 / len(harmful)), np.full(len(harmless), -1 / len(harmless))]
-        )
-        is_harmful = weights > 0
-    return _Weights((rows @ rows.T).cpu().numpy(), weights, is_harmful)
+        return exchanged(samples, torch.from_numpy(rng.random(len(samples.harmful)) < 0.5))
+    count = len(samples.harmful) + len(samples.harmless)
+    return dealt_anew(samples, torch.from_numpy(rng.permutation(count)))
 
 
-def _cosines(units: _Weights, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    product = np.einsum("ri,ri->r", first @ units.gram, second)
-    norms = [np.einsum("ri,ri->r", side @ units.gram, side) for side in (first, second)]
-    return product / np.sqrt(np.maximum(norms[0] * norms[1], np.finfo(float).tiny))
+def _cosine_of_halves(samples: Samples, row: Row, rng: np.random.Generator) -> float:
+    first = rng.permutation(len(samples.harmful)).tolist()
+    second = first if samples.is_paired else rng.permutation(len(samples.harmless)).tolist()
+    here, there = len(first) // 2, len(second) // 2
+    one = row(samples.subset(first[:here], second[:there]))
+    return float(one @ row(samples.subset(first[here:], second[there:])))
 
 
-def _halves(rng: np.random.Generator, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weights of two random complementary halves of the units, each class halved."""
-    first, second = np.zeros(len(labels)), np.zeros(len(labels))
-    for side in (labels > 0, labels < 0):
-        rows = rng.permutation(np.flatnonzero(side))
-        for half, chosen in ((first, rows[: len(rows) // 2]), (second, rows[len(rows) // 2 :])):
-            half[chosen] = labels[chosen]
-    return first, second
-
-
-def _shuffled(units: _Weights, rng: np.random.Generator) -> np.ndarray:
-    """Return the weights under shuffled labels: signs flipped in pairs, or classes permuted."""
-    if units.is_harmful.all():
-        return units.weights * rng.choice([-1.0, 1.0], size=len(units.weights))
-    return rng.permutation(units.weights)
-
-
-def _null_draw(units: _Weights, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return shuffled weights, and the classes by which they are halved."""
-    shuffled = _shuffled(units, rng)
-    return shuffled, units.weights if units.is_harmful.all() else shuffled
-
-
-def _split_half(units: _Weights, rng: np.random.Generator, n: int, seed: int) -> Estimate:
-    def draw(weights: np.ndarray, sides: np.ndarray) -> float:
-        first, second = _halves(rng, sides)
-        is_first = first != 0
-        return float(
-            _cosines(
-                units, np.where(is_first, weights, 0.0)[None], (weights * (second != 0))[None]
-            )[0]
-        )
-
-    values = np.array([draw(units.weights, units.weights) for _ in range(RESAMPLES)])
-    null = np.array([draw(*_null_draw(units, rng)) for _ in range(RESAMPLES)])
-    low, high = np.quantile(values, [0.025, 0.975])
-    ceiling = float(np.quantile(null, 0.95))
-    return Estimate(
-        float(values.mean()),
-        (float(low), float(high)),
-        n=n,
-        null=float(null.mean()),
-        seed=seed,
-        verdict="supported" if float(low) > ceiling else "undetermined",
-    )
-
-
-def _bootstrap_angle(units: _Weights, rng: np.random.Generator, n: int, seed: int) -> Estimate:
-    replicates = np.zeros((RESAMPLES, len(units.weights)))
-    for side in (units.is_harmful, ~units.is_harmful):
-        rows = np.flatnonzero(side)
-        if len(rows):
-            counts = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=RESAMPLES)
-            replicates[:, rows] = counts * units.weights[rows]
-    cosines = _cosines(units, replicates, np.broadcast_to(units.weights, replicates.shape))
-    angles = np.degrees(np.arccos(np.clip(cosines, -1, 1)))
-    low, high = np.quantile(angles, [0.025, 0.975])
-    return Estimate(float(np.median(angles)), (float(low), float(high)), n=n, null=90.0, seed=seed)
-
-
-def _permutation_p(units: _Weights, rng: np.random.Generator, n: int, seed: int) -> Estimate:
-    weights = np.stack([units.weights, *(_shuffled(units, rng) for _ in range(RESAMPLES))])
-    squared = np.einsum("ri,ri->r", weights @ units.gram, weights)
-    # the observed labelling counts as one of the shuffles; a relative margin absorbs rounding
-    p = float(np.mean(squared >= squared[0] * (1 - 1e-9)))
-    error = 1.96 * float(np.sqrt(p * (1 - p) / RESAMPLES))
-    return Estimate(
-        p,
-        (max(0.0, p - error), min(1.0, p + error)),
-        n=n,
-        null=0.5,
-        seed=seed,
-        verdict="supported" if p < SMALLEST_P else "not_supported",
-    )
-
-
-def _top_share(samples: Samples, n: int) -> Estimate:
-    squared = samples.delta.square()
-    share = float(squared.max() / squared.sum())
-    return Estimate(share, (share, share), n=n, null=1.0 / len(squared))
+def _replicate(samples: Samples, rng: np.random.Generator) -> Samples:
+    first = rng.integers(len(samples.harmful), size=len(samples.harmful)).tolist()
+    if samples.is_paired:
+        return samples.subset(first)
+    second = rng.integers(len(samples.harmless), size=len(samples.harmless)).tolist()
+    return samples.subset(first, second)

@@ -37,9 +37,14 @@ class Samples:
         harmful, harmless = self.harmful.to(torch.float64), self.harmless.to(torch.float64)
         return harmful - harmless if self.is_paired else harmful - harmless.mean(0)
 
-    def subset(self, rows: list[int]) -> "Samples":
-        """Return the samples of ``rows`` only (the same rows of both classes), δ recomputed."""
-        harmful, harmless = self.harmful[rows], self.harmless[rows]
+    def subset(self, rows: list[int], harmless_rows: list[int] | None = None) -> "Samples":
+        """Return the samples of ``rows`` only, δ recomputed; a row may be there more than once.
+
+        ``harmless_rows`` are those of the harmless class where they are not the same, which pairs
+        do not allow.
+        """
+        others = rows if harmless_rows is None else harmless_rows
+        harmful, harmless = self.harmful[rows], self.harmless[others]
         delta = harmful.to(torch.float64).mean(0) - harmless.to(torch.float64).mean(0)
         categories = tuple(self.categories[row] for row in rows) if self.categories else ()
         return replace(self, delta=delta, harmful=harmful, harmless=harmless, categories=categories)

@@ -1,6 +1,6 @@
 """Measure what a direction controls: bypass, induce and divergence, by running the model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from obliteratus.measure.log_odds import RefusalTokens, log_odds
 from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.behind import PostNormEdit
+from obliteratus.operator.edit import StreamEdit, WeightEdit
 from obliteratus.operator.hooks import adding, edited
 from obliteratus.operator.removal import NO_FILTERS, SiteStrengths, removal
 from obliteratus.probe.forward import last_hidden
@@ -49,11 +50,14 @@ class Scorer:
         system: str | None = None,
         embedding: bool = True,
         post_norm: PostNormEdit = "oblique",
+        reference: Float[Tensor, "harmless vocab"] | None = None,
     ) -> None:
         """Use at most ``prompts`` prompts of each class, spread over the categories.
 
         ``embedding`` says whether a removal covers the embedding too, as the plan will. Without
         ``tokens`` there are no log-odds: only a selection by activations can do without.
+        ``reference`` are the log-probabilities from which divergence is measured, by default those
+        of ``model`` itself.
         """
         self.model = model
         self.tokens = tokens
@@ -68,9 +72,10 @@ class Scorer:
         both = encode(model, texts, system=system)
         self._both = both
         self._harmless = replace(both, ids=both.ids[len(sides[0]) :])
-        odds, self._original = self._measured()
-        self.harmless_log_odds = self.log_odds(self._original)
-        self.original = Effect(odds, np.zeros(len(sides[1])))
+        odds, self.log_probabilities = self._measured()
+        self._reference = self.log_probabilities if reference is None else reference
+        self.harmless_log_odds = self.log_odds(self.log_probabilities)
+        self.original = Effect(odds, kl_divergence(self._reference, self.log_probabilities).numpy())
 
     def effect(
         self,
@@ -92,9 +97,13 @@ class Scorer:
             post_norm=self.post_norm,
             filters=filters,
         )
-        with edited(self.model, edits):
+        return self.effect_of(edits)
+
+    def effect_of(self, edits: Iterable[WeightEdit | StreamEdit]) -> Effect:
+        """Return the effect of ``edits`` through hooks, which keep no norm."""
+        with edited(self.model, edits, ignore_norm=True):
             odds, harmless = self._measured()
-        return Effect(odds, kl_divergence(self._original, harmless).numpy())
+        return Effect(odds, kl_divergence(self._reference, harmless).numpy())
 
     @property
     def layers(self) -> tuple[Layer, ...]:

@@ -46,9 +46,16 @@ def chosen_layers(
     """Return the layers of ``directions`` whose writers ``settings`` let be edited.
 
     Raises:
-        EditError: a layer that ``settings.layers`` names has no directions.
+        EditError: a layer that ``settings.layers`` names has no directions, or no layer is strong.
     """
     if settings.layers == "strong":
+        if not directions.strong_layers:
+            raise EditError(
+                "edit.layers=strong, and which layers are strong is undetermined: at none of them "
+                "do separation, bypass and induce all exceed their nulls on these prompts. Set "
+                "edit.layers=all or a range such as 8-16, or give more prompts (raise "
+                "distill.select_prompts)."
+            )
         return tuple(layer for layer in directions.strong_layers if layer in directions.basis)
     everything: tuple[Layer, ...] = tuple(
         layer for layer in directions.basis if layer != "embedding" or settings.edits_embedding

@@ -12,17 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from obliteratus.directions.combine import orthogonal_to
 from obliteratus.directions.directions import Directions
-from obliteratus.directions.filters import FILTERS
-from obliteratus.directions.knobs import extractor_of
 from obliteratus.directions.permuted import permuted_directions
 from obliteratus.edits.controls import matched_random
 from obliteratus.edits.exactness import prove_saved
 from obliteratus.edits.leaks import prove_edit
 from obliteratus.edits.planner import check_architecture, plan
 from obliteratus.edits.targets import check_targets
-from obliteratus.errors import ModelSourceError, UsageError
+from obliteratus.errors import ModelSourceError
 from obliteratus.events import Deviation, DeviationRecorded, Note, emit
 from obliteratus.measure.coherence import embed
 from obliteratus.measure.head import Head, head_of
@@ -35,6 +32,7 @@ from obliteratus.operator.edit import EditPlan
 from obliteratus.pipeline.journal import Journal
 from obliteratus.pipeline.passes import Pass, carry_out
 from obliteratus.pipeline.record import run_record
+from obliteratus.pipeline.refinement import Reference, check_extractor, next_pass
 from obliteratus.pipeline.stages import ACTIVATIONS_FILE, Laboratory
 from obliteratus.probe.activations import Activations
 from obliteratus.probe.files import save_activations
@@ -44,15 +42,15 @@ from obliteratus.prompts.split import split
 from obliteratus.release.card import write_card
 from obliteratus.release.save import RECORDS, releasing, write_edit, write_model, write_records
 from obliteratus.settings import ModelSettings, RunSettings
-from obliteratus.statistics.bootstrap import paired_bootstrap
 from obliteratus.store import Store, check_target
 from obliteratus.verify.compare import compare
 from obliteratus.verify.controls import Controls, measure_controls
 from obliteratus.verify.html import save_html
-from obliteratus.verify.left import edit_facts
+from obliteratus.verify.layers import layer_ranges
+from obliteratus.verify.left import edit_facts, pass_line
 from obliteratus.verify.measure import measure_model
 from obliteratus.verify.measurement import Measurement
-from obliteratus.verify.report import REPORT_FILE, Report, save_report
+from obliteratus.verify.report import REPORT_FILE, PassTried, Report, save_report
 
 PROOF_PROMPTS = 4
 """Prompts run to prove an edit: every layer and every position of each is looked at."""
@@ -100,9 +98,10 @@ class _Run:
         self.store = store
         self.journal = Journal()
         self.leaks: list[Deviation] = []
+        self.tried: list[PassTried] = []
 
     def execute(self, name: str, output: Path, *, force: bool, fingerprint: str | None) -> Report:
-        _check_extractor(self.settings)
+        check_extractor(self.settings)
         contrast = contrast_set(self.settings.prompts)
         splits = split(contrast)
         model = self._summon(name, splits)
@@ -123,7 +122,7 @@ class _Run:
         controls = self._controls(model, activations, directions, planned, splits, tokens)
         head = self._kept_head(model)
         passes = self._excise(model, splits, tokens, directions, planned)
-        record = run_record(model, contrast, self.settings, self.journal)
+        record = run_record(model, contrast, self.settings, self.journal, self.tried)
         with releasing(output, force=force) as work:
             self._rebirth(model, work, passes, activations)
             source = model.source
@@ -182,7 +181,8 @@ class _Run:
             )
             note.text = (
                 f"rank {directions.rank} from {where}, strength {directions.strength:g}; "
-                f"split-half cosine {cosine:.2f}"
+                f"split-half cosine {cosine:.2f}; strong layers: "
+                f"{layer_ranges(directions.strong_layers) or 'undetermined'}"
             )
             if directions.provenance["min_induce"]:
                 emit(
@@ -271,12 +271,18 @@ class _Run:
         planned: EditPlan,
     ) -> list[Pass]:
         with self.journal.stage("excise", f"edit {len(planned)} matrices") as note:
+            reference = self._reference(model, splits, tokens)
             done = [self._edit(model, splits, directions, planned)]
             while len(done) < self.settings.edit.passes:
-                following = self._next_pass(model, splits, tokens, done)
-                if following is None:
+                laboratory = Laboratory(model, splits, self.settings, self.store)
+                following = next_pass(
+                    laboratory, tokens, [each.directions for each in done], reference
+                )
+                self.tried.append(following.tried)
+                emit(Note(pass_line(following.tried)))
+                if following.directions is None or following.plan is None:
                     break
-                done.append(self._edit(model, splits, *following))
+                done.append(self._edit(model, splits, following.directions, following.plan))
             worst = max(each.receipt.worst_error for each in done)
             strengths = {float(s) for each in done for edit in each.plan for s in edit.strengths}
             note.text = (
@@ -284,6 +290,14 @@ class _Run:
                 f"strength {', '.join(f'{s:g}' for s in sorted(strengths))}; exact to {worst:.1e}"
             )
         return done
+
+    def _reference(
+        self, model: LoadedModel, splits: Splits, tokens: RefusalTokens | None
+    ) -> Reference | None:
+        """Return what the untouched model predicts where later passes measure their divergence."""
+        if self.settings.edit.passes == 1:
+            return None
+        return Laboratory(model, splits, self.settings, self.store).scorer(tokens).log_probabilities
 
     def _edit(
         self, model: LoadedModel, splits: Splits, directions: Directions, planned: EditPlan
@@ -304,32 +318,6 @@ class _Run:
     def _proof_ids(self, model: LoadedModel, splits: Splits) -> Sequence[Sequence[int]]:
         texts = [prompt.text for prompt in splits.fit.harmful[:PROOF_PROMPTS]]
         return encode(model, texts, system=self.settings.prompts.system).ids
-
-    def _next_pass(
-        self, model: LoadedModel, splits: Splits, tokens: RefusalTokens | None, done: list[Pass]
-    ) -> tuple[Directions, EditPlan] | None:
-        """Distill again on the edited model; None when that no longer lowers refusal."""
-        laboratory = Laboratory(model, splits, self.settings, self.store)
-        activations, _ = laboratory.probed()
-        directions, _ = laboratory.distilled(activations, tokens)
-        directions = orthogonal_to(directions, [each.directions for each in done])
-        if not directions.basis:
-            emit(Note("another pass finds no direction that is not removed already: not made."))
-            return None
-        scorer = laboratory.scorer(tokens)
-        after = scorer.effect(directions.basis, strengths=directions.strengths)
-        gain = paired_bootstrap(scorer.original.log_odds, after.log_odds, seed=self.settings.seed)
-        limit = self.settings.distill.max_kl
-        if gain.interval[1] >= 0 or float(after.kl.mean()) > limit:
-            emit(
-                Note(
-                    f"another pass would change the refusal log-odds by {gain.value:+.2f} "
-                    f"[{gain.interval[0]:+.2f}, {gain.interval[1]:+.2f}] at a KL of "
-                    f"{float(after.kl.mean()):.3f}: not made."
-                )
-            )
-            return None
-        return directions, plan(model, directions, self.settings.edit)
 
     def _rebirth(
         self, model: LoadedModel, work: Path, passes: list[Pass], activations: Activations
@@ -390,7 +378,10 @@ class _Run:
                 directions=passes[0].directions,
                 controls=controls,
                 edit=edit_facts(
-                    [each.receipt for each in passes], passes[0].directions, self.leaks
+                    [each.receipt for each in passes],
+                    passes[0].directions,
+                    self.leaks,
+                    passes=self.tried,
                 ),
                 deviations=self.journal.deviations,
                 edited_name=edited_name,
@@ -398,18 +389,3 @@ class _Run:
             )
             note.text = "original and edited compared"
         return report
-
-
-def _check_extractor(settings: RunSettings) -> None:
-    """Refuse before the long stages what DISTILL or a later pass would refuse.
-
-    Raises:
-        UsageError: there is no such extractor or knob, or an oblique edit is to be repeated.
-    """
-    name = settings.distill.extractor
-    extractor_of(name, settings.distill.knobs)
-    if name in FILTERS and settings.edit.passes > 1:
-        raise UsageError(
-            f"edit.passes={settings.edit.passes} and distill.extractor={name} exclude each other: "
-            "a later pass would write back what an oblique edit removed. Set edit.passes=1."
-        )

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from obliteratus.pipeline.journal import Journal
 from obliteratus.prompts.contrast import ContrastSet
 from obliteratus.settings import RunSettings, settings_from
 from obliteratus.store import read_json
+from obliteratus.verify.report import PassTried
 
 VERSION = 1
 RUN_FILE = "run.json"
@@ -32,11 +34,16 @@ class RecordedRun:
 
 
 def run_record(
-    model: LoadedModel, contrast: ContrastSet, settings: RunSettings, journal: Journal
+    model: LoadedModel,
+    contrast: ContrastSet,
+    settings: RunSettings,
+    journal: Journal,
+    passes: Sequence[PassTried] = (),
 ) -> dict[str, Any]:
     """Return the JSON-ready record of a run.
 
-    ``requested`` are the settings, ``executed`` what differs from them: every deviation.
+    ``requested`` are the settings, ``executed`` what differs from them: every deviation. ``passes``
+    are those after the first, with what was tried in each.
     """
     return {
         "version": VERSION,
@@ -53,6 +60,7 @@ def run_record(
         },
         "requested": settings.model_dump(mode="json"),
         "executed": [asdict(deviation) for deviation in journal.deviations],
+        "passes": [each.model_dump(mode="json") for each in passes],
         "seconds": {stage: round(spent, 3) for stage, spent in journal.seconds.items()},
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "hardware": hardware(),

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 
+from jaxtyping import Float
+from torch import Tensor
+
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.distill import distill
 from obliteratus.directions.permuted import permuted_directions, permuted_prompts
@@ -149,8 +152,16 @@ class Laboratory:
             seed=seed,
         )
 
-    def scorer(self, tokens: RefusalTokens | None) -> Scorer:
-        """Return what scores directions on the select prompts; making it runs the model."""
+    def scorer(
+        self,
+        tokens: RefusalTokens | None,
+        *,
+        reference: Float[Tensor, "harmless vocab"] | None = None,
+    ) -> Scorer:
+        """Return what scores directions on the select prompts; making it runs the model.
+
+        Divergence is measured from ``reference`` (:class:`obliteratus.directions.score.Scorer`).
+        """
         return Scorer(
             self.model,
             self.splits.select,
@@ -159,6 +170,7 @@ class Laboratory:
             system=self.settings.prompts.system,
             embedding=self.settings.edit.edits_embedding,
             post_norm=self.settings.edit.post_norm,
+            reference=reference,
         )
 
 

@@ -20,7 +20,7 @@ from obliteratus.verify.claims import (
 )
 from obliteratus.verify.controls import Controls
 from obliteratus.verify.identity import Subject, head_fingerprint, versions
-from obliteratus.verify.layers import candidate_rows, layer_rows
+from obliteratus.verify.layers import candidate_rows, layer_rows, rank_rows
 from obliteratus.verify.measurement import Measurement
 from obliteratus.verify.report import Claim, EditFacts, LayerRow, Report, Row
 from obliteratus.verify.rows import with_adjusted
@@ -56,10 +56,10 @@ def compare(
 
     The original's head may be left out where both are equal bit for bit, as after every edit of
     writers. ``tokens`` adds refusal log-odds, ``embed`` coherence, ``directions`` the candidates
-    they were selected from, ``controls`` the nulls, ``edit`` what the executor measured, and
-    whether refusal was to grow: then that is the first claim, not that it is nearly gone.
-    ``edited_name`` is printed instead of the name that the edited model was loaded under (a
-    temporary folder, say). All resampling uses ``seed``.
+    they were selected from and the rank of every layer, ``controls`` the nulls, ``edit`` what the
+    executor measured, and whether refusal was to grow: then that is the first claim, not that it is
+    nearly gone. ``edited_name`` is printed instead of the name that the edited model was loaded
+    under (a temporary folder, say). All resampling uses ``seed``.
 
     Raises:
         MeasurementError: the two were not measured on the same prompts and documents, or a head is
@@ -102,6 +102,7 @@ def compare(
         controls=() if controls is None else controls.rows,
         layers=_layers(pair),
         candidates=() if directions is None else candidate_rows(directions),
+        ranking=() if directions is None else rank_rows(directions),
         edit=edit,
         deviations=tuple(dict.fromkeys([*deviations, *made, *_deviations(original, edited)])),
         versions=versions(),

@@ -22,8 +22,10 @@ from obliteratus.verify.formatting import (
     shown,
     tiny_share,
 )
+from obliteratus.verify.layers import rank_line
 from obliteratus.verify.left import left_lines
 from obliteratus.verify.picture_style import DARK, LIGHT, as_svg
+from obliteratus.verify.rank_picture import layers_ranked
 from obliteratus.verify.report import Claim, Report, Row
 
 HTML_FILE = "report.html"
@@ -82,6 +84,8 @@ def as_html(report: Report) -> str:
         facts=_facts(report),
         left=[] if report.edit is None else left_lines(report.edit),
         tiny_share=tiny_share,
+        shown=shown,
+        unbroken=unbroken,
     )
 
 
@@ -164,6 +168,16 @@ def _pictures(report: Report) -> list[Picture]:
                 "other positions."
             )
         add("Refusal across layers", caption, pictures.refusal_by_layer(report))
+    if report.ranking:
+        add(
+            "Strong and weak layers",
+            f"{rank_line(report.ranking)} Above, how far apart the classes are along the block's "
+            "own mean difference, the noise of few prompts taken out. Below, by how much removing "
+            "its direction lowers refusal, and adding it raises it. Bands are 95 % intervals; "
+            "dashed is what random vectors stay below. Shaded layers are strong: all three beyond "
+            "their nulls (Holm), and large beside the best.",
+            layers_ranked(report.ranking),
+        )
     add(
         "What became of each harmful prompt",
         "One column is one test prompt: the original above, the edited model below.",

@@ -1,16 +1,19 @@
-"""How far the two classes are apart along the removed direction, layer by layer."""
+"""What every layer separates and controls: for the pictures, the tables and in words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
 from obliteratus.directions.directions import Directions
+from obliteratus.directions.layers import LayerRank
 from obliteratus.errors import MeasurementError
 from obliteratus.statistics.bootstrap import bootstrap_difference, bootstrap_mean
+from obliteratus.verify.formatting import shown
 from obliteratus.verify.measurement import Projections
-from obliteratus.verify.report import CandidateRow, LayerRow, Separation
+from obliteratus.verify.report import CandidateRow, LayerRow, RankRow, Separation
 
 RESAMPLES = 999  # dozens of layers, for a picture
 SMALLEST_DEVIATION = 1e-9  # relative to the projections' size: below it the classes are constant
@@ -70,6 +73,42 @@ def candidate_rows(directions: Directions) -> tuple[CandidateRow, ...]:
         if row["bypass"] is not None
         and np.isfinite([row["bypass"], row["induce"], row["kl"]]).all()
     )
+
+
+def rank_rows(directions: Directions) -> tuple[RankRow, ...]:
+    """Return how DISTILL ranked the layers, if the directions tell."""
+    found: list[Mapping[str, Any]] = list(directions.provenance.get("layers", ()))
+    return tuple(RankRow(**asdict(LayerRank.from_json(each))) for each in found)
+
+
+def rank_line(ranking: Sequence[RankRow]) -> str:
+    """Return the ranking in one sentence: which layers are strong, and the numbers of one of them.
+
+    The one told lowers refusal the most when its direction is removed.
+    """
+    strong = [row for row in ranking if row.standing == "strong"]
+    if not strong:
+        return (
+            "Strong layers: undetermined. At none do separation, bypass and induce all exceed "
+            "their nulls."
+        )
+    best = max(strong, key=lambda row: row.bypass.value if row.bypass is not None else 0.0)
+    return (
+        f"Strong layers: {layer_ranges([row.layer for row in strong])} of {len(ranking)}. "
+        f"Layer {best.layer}: separation {shown(best.separation, 'log-odds')} s.d., bypass "
+        f"{shown(best.bypass, 'log-odds')}, induce {shown(best.induce, 'log-odds')}."
+    )
+
+
+def layer_ranges(layers: Sequence[int]) -> str:
+    """Return ``3, 8-12`` for 3, 8, 9, 10, 11, 12; layers ascend."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _separation(

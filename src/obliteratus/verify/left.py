@@ -7,21 +7,32 @@ from obliteratus.directions.directions import Directions
 from obliteratus.edits.receipt import Receipt
 from obliteratus.events import Deviation
 from obliteratus.operator.edit import amplifying
-from obliteratus.verify.formatting import number, tiny_share
-from obliteratus.verify.report import EditFacts, LayerLeft, NormLeft, RoutersAgree
+from obliteratus.verify.formatting import number, shown, tiny_share
+from obliteratus.verify.report import (
+    EditFacts,
+    LayerLeft,
+    NormLeft,
+    PassTried,
+    RoutersAgree,
+    RowTried,
+)
 
 NOTHING = 1e-3
 """Largest energy share at any token that is told in one line: a tenth of a per cent."""
 
 
 def edit_facts(
-    receipts: Sequence[Receipt], directions: Directions, leaks: Sequence[Deviation] = ()
+    receipts: Sequence[Receipt],
+    directions: Directions,
+    leaks: Sequence[Deviation] = (),
+    *,
+    passes: Sequence[PassTried] = (),
 ) -> EditFacts:
     """Return what ``receipts``, one of each pass, say about what is left.
 
     The layers are those of the first pass, along whose ``directions`` the report measures; of the
     matrices with a kept norm the pass that leaves the most is told, of the routers the pass that
-    moves them the most.
+    moves them the most. ``passes`` are those that were tried after the first.
     """
     return EditFacts(
         layers=tuple(
@@ -37,6 +48,7 @@ def edit_facts(
         norm=_norm_left(receipts),
         routers=_routers(receipts),
         shares=_shares(directions.provenance.get("shares", {})),
+        passes=tuple(passes),
         leaks=tuple(leak.done for leak in leaks),
         amplifies=amplifying(
             alpha
@@ -66,7 +78,29 @@ def left_lines(facts: EditFacts) -> list[str]:
         low, high = (number(end(facts.shares.values()), "share") for end in (min, max))
         value = low if low == high else f"{low} to {high}"
         lines.append(f"The direction keeps {value} of the mean difference.")
+    lines.extend(pass_line(each) for each in facts.passes)
     return lines
+
+
+def pass_line(tried: PassTried) -> str:
+    """Return in words what a later pass tried and removes."""
+    start = f"Pass {tried.number}"
+    if not tried.rows:
+        return f"{start} was not made: {tried.reason}"
+    decisive = max((row for row in tried.rows if row.is_kept), default=tried.rows[-1], key=_gain)
+    change = shown(decisive.gain, "log-odds")
+    against = ""
+    if decisive.null is not None:
+        against = f", by random directions of its energy at most {shown(decisive.null, 'log-odds')}"
+    if not tried.kept:
+        return f"{start} was not made: refusal log-odds {change}{against}; {tried.reason}"
+    kept = f"{tried.kept} of {len(tried.rows)} directions tried"
+    return f"{start} removes {kept}: refusal log-odds {change}{against}."
+
+
+def _gain(row: RowTried) -> float:
+    """Order directions by what they do, the weakest last."""
+    return row.gain.value
 
 
 def _layers_line(layers: Sequence[LayerLeft]) -> str:

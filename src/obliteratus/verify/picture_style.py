@@ -7,16 +7,20 @@ same SVG serves a light and a dark page.
 import contextlib
 import io
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from obliteratus.measure.judges.base import Outcome
+from obliteratus.statistics.estimate import Estimate
+from obliteratus.verify.formatting import MINUS
 
+BAND = 0.16  # opacity of an interval's band
 WIDTH = 5.3  # inches: at 100 % the text is 9 points high, and a phone shows it nearly so
 LIGHT: dict[str, str] = {
     "ink": "#1b1f27",
@@ -75,6 +79,13 @@ _STYLE: Any = {
 }
 
 
+def _tick(value: float, _place: int) -> str:
+    return f"{value:g}".replace("-", MINUS)
+
+
+MINUS_TICKS = FuncFormatter(_tick)
+
+
 @contextlib.contextmanager
 def picture_style() -> Generator[None]:
     """Draw in the house style inside the block, and leave matplotlib's settings alone."""
@@ -96,6 +107,21 @@ def plain(axes: Axes, *, grid: str = "y") -> None:
     axes.patch.set_alpha(0.0)
     axes.tick_params(length=0)
     axes.grid(visible=True, axis=grid)  # pyright: ignore[reportArgumentType]
+
+
+def band_line(axes: Axes, x: Sequence[int], rows: Sequence[Estimate], colour: str) -> None:
+    """Draw estimates as a line with their intervals as a band."""
+    axes.plot(x, [row.value for row in rows], color=colour, linewidth=1.8)
+    low, high = zip(*(row.interval for row in rows), strict=True)
+    axes.fill_between(x, low, high, color=colour, alpha=BAND, linewidth=0)
+
+
+def legend(axes: Axes) -> None:
+    """Write the key in one line above ``axes``."""
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, frameon=False, fontsize=8.5,
+        labelcolor=LIGHT["muted"], borderaxespad=0.1, handlelength=1.8,
+    )  # fmt: skip
 
 
 def as_svg(picture: Figure) -> str:

@@ -7,31 +7,25 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.judges.base import OUTCOMES, Outcome
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.verify.claims import LARGEST_KL, LARGEST_PERPLEXITY_CHANGE
-from obliteratus.verify.formatting import MINUS
 from obliteratus.verify.picture_style import (
     LIGHT,
+    MINUS_TICKS,
     OUTCOME_COLOURS,
+    band_line,
     figure,
+    legend,
     picture_style,
     plain,
 )
 from obliteratus.verify.report import CandidateRow, Category, ControlRow, LayerRow, Report
 
-BAND = 0.16  # opacity of an interval's band
 SEPARATE_UNITS = 24  # prompts in a category up to which each is its own square
-
-
-def _tick(value: float, _place: int) -> str:
-    return f"{value:g}".replace("-", MINUS)
-
-
-MINUS_TICKS = FuncFormatter(_tick)
 
 
 def refusal_by_layer(report: Report) -> Figure:
@@ -99,7 +93,7 @@ def kl_by_position(report: Report) -> Figure:
         picture, axes = figure(2.5)
         plain(axes)
         x = [row.position + 1 for row in rows]
-        _line(axes, x, [row.kl for row in rows], LIGHT["edited"])
+        band_line(axes, x, [row.kl for row in rows], LIGHT["edited"])
         axes.plot(x[0], rows[0].kl.value, "o", color=LIGHT["edited"], markersize=6)
         axes.annotate(
             "first token",
@@ -178,27 +172,14 @@ def controls(report: Report) -> Figure:
         return picture
 
 
-def _line(axes: Axes, x: Sequence[int], rows: Sequence[Estimate], colour: str) -> None:
-    axes.plot(x, [row.value for row in rows], color=colour, linewidth=1.8)
-    low, high = zip(*(row.interval for row in rows), strict=True)
-    axes.fill_between(x, low, high, color=colour, alpha=BAND, linewidth=0)
-
-
-def _legend(axes: Axes) -> None:
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, frameon=False, fontsize=8.5,
-        labelcolor=LIGHT["muted"], borderaxespad=0.1, handlelength=1.8,
-    )  # fmt: skip
-
-
 def _separations(axes: Axes, layers: Sequence[LayerRow]) -> None:
     plain(axes)
     axes.axhline(0, color=LIGHT["muted"], linewidth=0.8)
     x = [-1 if row.layer == "embedding" else row.layer for row in layers]
     for name in ("original", "edited"):
-        _line(axes, x, [getattr(row, name).d_prime for row in layers], LIGHT[name])
+        band_line(axes, x, [getattr(row, name).d_prime for row in layers], LIGHT[name])
         axes.plot([], [], color=LIGHT[name], linewidth=1.8, label=name)
-    _legend(axes)
+    legend(axes)
     axes.set_ylabel("separation (s.d.)")
     axes.yaxis.set_major_formatter(MINUS_TICKS)
 
@@ -226,7 +207,7 @@ def _control(axes: Axes, candidates: Sequence[CandidateRow]) -> None:
         )  # fmt: skip
     axes.plot([], [], color=LIGHT["edited"], linewidth=1.8, label="harmful, direction removed")
     axes.plot([], [], color=LIGHT["refusal"], linewidth=1.8, label="harmless, direction added")
-    _legend(axes)
+    legend(axes)
     axes.set_ylabel("refusal log-odds")
     axes.yaxis.set_major_formatter(MINUS_TICKS)
 

@@ -125,6 +125,20 @@ class CandidateRow(Record):
     is_chosen: bool
 
 
+class RankRow(Record):
+    """Where one block stands: what it separates and what its direction controls.
+
+    As in :class:`obliteratus.directions.layers.LayerRank`, on the fit and select prompts.
+    """
+
+    layer: int
+    separation: Estimate
+    bypass: Estimate | None
+    induce: Estimate | None
+    kl: Estimate | None
+    standing: Literal["strong", "weak", "undetermined"]
+
+
 class ControlRow(Record):
     """An edit through hooks: the plan itself, a random or label-permuted one, or strength 0.
 
@@ -173,18 +187,53 @@ class RoutersAgree(Record):
     lowest: float
 
 
+class RowTried(Record):
+    """One direction of a later pass: is it worth more than random ones of the same energy?
+
+    ``gain`` is the change of the refusal log-odds of the harmful select prompts when it is removed
+    from the model as it is by then, ``kl`` the mean first-token KL(original ‖ edited) after it.
+    ``null`` is the change by the most harmful of the ``nulls`` random directions that were tried;
+    ``margin``, ``gain`` minus the change by the one closest to it, has the interval that is
+    corrected for the number of nulls. Both are None where none was tried.
+    """
+
+    row: int
+    gain: Estimate
+    kl: float
+    nulls: int
+    null: Estimate | None
+    margin: Estimate | None
+    is_kept: bool
+    reason: str
+
+
+class PassTried(Record):
+    """A later pass: the directions that were tried in order, and why it ended."""
+
+    number: int
+    rows: tuple[RowTried, ...]
+    reason: str
+
+    @property
+    def kept(self) -> int:
+        """How many directions are removed; none, and the pass was not made."""
+        return sum(row.is_kept for row in self.rows)
+
+
 class EditFacts(Record):
     """What the executor measured: what the edit left, and what it was let through with.
 
     ``shares`` maps a layer to the share of the mean difference that the direction used there keeps
-    (|r · δ| / ‖δ‖); it is empty where the directions do not tell. ``amplifies`` says that the edit
-    was to make refusal stronger, not to end it.
+    (|r · δ| / ‖δ‖); it is empty where the directions do not tell. ``passes`` are those after the
+    first, the one that was not made included. ``amplifies`` says that the edit was to make refusal
+    stronger, not to end it.
     """
 
     layers: tuple[LayerLeft, ...] = ()
     norm: NormLeft | None = None
     routers: RoutersAgree | None = None
     shares: dict[str, float] = {}
+    passes: tuple[PassTried, ...] = ()
     leaks: tuple[str, ...] = ()
     amplifies: bool = False
 
@@ -212,6 +261,7 @@ class Report(Record):
     controls: tuple[ControlRow, ...] = ()
     layers: tuple[LayerRow, ...] = ()
     candidates: tuple[CandidateRow, ...] = ()
+    ranking: tuple[RankRow, ...] = ()
     edit: EditFacts | None = None
     deviations: tuple[Deviation, ...] = ()
     versions: dict[str, str] = {}

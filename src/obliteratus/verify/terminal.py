@@ -15,6 +15,7 @@ from obliteratus.verify.formatting import (
     shown,
 )
 from obliteratus.verify.html import TITLES
+from obliteratus.verify.layers import rank_line
 from obliteratus.verify.left import left_lines
 from obliteratus.verify.report import Claim, Report
 
@@ -34,6 +35,8 @@ def as_screen(report: Report) -> RenderableType:
     )
     parts: list[RenderableType] = [title, Text(report.headline), Text(), _claims(report), Text()]
     parts.append(_rows(report))
+    if report.ranking:
+        parts.append(Text(rank_line(report.ranking)))
     if report.edit is not None:
         parts.extend(Text(line) for line in left_lines(report.edit))
         parts.extend(Text(f"Leak: {leak}", style="red") for leak in report.edit.leaks)
