@@ -96,16 +96,19 @@ def test_the_filter_of_leace_fits_noise_where_prompts_are_few_and_its_pattern_do
     assert many["filter_permutation_p"].verdict == "supported"
 
 
-def test_an_extractor_that_ignores_the_labels_is_not_supported() -> None:
-    def first_axis(samples: Samples, *, max_rank: int = 1) -> Tensor:
-        del max_rank
-        row = torch.zeros(1, len(samples.delta), dtype=torch.float64)
-        row[0, 5] = 1.0 if samples.delta[5] >= 0 else -1.0
-        return row
+def test_a_row_beside_the_difference_is_not_supported_by_the_difference() -> None:
+    """The classes are far apart, but not along what this extractor returns, whatever the labels."""
+    each = planted(n=64)
 
-    found = reliability(planted(n=64, shift=0.0).samples, first_axis, seed=0)
+    def beside(samples: Samples, *, max_rank: int = 1) -> Tensor:
+        del max_rank
+        row = each.common[None]
+        return row if float(row[0] @ samples.delta) >= 0 else -row
+
+    found = reliability(each.samples, beside, seed=0)
     assert found["split_half_cosine"].verdict == "undetermined"
     assert found["permutation_p"].value > 0.05
+    assert delta_reliability(each.samples, seed=0)["permutation_p"].value < 0.01
 
 
 def test_the_extractions_are_as_many_as_said() -> None:
