@@ -124,10 +124,13 @@ def test_a_strength_above_one_is_found_and_used(
 
 
 def test_an_amplified_model_leans_towards_refusal_and_is_held_to_it(
-    refuser: Path, store: Store, tmp_path: Path
+    refuser: Path, tmp_path: Path
 ) -> None:
-    """The refuser refuses all that is harmful already; what is left to grow are harmless ones."""
-    settings = tiny_settings(refuser, "amplified")
+    """The refuser refuses all that is harmful already; what is left to grow are harmless ones.
+
+    These are kept where they are refused, so not in the store that others look for refusals in.
+    """
+    settings, store = tiny_settings(refuser, "amplified"), Store(tmp_path / "store")
     found = obliterate(str(refuser), tmp_path / "edited", settings, store=store)
     assert found.report.claim("amplification") is not None
     assert found.report.claim("refusal") is None
