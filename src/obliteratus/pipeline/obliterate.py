@@ -33,6 +33,7 @@ from obliteratus.models.quantised import check_room, dequantised
 from obliteratus.models.summon import summon
 from obliteratus.operator.edit import EditPlan
 from obliteratus.pipeline.journal import Journal
+from obliteratus.pipeline.kernel_search import check_searchable
 from obliteratus.pipeline.passes import Pass, carry_out
 from obliteratus.pipeline.record import run_record
 from obliteratus.pipeline.stages import ACTIVATIONS_FILE, Laboratory
@@ -408,6 +409,7 @@ def _check_extractor(settings: RunSettings) -> None:
     """
     name = settings.distill.extractor
     extractor_of(name, settings.distill.knobs)
+    check_searchable(settings.distill)
     if name in FILTERS and settings.edit.passes > 1:
         raise UsageError(
             f"edit.passes={settings.edit.passes} and distill.extractor={name} exclude each other: "

@@ -8,6 +8,7 @@ from obliteratus.directions.score import Scorer
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.log_odds import RefusalTokens, calibrate
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.pipeline.kernel_search import KernelSearch, search_identity
 from obliteratus.pipeline.tuning import Tuning
 from obliteratus.probe.activations import Activations
 from obliteratus.probe.capture import last_states, probe
@@ -101,10 +102,31 @@ class Laboratory:
     def _found(self, activations: Activations, tokens: RefusalTokens) -> Directions:
         settings, scorer = self.settings, self.scorer(tokens)
         found = distill(activations, scorer, settings.distill, seed=settings.seed)
+        if settings.distill.kernel.trials:
+            folder = self.store.root / self._search_key(scorer)
+            by_trials = KernelSearch(self.model, self.splits, settings, activations, scorer, folder)
+            return by_trials.searched(found)
         if not settings.distill.tune.steps:
             return found
         search = Tuning(self.model, self.splits, settings, activations, scorer)
         return search.tuned(found)
+
+    def _search_key(self, scorer: Scorer) -> str:
+        """Name a search by all that determines its trials, but how many: more can follow."""
+        distill, kernel = self.settings.distill, self.settings.distill.kernel
+        return content_key(
+            "kernel",
+            **self._identity,
+            search=search_identity(),
+            fit=self.splits.fit.sha256,
+            select=self.splits.select.sha256,
+            extractor=[distill.extractor, dict(distill.knobs)],
+            selection=[distill.selection, distill.max_depth, scorer.prompts],
+            kernel=kernel.model_dump(mode="json", exclude={"trials"}),
+            post_norm=scorer.post_norm,
+            seed=self.settings.seed,
+            tokens=list(scorer.tokens.ids),
+        )
 
     def scorer(self, tokens: RefusalTokens) -> Scorer:
         """Return what scores directions on the select prompts; making it runs the model."""
