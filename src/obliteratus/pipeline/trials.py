@@ -135,6 +135,7 @@ def _opened(path: Path, objectives: int) -> "Generator[Study]":
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+    from optuna.study import StudyDirection
 
     _check(path)
     backend = JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path)))
@@ -142,7 +143,7 @@ def _opened(path: Path, objectives: int) -> "Generator[Study]":
         study = optuna.create_study(
             storage=JournalStorage(backend),
             study_name=STUDY,
-            directions=["minimize"] * objectives,
+            directions=[StudyDirection.MINIMIZE] * objectives,
             load_if_exists=True,
         )
     except (KeyError, ValueError) as error:
