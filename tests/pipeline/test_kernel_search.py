@@ -34,7 +34,7 @@ TRIALS = 6
 QUICK = (
     "distill.kernel.startup_trials=4",
     "distill.kernel.prompts=6",
-    "distill.kernel.tokens=10",
+    "distill.kernel.tokens=28",
     "distill.select_prompts=6",
 )
 
@@ -196,7 +196,7 @@ def test_more_trials_and_another_limit_use_the_finished_ones(
 
 
 @pytest.mark.parametrize(
-    "change", ["seed=1", "distill.kernel.tokens=5", "edit.post_norm=orthogonal"]
+    "change", ["seed=1", "distill.kernel.tokens=27", "edit.post_norm=orthogonal"]
 )
 def test_what_determines_the_trials_begins_a_search_of_its_own(
     case: Case, root: Path, found: Directions, change: str
