@@ -109,7 +109,7 @@ def found(model: LoadedModel, settings: RunSettings) -> tuple[Directions, Sample
         removed = removed_everywhere(distill.extractor, source, rows[1], layers)
     generator = torch.Generator().manual_seed(5)
     tuned = None
-    if distill.tune.steps:
+    if distill.tune.steps or distill.kernel.trials:
         parts = sorted({site.component for site in model.anatomy.writers})
         tuned = {
             layer: {part: torch.rand(1, generator=generator, dtype=torch.float64) for part in parts}
@@ -144,7 +144,7 @@ def strength_of(words: str, site: WeightSite, directions: Directions) -> float:
     """Return α of the cell A for one matrix."""
     if words == "s, found in 1 to 1.3":
         return FOUND
-    if words == "S_lc, by gradient":
+    if words in ("S_lc, by gradient", "S_lc, by trials"):
         assert directions.strengths is not None
         return float(directions.strengths[layer_of(site)][site.component])
     place = re.fullmatch(r"([\d.]+) \(1 \+ ([\d.]+) \(1 − \|ξ_l\|\)\)", words)

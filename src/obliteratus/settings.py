@@ -157,6 +157,25 @@ class RdoSettings(Section):
     shuffled_null: bool = False
 
 
+class KernelSettings(Section):
+    """Strengths by a kernel over the blocks, and the layer of the direction, by trials.
+
+    ``trials`` 0 leaves what the selection found. Otherwise so many edits are tried: a kernel for
+    each component, with the largest strength, the block of its peak, the smallest strength and the
+    distance in blocks at which it is reached, times the direction of one layer or of a place
+    between two (with ``distill.selection=per_layer``, each block's own). The first
+    ``startup_trials`` are random, the others come from a tree-structured Parzen estimator with two
+    objectives: refusals among the answers of ``tokens`` tokens to ``prompts`` harmful select
+    prompts, and the first-token KL on harmless ones. Of the trials within ``distill.max_kl`` the
+    one with the fewest refusals is used. More trials than before go on where those ended.
+    """
+
+    trials: int = Field(default=0, ge=0)
+    startup_trials: int = Field(default=40, ge=1)
+    prompts: int = Field(default=64, ge=1)
+    tokens: int = Field(default=32, ge=1)
+
+
 class DistillSettings(Section):
     """DISTILL: which extractor, how many directions, and how one is selected.
 
@@ -180,6 +199,7 @@ class DistillSettings(Section):
     max_depth: float = Field(default=0.8, gt=0, le=1)
     tune: TuneSettings = TuneSettings()
     rdo: RdoSettings = RdoSettings()
+    kernel: KernelSettings = KernelSettings()
 
     @model_validator(mode="after")
     def _one_direction(self) -> "DistillSettings":
@@ -188,6 +208,23 @@ class DistillSettings(Section):
             raise ValueError(
                 "distill.rdo begins with one direction at strength 1: it needs distill.max_rank=1, "
                 "distill.max_strength=1 and distill.selection=published or cosmic"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_search(self) -> "DistillSettings":
+        if not self.kernel.trials:
+            return self
+        if self.tune.steps or self.rdo.steps:
+            other = "tune" if self.tune.steps else "rdo"
+            raise ValueError(
+                f"distill.kernel.trials and distill.{other}.steps are two searches for one edit; "
+                "set one of them to 0"
+            )
+        if self.max_rank > 1 or self.max_strength > 1:
+            raise ValueError(
+                "distill.kernel.trials searches one direction and its strengths; set "
+                "distill.max_rank=1 and distill.max_strength=1"
             )
         return self
 

@@ -16,7 +16,7 @@ from obliteratus.settings import DistillSettings, EditSettings, ProbeSettings
 def test_the_presets_say_what_they_do() -> None:
     names = [method.name for method in methods()]
     assert {"advanced", "aggressive", "basic", "tuned"} <= set(names)
-    assert {"arditi", "gabliteration", "biprojected", "leace"} <= set(names)
+    assert {"arditi", "gabliteration", "biprojected", "leace", "kernel-search"} <= set(names)
     assert {"regularized", "inverted", "amplified"} <= set(names)
     assert names == sorted(names)
     assert all(len(method.description) > 40 for method in methods())
@@ -120,6 +120,21 @@ def test_extractors_are_cited_as_their_files_cite_them() -> None:
     assert set(EXTRACTORS) >= {"difference_of_means", "leace"}
 
 
+def test_a_search_by_trials_says_what_it_tries_and_what_it_counts() -> None:
+    words = " ".join(words for _, words in explained(method_named("kernel-search")).stages)
+    assert "200 trials" in words
+    assert "the first 40 of them random" in words
+    assert "first-token KL within 0.1" in words
+    assert "refusals in 32 tokens of 64 answers" in words
+    assert "lowest refusal when removed" not in words
+    assert "every writer but the embedding" in words
+
+
+def test_tuning_says_its_weights() -> None:
+    words = " ".join(words for _, words in explained(method_named("tuned")).stages)
+    assert "10 times the KL of harmless answers" in words
+
+
 def test_every_choice_that_settings_allow_has_its_words() -> None:
     assert set(SELECTIONS) == set(get_args(DistillSettings.model_fields["selection"].annotation))
     assert set(POSITIONS) == set(get_args(ProbeSettings.model_fields["positions"].annotation))
@@ -135,6 +150,7 @@ def test_every_choice_that_settings_allow_has_its_words() -> None:
         ("gabliteration", [], ("weakens", "1–3 paired svd", "0.27 to 0.41", "strong", "")),
         ("leace", [], ("removes", "1 leace", "1", "all", "mean put back")),
         ("tuned", [], ("scales", "1 tuned δ", "by gradient", "all", "")),
+        ("kernel-search", [], ("scales", "1 δ", "by trials", "blocks", "")),
         ("aggressive", [], ("removes", "1–8 whitened svd", "1", "blocks",
                             "column norms, ≤ 3 passes")),
         ("basic", ["edit.strength=0", "edit.layers=3-5"], ("keeps", "1 δ", "0", "3-5", "")),

@@ -133,8 +133,11 @@ def _distilled(settings: DistillSettings) -> list[str]:
         parts.append("knobs: " + ", ".join(f"{key} = {v:g}" for key, v in settings.knobs.items()))
     most = settings.max_depth
     depth = f"in the first {most:g} of the layers" if most < 1 else "at any depth"
-    words = SELECTIONS[settings.selection].format(kl=settings.max_kl, depth=depth)
-    parts.append(f"selection: {words}")
+    if settings.kernel.trials:
+        parts.append(f"search: {_kernel_words(settings, depth)}")
+    else:
+        words = SELECTIONS[settings.selection].format(kl=settings.max_kl, depth=depth)
+        parts.append(f"selection: {words}")
     if settings.max_rank > 1:
         parts.append(f"rank: 1 to {settings.max_rank}, {KEPT}")
     else:
@@ -163,6 +166,22 @@ def _tuned(tune: TuneSettings) -> str:
     return (
         f"tuning: {rows} and a strength per layer and component by gradient, at most {tune.steps} "
         f"steps against refusal and {weights} times the KL of harmless answers"
+    )
+
+
+def _kernel_words(settings: DistillSettings, depth: str) -> str:
+    kernel = settings.kernel
+    direction = (
+        f"the layer of the direction, {depth} or between two, used at every layer"
+        if settings.selection == "published"
+        else "strengths for each block's own direction"
+    )
+    return (
+        f"{kernel.trials} trials of a tree-structured Parzen estimator, the first "
+        f"{min(kernel.startup_trials, kernel.trials)} of them random, for {direction}, and for a "
+        "kernel of strengths per component: the peak, its block, the least and the distance to it; "
+        f"of those with a first-token KL within {settings.max_kl:g} the one with the fewest "
+        f"refusals in {kernel.tokens} tokens of {kernel.prompts} answers"
     )
 
 

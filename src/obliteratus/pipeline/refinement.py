@@ -25,6 +25,7 @@ from obliteratus.measure.log_odds import RefusalTokens
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.edit import EditPlan, WeightEdit
 from obliteratus.operator.hooks import edited
+from obliteratus.pipeline.kernel_search import check_searchable
 from obliteratus.pipeline.stages import Laboratory
 from obliteratus.settings import RunSettings
 from obliteratus.statistics.bootstrap import paired_bootstrap
@@ -90,6 +91,7 @@ def check_extractor(settings: RunSettings) -> None:
     """
     name = settings.distill.extractor
     extractor_of(name, settings.distill.knobs)
+    check_searchable(settings.distill)
     if name in FILTERS and settings.edit.passes > 1:
         raise UsageError(
             f"edit.passes={settings.edit.passes} and distill.extractor={name} exclude each other: "

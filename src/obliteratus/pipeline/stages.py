@@ -16,6 +16,7 @@ from obliteratus.events import Note, emit
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.log_odds import RefusalTokens, calibrate
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.pipeline.kernel_search import KernelSearch, search_identity
 from obliteratus.pipeline.tuning import Tuning
 from obliteratus.probe.activations import Activations
 from obliteratus.probe.capture import last_states, probe
@@ -125,10 +126,31 @@ class Laboratory:
         found = distill(activations, scorer, settings.distill, seed=settings.seed)
         if settings.distill.rdo.steps:
             found = self._optimised(activations, found, scorer)
+        if settings.distill.kernel.trials:
+            folder = self.store.root / self._search_key(scorer)
+            by_trials = KernelSearch(self.model, self.splits, settings, activations, scorer, folder)
+            return by_trials.searched(found)
         if not settings.distill.tune.steps:
             return found
         search = Tuning(self.model, self.splits, settings, activations, scorer)
         return search.tuned(found)
+
+    def _search_key(self, scorer: Scorer) -> str:
+        """Name a search by all that determines its trials, but how many: more can follow."""
+        distill, kernel = self.settings.distill, self.settings.distill.kernel
+        return content_key(
+            "kernel",
+            **self._identity,
+            search=search_identity(),
+            fit=self.splits.fit.sha256,
+            select=self.splits.select.sha256,
+            extractor=[distill.extractor, dict(distill.knobs)],
+            selection=[distill.selection, distill.max_depth, scorer.prompts],
+            kernel=kernel.model_dump(mode="json", exclude={"trials"}),
+            post_norm=scorer.post_norm,
+            seed=self.settings.seed,
+            tokens=None if scorer.tokens is None else list(scorer.tokens.ids),
+        )
 
     def _optimised(self, activations: Activations, start: Directions, scorer: Scorer) -> Directions:
         """Return ``start`` optimised by gradient, beside its null where that is asked for."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from obliteratus.settings import RunSettings
+from obliteratus.settings import DistillSettings, RunSettings
 
 MINUS = "\N{MINUS SIGN}"
 PLACES: Mapping[tuple[str, bool], str] = MappingProxyType(
@@ -16,19 +16,26 @@ PLACES: Mapping[tuple[str, bool], str] = MappingProxyType(
 """By ``edit.layers``, and whether an embedding is among them."""
 
 
+def search_words(settings: DistillSettings) -> str:
+    """Return how a strength for every layer and component is found; empty where none is."""
+    if settings.kernel.trials:
+        return "by trials"
+    return "by gradient" if settings.tune.steps else ""
+
+
 def strength_words(settings: RunSettings) -> str:
     """Return A: one number, what finds it, or a function of the place ξ_l of a block."""
     edit, distill = settings.edit, settings.distill
     if edit.strength is not None:
         words = f"{edit.strength:g}".replace("-", MINUS)
-    elif distill.tune.steps:
-        words = ""  # tuning ends with a strength of its own for every matrix
+    elif search_words(distill):
+        words = ""  # a search ends with a strength of its own for every matrix
     elif distill.max_strength > 1:
         words = f"s, found in 1 to {distill.max_strength:g}"
     else:
         words = "1"
-    if distill.tune.steps:
-        words = f"{words} · S_lc, by gradient".removeprefix(" · ")
+    if search_words(distill):
+        words = f"{words} · S_lc, {search_words(distill)}".removeprefix(" · ")
     factors = edit.strengths
     if factors.middle:
         words += f" (1 + {factors.middle:g} (1 − |ξ_l|))"
@@ -39,8 +46,9 @@ def strength_words(settings: RunSettings) -> str:
 
 def target_words(settings: RunSettings) -> str:
     """Return which matrices are edited."""
-    edit = settings.edit
-    has_embedding = edit.edits_embedding and settings.distill.selection != "per_layer"
+    edit, distill = settings.edit, settings.distill
+    has_embedding = edit.edits_embedding and distill.selection != "per_layer"
+    has_embedding = has_embedding and not distill.kernel.trials
     if edit.layers in ("all", "strong"):
         return PLACES[edit.layers, edit.layers == "all" and has_embedding]
     return f"writers of {edit.layers}"
@@ -49,7 +57,7 @@ def target_words(settings: RunSettings) -> str:
 def deed(settings: RunSettings) -> str:
     """Return the verb of the edit, by its strength where the settings fix it."""
     strength = settings.edit.strength
-    if settings.distill.tune.steps:
+    if search_words(settings.distill):
         return "scales"
     if strength is None or strength == 1:
         return "removes"
@@ -63,8 +71,8 @@ def deed(settings: RunSettings) -> str:
 def strength_range(settings: RunSettings) -> str:
     """Return the strengths that can occur, in a few characters: ``1 to 1.3``, ``by gradient``."""
     edit, distill = settings.edit, settings.distill
-    if distill.tune.steps:
-        return "by gradient"
+    if search_words(distill):
+        return search_words(distill)
     low = 1.0 if edit.strength is None else edit.strength
     high = distill.max_strength if edit.strength is None else edit.strength
     ends = sorted({low, high * (1 + edit.strengths.middle)}, key=abs)
