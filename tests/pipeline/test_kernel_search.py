@@ -279,7 +279,7 @@ def test_extractors_without_a_direction_between_layers_are_refused_before_the_mo
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"tune": {"steps": 1}}, r"two ways to find the same strengths"),
+        ({"tune": {"steps": 1}}, r"two searches for one edit"),
         ({"max_rank": 2}, r"set distill\.max_rank=1"),
         ({"max_strength": 1.3}, r"distill\.max_strength=1"),
         ({"kernel": {"trials": -1}}, r"distill\.kernel\.trials"),

@@ -21,7 +21,7 @@ from obliteratus.directions.kernel import Kernel, component_groups, interpolated
 from obliteratus.directions.knobs import extractor_of
 from obliteratus.directions.placement import PLACEMENTS
 from obliteratus.directions.reliability import reliability
-from obliteratus.directions.samples import samples_at
+from obliteratus.directions.samples import Extractor, samples_at
 from obliteratus.directions.score import Scorer, spread
 from obliteratus.errors import DirectionError, UsageError
 from obliteratus.events import without_progress
@@ -186,12 +186,15 @@ class KernelSearch:
         return max(self.activations.positions)
 
     @cached_property
+    def _extract(self) -> Extractor:
+        distill = self.settings.distill
+        return extractor_of(distill.extractor, distill.knobs)
+
+    @cached_property
     def _rows(self) -> tuple[Float64[Tensor, " d_model"], ...]:
         """The unit direction behind every block."""
-        distill = self.settings.distill
-        extract = extractor_of(distill.extractor, distill.knobs)
         return tuple(
-            extract(samples_at(self.activations, layer, self._position), max_rank=1)[0]
+            self._extract(samples_at(self.activations, layer, self._position), max_rank=1)[0]
             for layer in range(self.model.anatomy.n_layers)
         )
 
@@ -221,7 +224,7 @@ class KernelSearch:
             result,
             source_layer=nearest,
             mean=self.activations.harmless.moments[nearest].mean[place],
-            reliability=reliability(source, seed=self.settings.seed),
+            reliability=reliability(source, self._extract, seed=self.settings.seed),
         )
 
     def _share(self, layer: Layer, row: Float64[Tensor, " d_model"]) -> float:
