@@ -27,6 +27,7 @@ AXIS: dict[Divergence, str] = {
 RADII = (9.0, 14.0, 20.0, 28.0, 38.0, 50.0, 64.0)  # points between a mark and its label
 ANGLES = tuple(math.tau * k / 16 for k in range(16))
 COVERED = 1.0  # pixels between two marks that look like one
+LINE = 0.6  # pixels: half of what a bar takes
 NEAR = 12.0  # points: a label farther from its mark than this gets a line to it
 GROUND_WIDTH = 2.4  # points of white around a mark on the front
 
@@ -104,7 +105,10 @@ def _panel(axes: Axes, rows: Sequence[Row], by: Divergence) -> None:
         "original", (1, 100 * original.value), xycoords=axes.get_yaxis_transform(),
         xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=8.5, color=LIGHT["muted"],
     )  # fmt: skip
-    _front_line(axes, [dot for dot in dots if dot.is_front])
+    axes.plot(
+        *zip(*_front_line(axes, dots), strict=True), color=LIGHT["muted"], linewidth=1.1,
+        alpha=0.7, zorder=2,
+    )  # fmt: skip
     for dot in dots:
         strength = 1.0 if dot.is_front else 0.45
         axes.plot(dot.x[::2], [dot.y[1]] * 2, color=dot.colour, linewidth=1.2, alpha=0.5 * strength)
@@ -132,17 +136,14 @@ def _square(place: np.ndarray) -> np.ndarray:
     return np.sign(place) * np.square(place)
 
 
-def _front_line(axes: Axes, best: Sequence[_Dot]) -> None:
-    """Draw the front as steps: what a row reaches holds for every larger divergence."""
-    ordered = sorted(best, key=lambda dot: dot.x[1])
-    left, right = axes.get_xlim()
-    bottom, top = axes.get_ylim()
-    del left, bottom
-    points = [(ordered[0].x[1], top)]
+def _front_line(axes: Axes, dots: Sequence[_Dot]) -> list[tuple[float, float]]:
+    """Return the corners of the front: what a row reaches holds for every larger divergence."""
+    ordered = sorted((dot for dot in dots if dot.is_front), key=lambda dot: dot.x[1])
+    points = [(ordered[0].x[1], axes.get_ylim()[1])]
     for one, other in itertools.pairwise(ordered):
         points += [(one.x[1], one.y[1]), (other.x[1], one.y[1])]
-    points += [(ordered[-1].x[1], ordered[-1].y[1]), (right, ordered[-1].y[1])]
-    axes.plot(*zip(*points, strict=True), color=LIGHT["muted"], linewidth=1.1, alpha=0.7, zorder=2)
+    last = ordered[-1]
+    return [*points, (last.x[1], last.y[1]), (axes.get_xlim()[1], last.y[1])]
 
 
 def _label(axes: Axes, dots: Sequence[_Dot]) -> None:
@@ -155,6 +156,7 @@ def _label(axes: Axes, dots: Sequence[_Dot]) -> None:
     centres = {dot.name: axes.transData.transform((dot.x[1], dot.y[1])) for dot in dots}
     marks = [_around(centre, 4.5 * scale) for centre in centres.values()]
     bars = [bar for dot in dots for bar in _bars(axes, dot)]
+    bars += [_thin(axes, *pair) for pair in itertools.pairwise(_front_line(axes, dots))]
     taken: list[Bbox] = []
     for name, dot in _together(sorted(dots, key=lambda dot: (not dot.is_front, dot.x[1])), centres):
         label = axes.annotate(
@@ -220,11 +222,14 @@ def _leader(axes: Axes, dot: _Dot, box: Bbox, centre: np.ndarray, scale: float) 
 
 
 def _bars(axes: Axes, dot: _Dot) -> list[Bbox]:
-    ends = [
-        ((dot.x[0], dot.y[1]), (dot.x[2], dot.y[1])),
-        ((dot.x[1], dot.y[0]), (dot.x[1], dot.y[2])),
-    ]
-    return [Bbox(axes.transData.transform(pair)).padded(0.6) for pair in ends]
+    (left, x, right), (low, y, high) = dot.x, dot.y
+    return [_thin(axes, (left, y), (right, y)), _thin(axes, (x, low), (x, high))]
+
+
+def _thin(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> Bbox:
+    (x0, y0), (x1, y1) = axes.transData.transform([start, end])
+    box = Bbox.from_extents(min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
+    return box.padded(LINE)
 
 
 def _around(centre: np.ndarray, radius: float) -> Bbox:
