@@ -1,0 +1,1 @@
+"""What ``benchmarks/pareto.py`` is made of: rows, runs, the table and the picture."""
