@@ -17,6 +17,7 @@ A study that was stopped goes on from heretic's own checkpoint. Nothing that the
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,9 +104,10 @@ def environment(folder: Path | None = None) -> Path:
 
     Raises:
         UsageError: ``folder`` is given and has no heretic in it.
+        MeasurementError: it cannot be installed.
     """
     if folder is not None:
-        program = folder / "bin" / "heretic"
+        program = folder.resolve() / "bin" / "heretic"
         if not program.exists():
             raise UsageError(f"{folder} has no bin/heretic. Leave --heretic-venv out to make one.")
         return program
@@ -113,9 +115,15 @@ def environment(folder: Path | None = None) -> Path:
     if not (home / INSTALLED).exists():
         found = re.search(r"^torch==\S+", CONSTRAINTS.read_text(encoding="utf-8"), re.MULTILINE)
         assert found is not None
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
         pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, found[0], f"heretic-llm=={VERSION}"], check=True)
+        try:
+            subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
+            subprocess.run([*pip, found[0], f"heretic-llm=={VERSION}"], check=True)
+        except subprocess.CalledProcessError as error:
+            raise MeasurementError(
+                f"heretic {VERSION} cannot be installed: {error}. Connect to the package index, or "
+                "give --heretic-venv."
+            ) from error
         (home / INSTALLED).touch()
     return home / "bin" / "heretic"
 
@@ -153,6 +161,7 @@ def search(
         wanted = worth_saving(offered(menu(session.screen, CHOOSE)[0]), log.initial)
         spent: dict[str, float] = {}
         for name, trial in wanted.items():
+            shutil.rmtree(work / name, ignore_errors=True)  # of a session that was stopped
             start = time.monotonic()
             session.save(trial, work / name)
             spent[name] = time.monotonic() - start
@@ -169,7 +178,7 @@ def search(
 def flags(folder: Path, files: dict[str, Path], options: Options, system: str) -> list[str]:
     """Return heretic's command line for the model in ``folder``."""
     given: dict[str, object] = {
-        "model": folder,
+        "model": folder.resolve(),
         "dtypes": '["float32"]',
         "device-map": "cpu",
         "batch-size": options.batch_size,

@@ -145,3 +145,46 @@ def test_the_system_prompt_of_a_template_is_found() -> None:
 def test_an_environment_without_heretic_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no bin/heretic\. Leave --heretic-venv out"):
         heretic.environment(tmp_path)
+
+
+def test_a_failed_installation_is_said_so_and_not_taken_for_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(command: list[str], **_: object) -> None:
+        raise heretic.subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setenv("OBLITERATUS_CACHE", str(tmp_path))
+    monkeypatch.setattr(heretic.subprocess, "run", fails)
+    for _ in range(2):
+        with pytest.raises(MeasurementError, match=r"cannot be installed: .*give --heretic-venv"):
+            heretic.environment()
+
+
+def test_a_session_is_driven_by_its_menus(tmp_path: Path) -> None:
+    """A shell script stands in for heretic: it asks, reads one line, and says what it was told."""
+    program = tmp_path / "stub"
+    program.write_text(
+        "#!/bin/sh\n"
+        "echo '* Initial refusals: 8/8'\n"
+        "echo 'Running trial 1 of 1...'; echo '  * KL divergence: 0.1'; echo '  * Refusals: 0/8'\n"
+        "echo '? Which trial do you want to use? (Use arrow keys)'\n"
+        "echo ' » [Trial   1] Refusals:  0/8, KL divergence: 0.1'; echo '   Exit program'\n"
+        "read keys\n"
+        "echo '? What do you want to do with the decensored model? (Use arrow keys)'\n"
+        "echo ' » Save the model'; echo '   Return to the trial selection menu'\n"
+        "read keys; printf '? Path to the folder: '; read path; echo \"Model saved to $path.\"\n"
+        "echo '? What do you want to do with the decensored model? (Use arrow keys)'\n"
+        "echo ' » Save the model'; echo '   Return to the trial selection menu'\n"
+        "read keys\n"
+        "echo 'the end'\n",
+        encoding="utf-8",
+    )
+    program.chmod(0o755)
+    log = Log()
+    with (
+        pytest.raises(MeasurementError, match=r"heretic ended .*its last words: .*the end"),
+        heretic.Session(program, [], tmp_path, log) as session,
+    ):
+        session.until_menu(CHOOSE)
+        session.save(log.trials[0], tmp_path / "saved")
+    assert (log.initial, log.trials) == (8, [Trial(1, 0, 8, 0.1)])
