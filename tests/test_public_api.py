@@ -36,3 +36,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "has no attribute 'nonsense'" in result.stderr
+
+
+def test_the_built_in_prompts_need_no_settings() -> None:
+    """As in the README's example."""
+    assert len(obliteratus.contrast_set().harmful) == 768

@@ -30,7 +30,9 @@ def load_prompts(path_or_dataset: str) -> tuple[Prompt, ...]:
     return _without_repeats(_records(path_or_dataset), path_or_dataset)
 
 
-def contrast_set(settings: PromptSettings) -> ContrastSet:
+def contrast_set(
+    settings: PromptSettings = PromptSettings(),  # noqa: B008  (frozen)
+) -> ContrastSet:
     """Return the built-in contrast set, or that of ``settings.harmful`` and ``settings.harmless``.
 
     Two given sets are paired only if they have equally many rows and both give the same ids, or the
