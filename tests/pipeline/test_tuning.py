@@ -14,18 +14,14 @@ from obliteratus.directions.permuted import shuffled
 from obliteratus.directions.score import Scorer
 from obliteratus.edits.planner import plan
 from obliteratus.errors import DirectionError, UsageError
-from obliteratus.models.summon import summon
 from obliteratus.operator.hooks import edited
 from obliteratus.operator.removal import removal
 from obliteratus.operator.tunable import TunableRemoval
-from obliteratus.pipeline.stages import Laboratory
 from obliteratus.pipeline.tuning import Tuning
 from obliteratus.prompts.contrast import ContrastSet
-from obliteratus.prompts.load import contrast_set
-from obliteratus.prompts.split import split
 from obliteratus.settings import TuneSettings, settings_from
 from obliteratus.store import Store
-from obliteratus.testing.refuser import tiny_settings
+from obliteratus.testing.bench import bench
 
 SETTINGS = TuneSettings(steps=20, prompts=8, check_every=5)
 
@@ -52,16 +48,10 @@ class Case:
 
 @pytest.fixture(scope="module")
 def case(refuser: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    settings = tiny_settings(refuser, "basic")
-    store = Store(tmp_path_factory.mktemp("store"))
-    model = summon(str(refuser), settings.model, store=store)
-    splits = split(contrast_set(settings.prompts))
-    laboratory = Laboratory(model, splits, settings, store)
-    activations, _ = laboratory.probed()
-    tokens = laboratory.refusal_tokens(activations)
-    start, _ = laboratory.distilled(activations, tokens)
-    search = Tuning(model, splits, settings, activations, laboratory.scorer(tokens))
-    return Case(search, start, Scorer(model, splits.select, search.openings, prompts=32))
+    found = bench(refuser, Store(tmp_path_factory.mktemp("store")))
+    search = Tuning(found.model, found.splits, found.settings, found.activations, found.scorer)
+    scorer = Scorer(found.model, found.splits.select, search.openings, prompts=32)
+    return Case(search, found.start, scorer)
 
 
 def effect(case: Case, directions: Directions) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The tiny refuser, probed and with a direction chosen: where optimisation by gradient begins."""
+"""The tiny refuser, probed and with a direction chosen: where a search by gradient begins."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +10,29 @@ from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.summon import summon
 from obliteratus.pipeline.stages import Laboratory
 from obliteratus.probe.activations import Activations
-from obliteratus.prompts.contrast import ContrastSet
+from obliteratus.prompts.contrast import ContrastSet, Splits
 from obliteratus.prompts.load import contrast_set
 from obliteratus.prompts.split import split
-from obliteratus.settings import RdoSettings
+from obliteratus.settings import RdoSettings, RunSettings
 from obliteratus.store import Store
 from obliteratus.testing.refuser import tiny_settings
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A model, its fit prompts with their activations, the scorer and the published choice."""
+    """A model, its prompts, activations of those to fit, the scorer and the published choice."""
 
     model: LoadedModel
-    fit: ContrastSet
+    settings: RunSettings
+    splits: Splits
     activations: Activations
     scorer: Scorer
     start: Directions
+
+    @property
+    def fit(self) -> ContrastSet:
+        """The prompts to fit."""
+        return self.splits.fit
 
     def objective(
         self,
@@ -49,4 +55,5 @@ def bench(refuser: Path, store: Store, *assignments: str) -> Bench:
     activations, _ = laboratory.probed()
     tokens = laboratory.refusal_tokens(activations)
     start, _ = laboratory.distilled(activations, tokens)
-    return Bench(model, splits.fit, activations, laboratory.scorer(tokens), start)
+    scorer = laboratory.scorer(tokens)
+    return Bench(model, settings, splits, activations, scorer, start)
