@@ -1,6 +1,8 @@
 """PROBE and DISTILL behind the cache: each is computed once for everything that determines it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
 
 from jaxtyping import Float
 from torch import Tensor
@@ -23,7 +25,7 @@ from obliteratus.probe.capture import last_states, probe
 from obliteratus.probe.files import load_activations, save_activations
 from obliteratus.prompts.contrast import ContrastSet, Splits
 from obliteratus.release.directions_file import load_directions, save_directions
-from obliteratus.settings import RunSettings
+from obliteratus.settings import DistillSettings, RunSettings
 from obliteratus.store import Store, content_key
 from obliteratus.verify.identity import code_fingerprint, versions, weights_fingerprint
 
@@ -100,7 +102,32 @@ class Laboratory:
     def distilled(
         self, activations: Activations, tokens: RefusalTokens | None
     ) -> tuple[Directions, bool]:
-        """Return the directions that the settings ask for, and whether they were in the cache."""
+        """Return the directions that the settings ask for, and whether they were in the cache.
+
+        What is selected before a search is cached by itself, for every search that begins there.
+        """
+        asked = self.settings.distill
+        alone, scorer = asked.without_search, cache(lambda: self.scorer(tokens))
+
+        def selected() -> tuple[Directions, bool]:
+            return self._cached(
+                alone,
+                tokens,
+                lambda: distill(activations, scorer(), alone, seed=self.settings.seed),
+            )
+
+        if alone == asked:
+            return selected()
+        return self._cached(
+            asked, tokens, lambda: self._searched(activations, selected()[0], scorer())
+        )
+
+    def _cached(
+        self,
+        distill: DistillSettings,
+        tokens: RefusalTokens | None,
+        compute: Callable[[], Directions],
+    ) -> tuple[Directions, bool]:
         settings = self.settings
         key = content_key(
             "distill",
@@ -108,7 +135,7 @@ class Laboratory:
             fit=self.splits.fit.sha256,
             select=self.splits.select.sha256,
             positions=settings.probe.positions,
-            distill=settings.distill.model_dump(mode="json"),
+            distill=distill.model_dump(mode="json"),
             embedding=settings.edit.edits_embedding,
             post_norm=settings.edit.post_norm,
             seed=settings.seed,
@@ -116,14 +143,18 @@ class Laboratory:
         )
         return self.store.cached(
             key,
-            lambda: self._found(activations, tokens),
+            compute,
             lambda value, folder: save_directions(value, folder / DIRECTIONS_FILE),
             lambda folder: load_directions(folder / DIRECTIONS_FILE),
         )
 
-    def _found(self, activations: Activations, tokens: RefusalTokens | None) -> Directions:
-        settings, scorer = self.settings, self.scorer(tokens)
-        found = distill(activations, scorer, settings.distill, seed=settings.seed)
+    def _searched(
+        self, activations: Activations, selected: Directions, scorer: Scorer
+    ) -> Directions:
+        """Return what the searches that are asked for make of the ``selected`` directions."""
+        settings = self.settings
+        facts = {"settings": settings.distill.model_dump(mode="json")}
+        found = replace(selected, provenance={**selected.provenance, **facts})
         if settings.distill.rdo.steps:
             found = self._optimised(activations, found, scorer)
         if settings.distill.kernel.trials:

@@ -1,0 +1,127 @@
+"""Everything that determines a run, one section per stage."""
+
+from typing import Literal
+
+from pydantic import Field, FiniteFloat, model_validator
+
+from obliteratus.settings.edit import EditSettings
+from obliteratus.settings.search import KernelSettings, RdoSettings, TuneSettings
+from obliteratus.settings.section import Section
+
+
+class ModelSettings(Section):
+    """SUMMON: how the model is loaded."""
+
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    device_map: str | None = None
+    max_memory: str | None = None
+    quantize: Literal["4bit", "8bit"] | None = None
+    trust_remote_code: bool = False
+
+
+class PromptSettings(Section):
+    """The contrast set: the built-in one, or files / Hub data sets given by both names."""
+
+    harmful: str | None = None
+    harmless: str | None = None
+    categories: tuple[str, ...] | None = None
+    system: str | None = None
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> "PromptSettings":
+        if (self.harmful is None) != (self.harmless is None):
+            raise ValueError("prompts.harmful and prompts.harmless must be given together")
+        return self
+
+
+class ProbeSettings(Section):
+    """PROBE: where activations are read. ``batch_tokens`` bounds a batch; 0 chooses by memory."""
+
+    positions: Literal["last", "post_instruction"] = "last"
+    batch_tokens: int = Field(default=0, ge=0)
+    save_activations: bool = False
+
+
+class DistillSettings(Section):
+    """DISTILL: which extractor, how many directions, and how one is selected.
+
+    ``knobs`` are those of the extractor (``{quantile: 0.99}``); one that it does not have is an
+    error. ``max_kl`` is the gate on the first-token KL of the ablated model on harmless select
+    prompts, ``max_depth`` the share of the layers from which a direction may come,
+    ``select_prompts`` the number of harmful and of harmless select prompts that score one
+    candidate. ``selection`` is ``published`` (2406.11717, by refusal log-odds), ``cosmic``
+    (2506.00085, by activations alone) or ``per_layer``. Ranks up to ``max_rank`` and strengths
+    from 1 up to ``max_strength`` are tried and kept while they lower refusal beyond noise within
+    ``max_kl``.
+    """
+
+    extractor: str = "difference_of_means"
+    knobs: dict[str, int | FiniteFloat] = Field(default={})
+    max_rank: int = Field(default=1, ge=1, le=64)
+    max_strength: float = Field(default=1, ge=1, le=2)
+    selection: Literal["published", "cosmic", "per_layer"] = "published"
+    select_prompts: int = Field(default=32, ge=2)
+    max_kl: float = Field(default=0.1, gt=0)
+    max_depth: float = Field(default=0.8, gt=0, le=1)
+    tune: TuneSettings = TuneSettings()
+    rdo: RdoSettings = RdoSettings()
+    kernel: KernelSettings = KernelSettings()
+
+    @property
+    def without_search(self) -> "DistillSettings":
+        """The same selection, with nothing that begins where it ends."""
+        plain = {"tune": TuneSettings(), "rdo": RdoSettings(), "kernel": KernelSettings()}
+        return self.model_copy(update=plain)
+
+    @model_validator(mode="after")
+    def _one_direction(self) -> "DistillSettings":
+        is_one = self.selection != "per_layer" and self.max_rank == 1 and self.max_strength == 1
+        if self.rdo.steps and not is_one:
+            raise ValueError(
+                "distill.rdo begins with one direction at strength 1: it needs distill.max_rank=1, "
+                "distill.max_strength=1 and distill.selection=published or cosmic"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_search(self) -> "DistillSettings":
+        if not self.kernel.trials:
+            return self
+        if self.tune.steps or self.rdo.steps:
+            other = "tune" if self.tune.steps else "rdo"
+            raise ValueError(
+                f"distill.kernel.trials and distill.{other}.steps are two searches for one edit; "
+                "set one of them to 0"
+            )
+        if self.max_rank > 1 or self.max_strength > 1:
+            raise ValueError(
+                "distill.kernel.trials searches one direction and its strengths; set "
+                "distill.max_rank=1 and distill.max_strength=1"
+            )
+        return self
+
+
+class VerifySettings(Section):
+    """VERIFY: how much is measured. ``prompts`` bounds the test prompts of each class (0: all)."""
+
+    prompts: int = Field(default=0, ge=0)
+    max_new_tokens: int = Field(default=64, ge=1)
+    sequence_prompts: int = Field(default=64, ge=1)
+    sequence_tokens: int = Field(default=32, ge=1)
+    random_controls: int = Field(default=3, ge=0)
+    coherence: bool = True
+    save_completions: bool = False
+
+
+class RunSettings(Section):
+    """Everything that determines a run, besides the model's name and the versions in use."""
+
+    method: str = "advanced"
+    seed: int = 0
+    model: ModelSettings = ModelSettings()
+    prompts: PromptSettings = PromptSettings()
+    probe: ProbeSettings = ProbeSettings()
+    distill: DistillSettings = DistillSettings()
+    edit: EditSettings = EditSettings()
+    verify: VerifySettings = VerifySettings()
