@@ -1,6 +1,7 @@
 """Tuning lowers what it says it lowers, on prompts it has not seen, and leaves the model alone."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from obliteratus.directions import tuned as tuned_module
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.objective import Objective
 from obliteratus.directions.permuted import shuffled
 from obliteratus.directions.score import Scorer
+from obliteratus.directions.tuned import descent
 from obliteratus.edits.planner import plan
 from obliteratus.errors import DirectionError, UsageError
 from obliteratus.operator.hooks import edited
@@ -238,6 +241,40 @@ def test_a_path_gives_up_divergence_for_refusal_as_far_as_is_allowed(case: Case)
     between = (mild["kl"] + strong["kl"]) / 2
     found = case.tuned(weights, max_kl=between)
     assert effect(case, found)[1] <= between
+
+
+@pytest.mark.parametrize("share", [0.25, 2.0])
+def test_the_best_is_made_of_a_budget_of_divergence(case: Case, share: float) -> None:
+    """Strengths fall to what is allowed, and grow only where refusal falls."""
+    free = case.tuned().provenance["tuning"]["checks"][-1]
+    budget = share * free["kl"]
+    found = case.tuned(SETTINGS.model_copy(update={"kl_budget": budget}))
+    last = found.provenance["tuning"]["checks"][-1]
+    if share < 1:
+        assert 0.9 * budget <= last["kl"] <= budget
+    else:
+        assert last["kl"] <= budget
+        assert last["refusal"] <= free["refusal"]
+
+
+def test_what_is_checked_is_the_mean_since_the_check_before(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, settings = case.search, SETTINGS.model_copy(update={"check_every": 2, "steps": 4})
+    each = TunableRemoval(search.model, case.start.basis[0], (0, 1), strength=1.0)
+    walked = [0.2, 0.4, 1.0, 2.0]
+
+    def walk(*_: object, **__: object) -> Iterator[int]:
+        for step, strength in enumerate(walked, start=1):
+            torch.nn.init.constant_(each.strengths, strength)
+            yield step
+
+    monkeypatch.setattr(tuned_module, "_descend", walk)
+    some = objective(case)
+    found = list(descent(each, some, some, settings, 1.0, seed=0))
+    means = [float(check.parameters["strengths"].mean()) for check in found]
+    assert means == pytest.approx([0.3, 1.5])
+    assert each.strengths.unique().tolist() == [2.0]  # the walk goes on where it was
 
 
 def test_weights_that_grow_are_refused() -> None:

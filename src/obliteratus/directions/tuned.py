@@ -23,6 +23,11 @@ from obliteratus.operator.tunable import TunableRemoval
 from obliteratus.settings import TuneSettings
 from obliteratus.statistics.bootstrap import paired_bootstrap
 
+SCALINGS = 4
+"""Trials of a strength that spends the budget."""
+NEAR = 0.9
+"""The share of the budget above which it counts as spent."""
+
 NO_PARAMETERS: Mapping[str, Tensor] = MappingProxyType({})
 
 
@@ -71,8 +76,8 @@ def tuned(
     """Return ``directions`` with the basis and strengths of ``start`` after gradients moved them.
 
     For each of ``settings.kl_weights`` in turn Adam lowers the losses of ``fit`` in batches, from
-    where the weight before it ended; the edit that is best on ``select`` among those checked whose
-    first-token KL is within ``max_kl`` is that weight's point of the front. The first point is used
+    the point of the weight before; of the edits of :func:`descent` whose first-token KL is within
+    ``max_kl`` the best on ``select`` is that weight's point of the front. The first point is used
     if it is better than ``directions`` as they were given, a further one if it lowers refusal on
     ``select`` beyond noise (paired bootstrap), and the first that does not ends the path. What is
     returned is carried out exactly in weights like any other.
@@ -84,7 +89,7 @@ def tuned(
     chosen = _given(directions, select, start, settings.kl_weights[0])
     checks, front = [chosen], list[Check]()
     for number, weight in enumerate(settings.kl_weights):
-        tried = _descent(start, fit, select, settings, weight, seed + number)
+        tried = list(descent(start, fit, select, settings, weight, seed=seed + number))
         checks.extend(tried)
         allowed = [check for check in tried if float(check.first_kl.mean()) <= max_kl]
         point = min(allowed, key=lambda check: check.objective, default=None)
@@ -137,29 +142,86 @@ def _moved(directions: Directions, removal: TunableRemoval, facts: dict[str, Any
     )
 
 
-def checked(select: Objective, removal: TunableRemoval, *, kl_weight: float, step: int) -> Check:
-    """Return what ``removal`` does to all prompts of ``select`` as it is now."""
+def descent(
+    removal: TunableRemoval,
+    fit: Objective,
+    select: Objective,
+    settings: TuneSettings,
+    weight: float,
+    *,
+    seed: int,
+) -> Iterator[Check]:
+    """Move the parameters of ``removal`` by Adam at one weight; yield what is checked on the way.
+
+    Batches are small and the steps of one size, so that ``removal`` circles around what it looks
+    for: each check is of the mean of the parameters since the one before, its strengths multiplied
+    by what makes the best of ``settings.kl_budget``. It ends where ``settings.patience`` checks
+    bring nothing better. ``removal`` is left as the last step made it.
+    """
+    recent: list[dict[str, Tensor]] = []
+    values: list[float] = []
+    for step in _descend(removal, fit, settings, weight, seed=seed):
+        recent.append({name: each.clone() for name, each in removal.state_dict().items()})
+        if step % settings.check_every and step != settings.steps:
+            continue
+        now = recent[-1]
+        mean = {name: torch.stack([state[name] for state in recent]).mean(0) for name in now}
+        removal.load_state_dict(mean)
+        check = _spent(select, removal, settings.kl_budget, kl_weight=weight, step=step)
+        removal.load_state_dict(now)
+        recent.clear()
+        yield check
+        values.append(check.objective)
+        waited = values[-settings.patience :]
+        if len(values) > settings.patience and min(waited) >= min(values[: -settings.patience]):
+            break
+
+
+def _spent(
+    select: Objective,
+    removal: TunableRemoval,
+    budget: float | None,
+    *,
+    kl_weight: float,
+    step: int,
+) -> Check:
+    """Return what ``removal`` does to ``select``, its strengths scaled within a first-token KL.
+
+    The divergence grows about as the square of the strengths, so a few trials come close; they end
+    within a tenth below ``budget``, and the one of least refusal within it is returned (the last
+    one where all are beyond it). Without a budget nothing is scaled.
+    """
+    tried = [_checked(select, removal, kl_weight=kl_weight, step=step)]
+    if budget is None:
+        return tried[0]
+    while len(tried) <= SCALINGS:
+        kl = float(tried[-1].first_kl.mean())
+        if kl <= 0 or NEAR * budget <= kl <= budget:
+            break
+        with torch.no_grad():
+            removal.strengths.mul_(((1 + NEAR) / 2 * budget / kl) ** 0.5)
+        tried.append(_checked(select, removal, kl_weight=kl_weight, step=step))
+    within = [check for check in tried if float(check.first_kl.mean()) <= budget]
+    return min(within, key=lambda check: float(check.refusal.mean()), default=tried[-1])
+
+
+def _checked(select: Objective, removal: TunableRemoval, *, kl_weight: float, step: int) -> Check:
     with torch.no_grad():
         edits = removal.edits()
     state = {name: each.clone() for name, each in removal.state_dict().items()}
     return _measured(select, removal.model, edits, kl_weight=kl_weight, step=step, parameters=state)
 
 
-def descend(
+def _descend(
     removal: TunableRemoval, fit: Objective, settings: TuneSettings, weight: float, *, seed: int
 ) -> Iterator[int]:
-    """Move the parameters of ``removal`` by Adam; yield the number of steps made, after each.
-
-    The step sizes fall to 0 over ``settings.steps`` along a half cosine, so that the noise of the
-    batches does not decide where it ends.
-    """
+    """Make the steps; yield their number after each."""
     optimiser = torch.optim.Adam(
         [
             {"params": [removal.strengths], "lr": settings.strength_rate},
             {"params": [removal.directions], "lr": settings.direction_rate},
         ]
     )
-    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.steps)
     batches = Batches((range(len(fit.refused)), range(len(fit.kept))), settings.prompts, seed)
     steps = range(1, settings.steps + 1)
     for step in track(steps, task=f"tune, KL x {weight:g}", total=settings.steps, unit="steps"):
@@ -168,30 +230,8 @@ def descend(
         with edited(removal.model, removal.edits()):
             fit.losses(refused, kept).total(weight).backward()
         optimiser.step()
-        removal.shrink(settings.sparsity * float(optimiser.param_groups[0]["lr"]))
-        rates.step()
+        removal.shrink(settings.sparsity * settings.strength_rate)
         yield step
-
-
-def _descent(
-    removal: TunableRemoval,
-    fit: Objective,
-    select: Objective,
-    settings: TuneSettings,
-    weight: float,
-    seed: int,
-) -> list[Check]:
-    """Return what was checked while ``removal`` was tuned at one weight, until it gains no more."""
-    checks: list[Check] = []
-    for step in descend(removal, fit, settings, weight, seed=seed):
-        if step % settings.check_every and step != settings.steps:
-            continue
-        checks.append(checked(select, removal, kl_weight=weight, step=step))
-        values = [check.objective for check in checks]
-        waited = values[-settings.patience :]
-        if len(values) > settings.patience and min(waited) >= min(values[: -settings.patience]):
-            break
-    return checks
 
 
 def _given(

@@ -163,9 +163,10 @@ def _optimised(rdo: RdoSettings) -> str:
 def _tuned(tune: TuneSettings) -> str:
     weights = ", then ".join(f"{weight:g}" for weight in tune.kl_weights)
     rows = "the direction" if tune.rank == 1 else f"{tune.rank} directions"
+    budget = f", scaled within a KL of {tune.kl_budget:g}" if tune.kl_budget is not None else ""
     return (
         f"tuning: {rows} and a strength per layer and component by gradient, at most {tune.steps} "
-        f"steps against refusal and {weights} times the KL of harmless answers"
+        f"steps against refusal and {weights} times the KL of harmless answers{budget}"
     )
 
 

@@ -1,9 +1,8 @@
 """The gradient search of DISTILL: which prompts it sees, where it begins, and its null."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Float64
@@ -16,7 +15,7 @@ from obliteratus.directions.permuted import permuted_directions, permuted_prompt
 from obliteratus.directions.samples import samples_at
 from obliteratus.directions.score import Scorer, spread
 from obliteratus.directions.selection import least_induce
-from obliteratus.directions.tuned import Check, check_tunable, checked, descend, tuned
+from obliteratus.directions.tuned import Check, check_tunable, descent, tuned
 from obliteratus.errors import DirectionError
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.head import chunks, head_of
@@ -80,7 +79,8 @@ class Tuning:
         )
         facts = dict(result.provenance["tuning"])
         if self.settings.distill.tune.shuffled_null and facts["front"]:
-            null = self._null(found, torch.cat(odds), least, select, facts["front"][-1])
+            path = [(point["kl_weight"], point["step"]) for point in facts["front"]]
+            null = self._null(found, torch.cat(odds), least, select, path)
             facts["null"] = null.as_json()
         return replace(result, provenance={**result.provenance, "tuning": facts})
 
@@ -90,23 +90,26 @@ class Tuning:
         odds: Float64[Tensor, " prompt"],
         least: float,
         select: Objective,
-        last: Mapping[str, Any],
+        path: Sequence[tuple[float, int]],
     ) -> Check:
-        """Return what as many steps do that begin and go by shuffled labels."""
+        """Return what as many steps do that begin and go by shuffled labels.
+
+        ``path`` holds the weights of the KL and the steps made with each.
+        """
         fit, seed, settings = self.splits.fit, self.settings.seed, self.settings.distill.tune
         count = len(fit.harmful)
         order = shuffled(count, len(fit.harmless), is_paired=fit.is_paired, seed=seed)
         mixed = permuted_prompts(fit, seed)
         objective = self._fit_objective(mixed, odds[order][:count], least)
         start = self._start(permuted_directions(self.activations, found, seed))
-        for number, weight in enumerate(settings.kl_weights):
-            is_last = weight == last["kl_weight"]
-            for step in descend(start, objective, settings, weight, seed=seed + number):
-                if is_last and step == last["step"]:
-                    break
-            if is_last:
-                break
-        return checked(select, start, kl_weight=last["kl_weight"], step=last["step"])
+        patient = settings.model_copy(update={"patience": settings.steps})
+        end: Check | None = None
+        for number, (weight, step) in enumerate(path):
+            checks = descent(start, objective, select, patient, weight, seed=seed + number)
+            end = next(check for check in checks if check.step == step)
+            start.load_state_dict(end.parameters)
+        assert end is not None
+        return end
 
     def _fit_odds(self, side: PromptClass) -> Float64[Tensor, " prompt"]:
         """Return the refusal log-odds of the fit prompts, from what PROBE kept."""
@@ -134,8 +137,8 @@ class Tuning:
         return self._objective(prompts, self.settings.distill.tune.harmless_prompts)
 
     def _select_objective(self) -> Objective:
-        """Return the objective on the select prompts that score everything else, too."""
-        select, count = self.splits.select, self.scorer.prompts
+        """Return the objective on select prompts: more than score the selection, to scale by."""
+        select, count = self.splits.select, self.settings.distill.tune.select_prompts
         sides = (spread(select.harmful, count), spread(select.harmless, count))
         return self._objective(ContrastSet(select.name, *sides, is_paired=False), None)
 

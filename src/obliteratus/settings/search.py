@@ -16,10 +16,12 @@ class TuneSettings(Section):
       softplus(refusal log-odds) + λ · KL(original ‖ edited),
 
     the KL averaged over the first token and ``response_tokens`` tokens of the original's own
-    answer. ``kl_weights`` are the values of λ, one path from the mildest edit on: each begins where
-    the one before ended, ``steps`` steps for each. Every ``check_every`` steps the same is measured
-    on select prompts; the best of these is used, and ``patience`` checks without a better one end
-    the search. ``harmless_prompts`` bounds the fit prompts whose answers are kept.
+    answer. ``kl_weights`` are the values of λ, one path from the mildest edit on: each begins with
+    the best of the one before, ``steps`` steps for each. Every ``check_every`` steps the mean of
+    these parameters is measured on ``select_prompts`` select prompts of each class, its strengths
+    scaled to the least refusal within a first-token KL of ``kl_budget`` (null: as they are). The
+    best of these is used, and ``patience`` checks without a better one end the search.
+    ``harmless_prompts`` bounds the fit prompts whose answers are kept.
 
     ``rank`` directions are tuned, all in every layer. Strengths begin at ``start``;
     ``strength_rate`` and ``direction_rate`` are the step sizes of Adam (0 keeps), and ``sparsity``
@@ -34,9 +36,11 @@ class TuneSettings(Section):
     prompts: int = Field(default=16, ge=1)
     harmless_prompts: int = Field(default=128, ge=1)
     kl_weights: tuple[Annotated[FiniteFloat, Field(ge=0)], ...] = Field(default=(10.0,))
-    response_tokens: int = Field(default=4, ge=0)
+    response_tokens: int = Field(default=2, ge=0)
+    kl_budget: FiniteFloat | None = Field(default=None, gt=0)
     check_every: int = Field(default=10, ge=1)
     patience: int = Field(default=2, ge=1)
+    select_prompts: int = Field(default=64, ge=2)
     rank: int = Field(default=1, ge=1, le=64)
     start: float = Field(default=0.6, gt=0)
     strength_rate: float = Field(default=0.08, ge=0)
