@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from obliteratus.directions.directions import Directions
-from obliteratus.directions.filters import Removed, removed_at, removed_everywhere
-from obliteratus.directions.knobs import extractor_of
+from obliteratus.directions.extraction import extraction
+from obliteratus.directions.filters import Removed
 from obliteratus.directions.samples import Samples
 from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
@@ -97,16 +97,16 @@ def drawn(model: LoadedModel, n: int = 96) -> dict[Layer, Samples]:
 def found(model: LoadedModel, settings: RunSettings) -> tuple[Directions, Samples]:
     """Return what DISTILL would hand on: the shipped extractor, placed as it places them."""
     distill = settings.distill
-    extract = extractor_of(distill.extractor, distill.knobs)
+    extract = extraction(distill.extractor, distill.knobs)
     samples = drawn(model)
     rows = {layer: extract(each, max_rank=distill.max_rank) for layer, each in samples.items()}
     source = samples[1]
     layers: tuple[Layer, ...] = ("embedding", *samples)
     removed: Removed
     if distill.selection == "per_layer":
-        removed = removed_at(distill.extractor, samples, rows)
+        removed = extract.removed_at(samples, rows)
     else:
-        removed = removed_everywhere(distill.extractor, source, rows[1], layers)
+        removed = extract.removed_everywhere(source, rows[1], layers)
     generator = torch.Generator().manual_seed(5)
     tuned = None
     if distill.tune.steps or distill.kernel.trials:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from obliteratus.directions.knobs import extractor_of
+from obliteratus.directions.extraction import extraction
 from obliteratus.directions.samples import Samples
 from obliteratus.errors import UsageError
 from obliteratus.settings import settings_from, with_overrides
@@ -17,30 +17,30 @@ def samples() -> Samples:
 
 def test_a_knob_reaches_its_extractor() -> None:
     given = samples()
-    plain = extractor_of("winsorised_norms", {})(given, max_rank=1)
-    strict = extractor_of("winsorised_norms", {"quantile": 0.6})(given, max_rank=1)
+    plain = extraction("winsorised_norms", {})(given, max_rank=1)
+    strict = extraction("winsorised_norms", {"quantile": 0.6})(given, max_rank=1)
     assert not torch.allclose(plain, strict)
-    assert torch.equal(plain, extractor_of("winsorised_norms", {"quantile": 0.99})(given))
+    assert torch.equal(plain, extraction("winsorised_norms", {"quantile": 0.99})(given))
 
 
 def test_a_knob_of_another_extractor_is_refused() -> None:
     with pytest.raises(UsageError, match=r"'difference_of_means' has no knob 'quantile' \(it has"):
-        extractor_of("difference_of_means", {"quantile": 0.9})
+        extraction("difference_of_means", {"quantile": 0.9})
     with pytest.raises(UsageError, match=r"its knobs are quantile\)\. Did you mean 'quantile'\?"):
-        extractor_of("winsorised_coordinates", {"quantil": 0.9})
+        extraction("winsorised_coordinates", {"quantil": 0.9})
     with pytest.raises(UsageError, match="has no knob 'max_rank'"):
-        extractor_of("difference_of_means", {"max_rank": 2})
+        extraction("difference_of_means", {"max_rank": 2})
 
 
 @pytest.mark.parametrize("value", [0.5, 1.01, float("nan")])
 def test_a_value_out_of_range_is_refused(value: float) -> None:
     with pytest.raises(UsageError, match=r"knob quantile=.* of the extractor 'winsorised_norms'"):
-        extractor_of("winsorised_norms", {"quantile": value})
+        extraction("winsorised_norms", {"quantile": value})
 
 
 def test_an_unknown_extractor_is_named() -> None:
     with pytest.raises(UsageError, match="Did you mean 'geometric_median'"):
-        extractor_of("geometric_mean", {})
+        extraction("geometric_mean", {})
 
 
 def test_knobs_are_set_like_any_other_setting_and_survive_a_record() -> None:

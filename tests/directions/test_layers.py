@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from obliteratus.directions.knobs import extractor_of
+from obliteratus.directions.extraction import extraction
 from obliteratus.directions.layer_control import (
     NULLS,
     LayerControl,
@@ -188,8 +188,8 @@ def test_what_separates_but_does_not_control_is_not_strong(laboratory: Laborator
     idle = [token for token in vocabulary if token not in tokens.ids][40:43]
     other = dataclasses.replace(tokens, ids=tuple(idle))
     scorer = laboratory.scorer(other)
-    extract = extractor_of("difference_of_means", {})
-    controls = controls_by_layer(activations, scorer, "difference_of_means", extract, -1, known={})
+    extract = extraction("difference_of_means")
+    controls = controls_by_layer(activations, scorer, extract, -1, known={})
     nulls = null_controls(activations, scorer, -1, seed=0)
     ranks = rank_layers({layer: apart(4) for layer in controls}, controls, nulls, seed=0)
     assert strong_layers(ranks) == ()

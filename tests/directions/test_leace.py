@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from sklearn.covariance import OAS
 from torch import Tensor
 
 from obliteratus.directions.combine import orthogonal_to
 from obliteratus.directions.directions import Directions
-from obliteratus.directions.filters import removed_everywhere
+from obliteratus.directions.extraction import extraction
 from obliteratus.directions.leace import leace, leace_filter
-from obliteratus.directions.samples import Samples
+from obliteratus.directions.samples import Samples, unit_delta
 from obliteratus.edits.controls import matched_random
 from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import change_energy, plan
@@ -85,6 +86,36 @@ def test_the_projection_is_that_of_the_reference(n: int, harmless: int | None) -
     assert float((leace_filter(samples, rows) @ rows.T - 1).abs()) < 1e-12
 
 
+def test_shrinkage_reads_by_the_shrunk_covariance() -> None:
+    samples = drawn(40)
+    both = torch.cat([samples.harmful, samples.harmless])
+    covariance = torch.from_numpy(OAS().fit(both.numpy()).covariance_)
+    expected = torch.linalg.inv(covariance) @ samples.delta
+    shrunk = extraction("leace", {"shrinkage": "oas"})
+    found = shrunk.removed_everywhere(samples, shrunk(samples), (0,)).filters[0][0]
+    torch.testing.assert_close(found / found.norm(), expected / expected.norm())
+    assert float(found @ unit_delta(samples)[0]) == pytest.approx(1.0)
+
+
+def test_shrinkage_reads_less_noise_where_prompts_are_few() -> None:
+    """The filters of two halves agree more, and the edit they make is smaller."""
+    source = torch.Generator().manual_seed(3)
+    shift = torch.randn(48, generator=source, dtype=torch.float64)
+    first, second = torch.randn(2, 40, 48, generator=source, dtype=torch.float64)
+    samples = Samples(shift + (first - second).mean(0), first + shift, second, is_paired=False)
+    agreement: dict[str, float] = {}
+    size: dict[str, float] = {}
+    for shrinkage in ("none", "oas"):
+        read = extraction("leace", {"shrinkage": shrinkage}).read
+        assert read is not None
+        halves = [samples.subset(list(range(part, 40, 2))) for part in (0, 1)]
+        one, other = (read(half, unit_delta(half))[0] for half in halves)
+        agreement[shrinkage] = float(torch.cosine_similarity(one, other, dim=0))
+        size[shrinkage] = float(one.norm())
+    assert agreement["oas"] > agreement["none"] + 0.2
+    assert size["oas"] - 1 < (size["none"] - 1) / 5  # 1 is the orthogonal edit
+
+
 @pytest.mark.parametrize("n", [60, 6])
 def test_steering_is_the_eraser_of_the_reference(n: int) -> None:
     model = tiny_model("llama")
@@ -110,7 +141,7 @@ def at(layer: int, directions: Directions) -> dict[int, Tensor]:
 def found(model: LoadedModel, samples: Samples) -> Directions:
     """Return what DISTILL makes of ``samples``: one pattern and one filter for all layers."""
     layers = ("embedding", *range(model.anatomy.n_layers))
-    removed = removed_everywhere("leace", samples, leace(samples), layers)
+    removed = extraction("leace").removed_everywhere(samples, leace(samples), layers)
     both = torch.cat([samples.harmful, samples.harmless])
     return Directions(
         removed.basis,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from obliteratus.directions.delta_reliability import delta_reliability
 from obliteratus.directions.difference_of_means import difference_of_means
-from obliteratus.directions.filters import filter_of
+from obliteratus.directions.extraction import extraction
 from obliteratus.directions.paired_svd import paired_svd
 from obliteratus.directions.reliability import REPLICATES, SHUFFLES, SPLITS, reliability
 from obliteratus.directions.samples import EXTRACTORS, Samples
@@ -23,7 +23,7 @@ PAIRED = {name: name not in ("som",) for name in EXTRACTORS}
 
 
 def trusted(name: str, samples: Samples, seed: int = 0) -> dict[str, Estimate]:
-    return reliability(samples, EXTRACTORS[name], seed=seed, read=filter_of(name))
+    return reliability(samples, EXTRACTORS[name], seed=seed, read=extraction(name).read)
 
 
 @pytest.mark.parametrize("name", list(EXTRACTORS))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from obliteratus.directions.difference_of_means import difference_of_means
-from obliteratus.directions.knobs import extractor_of
+from obliteratus.directions.extraction import extraction
 from obliteratus.directions.samples import Samples
 from obliteratus.directions.som import som
 from obliteratus.errors import DirectionError, UsageError
@@ -62,9 +62,9 @@ def test_groups_of_prompts_get_a_direction_each() -> None:
         label = torch.arange(200) % 4
         harmful = 9 * axes[label] + 0.3 * torch.randn(200, WIDTH, generator=source)
         samples = of(harmful, 0.3 * torch.randn(200, WIDTH, generator=source))
-        rows = extractor_of("som", {"side": 4})(samples, max_rank=4)
+        rows = extraction("som", {"side": 4})(samples, max_rank=4)
         assert float((rows @ axes.double().T).square().sum()) > 3.9  # of 4
-        coarse = extractor_of("som", {"side": 2})(samples, max_rank=8)
+        coarse = extraction("som", {"side": 2})(samples, max_rank=8)
         assert len(coarse) <= 4
 
 
@@ -87,4 +87,4 @@ def test_a_map_without_a_difference_or_of_no_size_is_refused() -> None:
     with pytest.raises(DirectionError, match="do not differ"):
         som(of(samples.harmful, samples.harmful))
     with pytest.raises(UsageError, match="knob side=0"):
-        extractor_of("som", {"side": 0})
+        extraction("som", {"side": 0})

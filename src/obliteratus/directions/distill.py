@@ -11,14 +11,14 @@ from torch import Tensor
 
 from obliteratus.directions.cosmic import Chosen, as_rows, choose_inversion
 from obliteratus.directions.directions import Directions
-from obliteratus.directions.filters import Removed, filter_of, removed_at, removed_everywhere
+from obliteratus.directions.extraction import Extraction, extraction
+from obliteratus.directions.filters import Removed
 from obliteratus.directions.inversion import Mirror
-from obliteratus.directions.knobs import extractor_of
 from obliteratus.directions.layer_control import controls_by_layer, null_controls, score_place
 from obliteratus.directions.layers import LayerRank, rank_layers, shuffles, strong_layers
 from obliteratus.directions.placement import PLACEMENTS
 from obliteratus.directions.reliability import reliability
-from obliteratus.directions.samples import Extractor, Samples, samples_at
+from obliteratus.directions.samples import Samples, samples_at
 from obliteratus.directions.score import Effect, Scorer, mean_or_none
 from obliteratus.directions.search import Bases, Trial, search
 from obliteratus.directions.selection import (
@@ -79,7 +79,7 @@ def distill(
             activations of single prompts were not kept.
         UsageError: no extractor has the name ``settings.extractor``, or it has no such knob.
     """
-    extract = extractor_of(settings.extractor, settings.knobs)
+    extract = extraction(settings.extractor, settings.knobs)
     if activations.fingerprint != scorer.model.source.fingerprint:
         raise DirectionError(
             "the activations are of another model than the one that scores them; probe this one."
@@ -103,7 +103,7 @@ def distill(
         filters=found.removed.filters,
         strong_layers=strong_layers(ranks),
         knobs=settings.knobs,
-        reliability=reliability(source, extract, seed=seed, read=filter_of(settings.extractor)),
+        reliability=reliability(source, extract, seed=seed, read=extract.read),
         provenance={
             **_provenance(activations, scorer, settings, found, seed),
             "shares": _shares(activations, found, settings),
@@ -117,7 +117,7 @@ def _select_one(
     activations: Activations,
     scorer: Scorer,
     settings: DistillSettings,
-    extract: Extractor,
+    extract: Extraction,
     seed: int,
 ) -> _Found:
     n_layers = scorer.model.anatomy.n_layers
@@ -132,11 +132,7 @@ def _select_one(
     ):
         samples = samples_at(activations, layer, position)
         score = scorer.candidate if mirror is None else mirror.candidate
-        candidates.append(
-            score_place(
-                score, settings.extractor, extract, samples, scorer.layers, (layer, position)
-            )
-        )
+        candidates.append(score_place(score, extract, samples, scorer.layers, (layer, position)))
     if mirror is None:
         cosmic, index = None, _published(candidates, scorer, settings)
     else:
@@ -149,7 +145,7 @@ def _select_one(
     rows = extract(source, max_rank=settings.max_rank)
 
     def truncated(rank: int) -> Removed:
-        return removed_everywhere(settings.extractor, source, rows[:rank], scorer.layers)
+        return extract.removed_everywhere(source, rows[:rank], scorer.layers)
 
     known = {1: Effect(winner.bypass, winner.kl)}
     best, ranks = _search_rank(
@@ -192,7 +188,7 @@ def _per_layer(
     activations: Activations,
     scorer: Scorer,
     settings: DistillSettings,
-    extract: Extractor,
+    extract: Extraction,
     seed: int,
 ) -> _Found:
     position = max(activations.positions)
@@ -208,7 +204,7 @@ def _per_layer(
 
     def truncated(rank: int) -> Removed:
         shortened: dict[Layer, Tensor] = {layer: basis[:rank] for layer, basis in rows.items()}
-        return removed_at(settings.extractor, samples, shortened)
+        return extract.removed_at(samples, shortened)
 
     best, trials = _search_rank(scorer, truncated, ranks, settings, seed)
     separations = _separations(activations, position, seed)
@@ -277,7 +273,7 @@ def _ranked(
     activations: Activations,
     scorer: Scorer,
     settings: DistillSettings,
-    extract: Extractor,
+    extract: Extraction,
     found: _Found,
     seed: int,
 ) -> tuple[LayerRank, ...]:
@@ -286,9 +282,7 @@ def _ranked(
     known: dict[Layer, Candidate] = {
         c.layer: c for c in found.candidates if c.position == found.position
     }
-    controls = controls_by_layer(
-        activations, scorer, settings.extractor, extract, found.position, known=known
-    )
+    controls = controls_by_layer(activations, scorer, extract, found.position, known=known)
     nulls = null_controls(activations, scorer, found.position, seed=seed)
     return rank_layers(found.separations, controls, nulls, seed=seed)
 

@@ -1,13 +1,12 @@
-"""Knobs: what an extractor lets its user set, read from its own signature."""
+"""Knobs: what an extractor lets its user set, read from the signatures of its functions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, signature
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import ConfigDict, Field, ValidationError, create_model
 
-from obliteratus.directions.samples import EXTRACTORS, Extractor
 from obliteratus.errors import UsageError, did_you_mean
 
 Quantile = Annotated[float, Field(gt=0.5, le=1)]
@@ -16,18 +15,24 @@ Quantile = Annotated[float, Field(gt=0.5, le=1)]
 NOT_A_KNOB = "max_rank"  # a setting that every extractor has
 
 
-def extractor_of(name: str, knobs: Mapping[str, Any]) -> Extractor:
-    """Return the extractor called ``name`` with ``knobs`` bound to it.
+def bound(
+    name: str, functions: Sequence[Callable[..., Any]], knobs: Mapping[str, Any]
+) -> list[Callable[..., Any]]:
+    """Return the ``functions`` of the extractor called ``name``, each with those ``knobs`` it has.
 
-    The knobs of an extractor are its keyword-only parameters besides ``max_rank``. Their
-    annotations are what is checked, so a range is a pydantic ``Field``: ``quantile:
+    The knobs of a function are its keyword-only parameters besides ``max_rank``. Their annotations
+    are what is checked, so a range is a pydantic ``Field``: ``quantile:
     Annotated[float, Field(gt=0.5, le=1)] = 0.99``. A knob that is not given keeps its default.
 
     Raises:
-        UsageError: there is no such extractor, it has no such knob, or a value is out of range.
+        UsageError: no function has such a knob, or a value is out of range.
     """
-    extract = EXTRACTORS[name]
-    schema = _schema(extract)
+    fields = [_fields(function) for function in functions]
+    schema = create_model(
+        "Knobs",
+        __config__=ConfigDict(extra="forbid"),
+        **{knob: field for each in fields for knob, field in each.items()},
+    )
     known = tuple(schema.model_fields)
     for knob in knobs:
         if knob not in known:
@@ -45,15 +50,17 @@ def extractor_of(name: str, knobs: Mapping[str, Any]) -> Extractor:
             f"knob {where}={first['input']} of the extractor '{name}': {first['msg']}. Change it "
             "in distill.knobs."
         ) from error
-    return partial(extract, **{knob: getattr(values, knob) for knob in known})
+    return [
+        partial(function, **{knob: getattr(values, knob) for knob in each})
+        for function, each in zip(functions, fields, strict=True)
+    ]
 
 
-def _schema(extract: Callable[..., Any]) -> type[BaseModel]:
-    """Return a model with one field for each knob of ``extract``."""
-    hints = get_type_hints(extract, include_extras=True)
-    fields: dict[str, Any] = {
+def _fields(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the type and default of each knob of ``function``."""
+    hints = get_type_hints(function, include_extras=True)
+    return {
         each.name: (hints[each.name], ... if each.default is Parameter.empty else each.default)
-        for each in signature(extract).parameters.values()
+        for each in signature(function).parameters.values()
         if each.kind is Parameter.KEYWORD_ONLY and each.name != NOT_A_KNOB
     }
-    return create_model("Knobs", __config__=ConfigDict(extra="forbid"), **fields)

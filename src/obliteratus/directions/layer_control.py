@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float64
 from scipy import stats
 
-from obliteratus.directions.filters import Removed, removed_everywhere
-from obliteratus.directions.samples import Extractor, Samples, samples_at
+from obliteratus.directions.extraction import Extraction
+from obliteratus.directions.filters import Removed
+from obliteratus.directions.samples import Samples, samples_at
 from obliteratus.directions.score import Scorer
 from obliteratus.directions.selection import Candidate
 from obliteratus.events import track
@@ -50,18 +51,17 @@ class LayerControl:
 
 def score_place(
     score: Score,
-    name: str,
-    extract: Extractor,
+    extract: Extraction,
     samples: Samples,
     layers: tuple[Layer, ...],
     place: tuple[Layer, int],
 ) -> Candidate:
-    """Score the first row of the extractor called ``name`` in ``samples``, which are of ``place``.
+    """Score the first row that ``extract`` finds in ``samples``, which are of ``place``.
 
     It is removed from the writers of ``layers``: one call of ``score``.
     """
     rows = extract(samples, max_rank=1)
-    return score(*place, samples, removed_everywhere(name, samples, rows, layers))
+    return score(*place, samples, extract.removed_everywhere(samples, rows, layers))
 
 
 def control_of(candidate: Candidate, scorer: Scorer) -> LayerControl:
@@ -76,8 +76,7 @@ def control_of(candidate: Candidate, scorer: Scorer) -> LayerControl:
 def controls_by_layer(
     activations: Activations,
     scorer: Scorer,
-    name: str,
-    extract: Extractor,
+    extract: Extraction,
     position: int,
     *,
     known: Mapping[Layer, Candidate],
@@ -93,7 +92,7 @@ def controls_by_layer(
         if candidate is None:
             samples = samples_at(activations, layer, position)
             place = (layer, position)
-            candidate = score_place(scorer.candidate, name, extract, samples, scorer.layers, place)
+            candidate = score_place(scorer.candidate, extract, samples, scorer.layers, place)
         found[layer] = control_of(candidate, scorer)
     return found
 

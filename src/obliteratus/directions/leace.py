@@ -1,7 +1,10 @@
 """Least-squares concept erasure, LEACE (arXiv:2306.03819): remove along δ what a filter reads."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float64
+from sklearn.covariance import oas
 from torch import Tensor
 
 from obliteratus.directions.filters import FILTERS
@@ -23,31 +26,47 @@ def leace(samples: Samples, *, max_rank: int = 1) -> Float64[Tensor, "rank d_mod
 
 @FILTERS.register("leace")
 def leace_filter(
-    samples: Samples, rows: Float64[Tensor, "rank d_model"]
+    samples: Samples,
+    rows: Float64[Tensor, "rank d_model"],
+    *,
+    shrinkage: Literal["none", "oas"] = "none",
 ) -> Float64[Tensor, "rank d_model"]:
     """Return v = Σ⁺δ ‖δ‖ / (δᵀΣ⁺δ), so that I − δ̂vᵀ = I − δδᵀΣ⁺ / (δᵀΣ⁺δ).
 
     Σ is the *total* covariance: both classes together, about their grand mean. Of all affine maps
     after which no linear classifier beats a constant, the one with (I − P) μ put back moves the
-    activations least in the mean square, whatever the inner product. Σ⁺δ is proportional to X⁺a,
-    the shortest least-squares solution of X w = a with X the centred prompts and a their centred
-    labels, which is how it is found; singular values of X below √(d_model ε) of the largest count
-    as zero.
+    activations least in the mean square, whatever the inner product.
 
     With fewer prompts than d_model the prompts are separated exactly, by noise as well: v then has
-    a large part that another sample would not show. More prompts than d_model, or an orthogonal
-    edit along δ̂, avoid that.
+    a large part that another sample would not show. ``shrinkage="oas"`` draws Σ towards a multiple
+    of the identity (arXiv:0907.4698; scikit-learn), and v thereby towards δ̂: what is read of the
+    prompts that were fitted is not gone exactly then, and of others more is.
 
     Raises:
         DirectionError: the class means do not differ.
     """
     both = torch.cat([samples.harmful, samples.harmless]).to("cpu", torch.float64)
     centred = both - both.mean(0)
-    labels = torch.zeros(len(both), dtype=torch.float64)
-    labels[: len(samples.harmful)] = 1.0
-    smallest = (both.shape[1] * torch.finfo(torch.float64).eps) ** 0.5
+    if shrinkage == "oas":
+        covariance, _ = oas(centred.numpy(), assume_centered=True)
+        reads = torch.linalg.solve(torch.from_numpy(covariance), samples.delta.cpu())[None]
+    else:
+        reads = _shortest(centred, len(samples.harmful))
+    return reads / (reads @ rows[0])
+
+
+def _shortest(
+    centred: Float64[Tensor, "prompt d_model"], harmful: int
+) -> Float64[Tensor, "1 d_model"]:
+    """Return X⁺a, to which Σ⁺δ is proportional: X the centred prompts, a their centred labels.
+
+    It is the shortest least-squares solution of X w = a; singular values of X below √(d_model ε) of
+    the largest count as zero.
+    """
+    labels = torch.zeros(len(centred), dtype=torch.float64)
+    labels[:harmful] = 1.0
+    smallest = (centred.shape[1] * torch.finfo(torch.float64).eps) ** 0.5
     found = torch.linalg.lstsq(
         centred, (labels - labels.mean())[:, None], rcond=smallest, driver="gelsd"
     )
-    reads = found.solution.T
-    return reads / (reads @ rows[0])
+    return found.solution.T

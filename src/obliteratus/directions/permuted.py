@@ -7,8 +7,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from obliteratus.directions.directions import Directions
-from obliteratus.directions.filters import removed_at, removed_everywhere
-from obliteratus.directions.knobs import extractor_of
+from obliteratus.directions.extraction import extraction
 from obliteratus.directions.samples import Samples, samples_at
 from obliteratus.probe.activations import Activations
 from obliteratus.prompts.contrast import ContrastSet
@@ -22,12 +21,12 @@ def permuted_directions(activations: Activations, directions: Directions, seed: 
     prompts are dealt anew into classes of the same sizes. Layers and ranks are those of
     ``directions``; nothing is selected again.
     """
-    extract = extractor_of(directions.extractor, directions.knobs)
+    extract = extraction(directions.extractor, directions.knobs)
     position = max(activations.positions) if directions.position is None else directions.position
     if directions.source_layer is not None:
         samples = permuted(samples_at(activations, directions.source_layer, position), seed)
         rows = extract(samples, max_rank=directions.rank)
-        removed = removed_everywhere(directions.extractor, samples, rows, tuple(directions.basis))
+        removed = extract.removed_everywhere(samples, rows, tuple(directions.basis))
     else:
         everywhere: dict[Layer, Samples] = {
             layer: permuted(samples_at(activations, layer, position), seed)
@@ -37,7 +36,7 @@ def permuted_directions(activations: Activations, directions: Directions, seed: 
             layer: extract(everywhere[layer], max_rank=len(old))
             for layer, old in directions.basis.items()
         }
-        removed = removed_at(directions.extractor, everywhere, found)
+        removed = extract.removed_at(everywhere, found)
     return replace(
         directions,
         basis=removed.basis,

@@ -16,12 +16,12 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from obliteratus.directions.directions import Directions
+from obliteratus.directions.extraction import Extraction, extraction
 from obliteratus.directions.filters import FILTERS
 from obliteratus.directions.kernel import Kernel, component_groups, interpolated, kernel_strengths
-from obliteratus.directions.knobs import extractor_of
 from obliteratus.directions.placement import PLACEMENTS
 from obliteratus.directions.reliability import reliability
-from obliteratus.directions.samples import Extractor, samples_at
+from obliteratus.directions.samples import samples_at
 from obliteratus.directions.score import Scorer, spread
 from obliteratus.errors import DirectionError, UsageError
 from obliteratus.events import without_progress
@@ -186,9 +186,9 @@ class KernelSearch:
         return max(self.activations.positions)
 
     @cached_property
-    def _extract(self) -> Extractor:
+    def _extract(self) -> Extraction:
         distill = self.settings.distill
-        return extractor_of(distill.extractor, distill.knobs)
+        return extraction(distill.extractor, distill.knobs)
 
     @cached_property
     def _rows(self) -> tuple[Float64[Tensor, " d_model"], ...]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from obliteratus.directions.combine import orthogonal_to
 from obliteratus.directions.directions import Directions
+from obliteratus.directions.extraction import extraction
 from obliteratus.directions.filters import FILTERS
-from obliteratus.directions.knobs import extractor_of
 from obliteratus.directions.score import Effect, Scorer
 from obliteratus.edits.controls import matched_random
 from obliteratus.edits.planner import plan
@@ -90,7 +90,7 @@ def check_extractor(settings: RunSettings) -> None:
         UsageError: there is no such extractor or knob, or an oblique edit is to be repeated.
     """
     name = settings.distill.extractor
-    extractor_of(name, settings.distill.knobs)
+    extraction(name, settings.distill.knobs)
     check_searchable(settings.distill)
     if name in FILTERS and settings.edit.passes > 1:
         raise UsageError(

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from obliteratus.directions.directions import Directions
-from obliteratus.directions.knobs import extractor_of
+from obliteratus.directions.extraction import extraction
 from obliteratus.directions.objective import Objective
 from obliteratus.directions.permuted import permuted_directions, permuted_prompts, shuffled
 from obliteratus.directions.samples import samples_at
@@ -163,7 +163,7 @@ class Tuning:
             samples = samples_at(
                 self.activations, directions.source_layer, directions.position or -1
             )
-            extract = extractor_of(directions.extractor, directions.knobs)
+            extract = extraction(directions.extractor, directions.knobs)
             rows = extract(samples, max_rank=tune.rank)
         if tune.rank > len(rows):
             raise DirectionError(
