@@ -170,9 +170,11 @@ def pair_of(
     torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64))
     if row["V"] == row["U"]:
         return basis, basis
-    assert row["V"] == "F"  # equation (7)
-    both = torch.cat([source.harmful, source.harmless])
-    reads = torch.linalg.pinv(torch.cov(both.T)) @ source.delta
+    assert row["V"] == "F"  # equation (7), its Σ shrunk as section 3 says
+    total = torch.cov(torch.cat([source.harmful, source.harmless]).T, correction=0)
+    share, width = 0.3, len(total)
+    shrunk = (1 - share) * total + share * total.trace() / width * torch.eye(width).double()
+    reads = torch.linalg.inv(shrunk) @ source.delta
     return basis, (reads * source.delta.norm() / (reads @ source.delta))[:, None]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sklearn.covariance import OAS
+from sklearn.covariance import shrunk_covariance
 from torch import Tensor
 
 from obliteratus.directions.combine import orthogonal_to
@@ -19,7 +19,7 @@ from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import change_energy, plan
 from obliteratus.edits.post_norm import post_norm_effect
 from obliteratus.edits.proof import prove_stream
-from obliteratus.errors import DirectionError, EditError
+from obliteratus.errors import DirectionError, EditError, UsageError
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.plumbing import capture
 from obliteratus.operator.hooks import edited
@@ -89,12 +89,26 @@ def test_the_projection_is_that_of_the_reference(n: int, harmless: int | None) -
 def test_shrinkage_reads_by_the_shrunk_covariance() -> None:
     samples = drawn(40)
     both = torch.cat([samples.harmful, samples.harmless])
-    covariance = torch.from_numpy(OAS().fit(both.numpy()).covariance_)
-    expected = torch.linalg.inv(covariance) @ samples.delta
-    shrunk = extraction("leace", {"shrinkage": "oas"})
+    covariance = shrunk_covariance(torch.cov(both.T, correction=0).numpy(), 0.3)
+    expected = torch.linalg.inv(torch.from_numpy(covariance)) @ samples.delta
+    shrunk = extraction("leace", {"shrinkage": 0.3})
     found = shrunk.removed_everywhere(samples, shrunk(samples), (0,)).filters[0][0]
     torch.testing.assert_close(found / found.norm(), expected / expected.norm())
     assert float(found @ unit_delta(samples)[0]) == pytest.approx(1.0)
+
+
+def test_full_shrinkage_reads_along_what_it_removes() -> None:
+    samples = drawn(40)
+    all_of_it = extraction("leace", {"shrinkage": 1.0})
+    assert all_of_it.read is not None
+    rows = all_of_it(samples)
+    torch.testing.assert_close(all_of_it.read(samples, rows), rows)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, "oas"])
+def test_a_share_out_of_range_is_refused(share: object) -> None:
+    with pytest.raises(UsageError, match=r"knob shrinkage="):
+        extraction("leace", {"shrinkage": share})
 
 
 def test_shrinkage_reads_less_noise_where_prompts_are_few() -> None:
@@ -103,17 +117,17 @@ def test_shrinkage_reads_less_noise_where_prompts_are_few() -> None:
     shift = torch.randn(48, generator=source, dtype=torch.float64)
     first, second = torch.randn(2, 40, 48, generator=source, dtype=torch.float64)
     samples = Samples(shift + (first - second).mean(0), first + shift, second, is_paired=False)
-    agreement: dict[str, float] = {}
-    size: dict[str, float] = {}
-    for shrinkage in ("none", "oas"):
+    agreement: dict[float, float] = {}
+    size: dict[float, float] = {}
+    for shrinkage in (0.0, 0.3):
         read = extraction("leace", {"shrinkage": shrinkage}).read
         assert read is not None
         halves = [samples.subset(list(range(part, 40, 2))) for part in (0, 1)]
         one, other = (read(half, unit_delta(half))[0] for half in halves)
         agreement[shrinkage] = float(torch.cosine_similarity(one, other, dim=0))
         size[shrinkage] = float(one.norm())
-    assert agreement["oas"] > agreement["none"] + 0.2
-    assert size["oas"] - 1 < (size["none"] - 1) / 5  # 1 is the orthogonal edit
+    assert agreement[0.3] > agreement[0.0] + 0.2
+    assert size[0.3] - 1 < (size[0.0] - 1) / 5  # 1 is the orthogonal edit
 
 
 @pytest.mark.parametrize("n", [60, 6])

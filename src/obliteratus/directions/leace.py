@@ -1,14 +1,16 @@
 """Least-squares concept erasure, LEACE (arXiv:2306.03819): remove along δ what a filter reads."""
 
-from typing import Literal
+from typing import Annotated
 
 import torch
 from jaxtyping import Float64
-from sklearn.covariance import oas
+from pydantic import Field
 from torch import Tensor
 
 from obliteratus.directions.filters import FILTERS
 from obliteratus.directions.samples import EXTRACTORS, Samples, unit_delta
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @EXTRACTORS.register("leace")
@@ -29,7 +31,7 @@ def leace_filter(
     samples: Samples,
     rows: Float64[Tensor, "rank d_model"],
     *,
-    shrinkage: Literal["none", "oas"] = "none",
+    shrinkage: Share = 0.0,
 ) -> Float64[Tensor, "rank d_model"]:
     """Return v = Σ⁺δ ‖δ‖ / (δᵀΣ⁺δ), so that I − δ̂vᵀ = I − δδᵀΣ⁺ / (δᵀΣ⁺δ).
 
@@ -38,18 +40,21 @@ def leace_filter(
     activations least in the mean square, whatever the inner product.
 
     With fewer prompts than d_model the prompts are separated exactly, by noise as well: v then has
-    a large part that another sample would not show. ``shrinkage="oas"`` draws Σ towards a multiple
-    of the identity (arXiv:0907.4698; scikit-learn), and v thereby towards δ̂: what is read of the
-    prompts that were fitted is not gone exactly then, and of others more is.
+    a large part that another sample would not show. ``shrinkage`` ρ puts (1 − ρ) Σ + ρ (tr Σ / d) I
+    in the place of Σ and draws v towards δ̂, which it is at 1: what is read of the prompts that were
+    fitted is not quite gone then, and other prompts are moved less.
 
     Raises:
         DirectionError: the class means do not differ.
     """
     both = torch.cat([samples.harmful, samples.harmless]).to("cpu", torch.float64)
     centred = both - both.mean(0)
-    if shrinkage == "oas":
-        covariance, _ = oas(centred.numpy(), assume_centered=True)
-        reads = torch.linalg.solve(torch.from_numpy(covariance), samples.delta.cpu())[None]
+    if shrinkage:
+        covariance = centred.T @ centred / len(centred)
+        scale = covariance.diagonal().mean()
+        identity = torch.eye(len(covariance), dtype=torch.float64)
+        covariance = (1 - shrinkage) * covariance + shrinkage * scale * identity
+        reads = torch.linalg.solve(covariance, samples.delta.cpu())[None]
     else:
         reads = _shortest(centred, len(samples.harmful))
     return reads / (reads @ rows[0])
