@@ -46,7 +46,8 @@ def test_an_edited_model_saved_and_loaded_is_the_same_model(
     loaded = build.from_pretrained(tmp_path, dtype=torch.float32).float()
     for name, buffer in model.module.named_buffers():  # a checkpoint need not hold these
         loaded.get_buffer(name).copy_(buffer)
-    assert torch.equal(logits(loaded, tokens), after)
+    # on some processors a sum depends on where in memory its terms are
+    torch.testing.assert_close(logits(loaded, tokens), after)
     head = loaded.get_output_embeddings().weight
     embedding = loaded.get_input_embeddings().weight
     assert head is not embedding

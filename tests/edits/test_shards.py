@@ -203,7 +203,12 @@ def test_a_saved_plan_is_carried_out_like_its_directions(sharded: Path, tmp_path
     planned = load_plan(first.folder / "obliteratus" / "plan.json")
     again = stream(str(sharded), tmp_path / "again", settings(), planned)
     assert_same(first.folder, again.folder)
-    assert first.receipt.records == again.receipt.records
+    for one, other in zip(first.receipt.records, again.receipt.records, strict=True):
+        for name, value in dataclasses.asdict(one).items():
+            got = getattr(other, name)
+            # on some processors a sum depends on where in memory its terms are
+            near = isinstance(value, float)
+            assert got == (pytest.approx(value, rel=1e-6, abs=1e-9) if near else value), name
 
 
 class StoppedError(Exception):

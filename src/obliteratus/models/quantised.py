@@ -24,6 +24,7 @@ from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.quiet import quiet
 
 BITSANDBYTES = "bitsandbytes"
+REPACKS = "support_avx512bf16_for_cpu"  # of its 4-bit layers
 UNPACKED = ("fp8", "mxfp8", "mxfp4", BITSANDBYTES)
 """The methods of which transformers gives the real weights back on every device."""
 ROOM = 1.1
@@ -78,6 +79,18 @@ def need_bitsandbytes(what: str) -> None:
             f"{what} needs bitsandbytes. Install it with `pip install 'obliteratus[quantize]'`, or "
             "use unquantised weights."
         )
+
+
+def keep_packing(module: PreTrainedModel) -> None:
+    """Let bitsandbytes leave the bytes of ``module`` as they were packed.
+
+    On a CPU with AVX512-BF16 the first forward pass would otherwise put 4-bit matrices into another
+    order, of which other code that reads them does not know, and compute in bfloat16 whatever was
+    asked for (bitsandbytes 0.50.2).
+    """
+    for part in module.modules():
+        if hasattr(part, REPACKS):
+            setattr(part, REPACKS, False)
 
 
 def check_unpackable(module: PreTrainedModel, name: str) -> None:

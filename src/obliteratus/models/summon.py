@@ -32,6 +32,7 @@ from obliteratus.models.folders import read_config
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.quantised import (
     check_unpackable,
+    keep_packing,
     need_bitsandbytes,
     stored_method,
     unpack,
@@ -84,6 +85,7 @@ def summon(
             resolved.folder, name, settings, placement | (unpacking(packed) if packed else {})
         )
     check_unpackable(module, name)
+    keep_packing(module)
     if packed:
         unpack(module, placement["dtype"])
         dtype = str(placement["dtype"]).removeprefix("torch.")
