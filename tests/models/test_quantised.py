@@ -133,6 +133,19 @@ def test_what_was_packed_is_edited_and_saved_as_ordinary_weights(packed, tmp_pat
         assert torch.equal(again.module(ids).logits, model.module(ids).logits)
 
 
+def test_packed_bytes_stay_in_their_order_on_every_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the processor has AVX512-BF16 bitsandbytes would put them into another."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    folder = tiny_folder(tmp_path / "tiny", "llama", sizes=WIDE["llama"])
+    model = summon(str(folder), ModelSettings(quantize="4bit", device_map="cpu"))
+    before = {name: each.clone() for name, each in model.module.named_parameters()}
+    with torch.no_grad():
+        model.module(tokens_for(model))
+    assert all(torch.equal(each, before[name]) for name, each in model.module.named_parameters())
+
+
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2"])
 def test_a_model_loaded_packed_is_unpacked_to_what_it_computed_with(
