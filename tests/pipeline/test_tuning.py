@@ -17,6 +17,7 @@ from obliteratus.directions.score import Scorer
 from obliteratus.directions.tuned import descent
 from obliteratus.edits.planner import plan
 from obliteratus.errors import DirectionError, UsageError
+from obliteratus.events import DeviationRecorded, Event, listening
 from obliteratus.operator.hooks import edited
 from obliteratus.operator.removal import removal
 from obliteratus.operator.tunable import TunableRemoval
@@ -89,7 +90,11 @@ def test_the_start_is_kept_where_no_step_is_better(case: Case) -> None:
     wild = SETTINGS.model_copy(
         update={"strength_rate": 50.0, "direction_rate": 50.0, "check_every": 1, "patience": 1}
     )
-    found = case.tuned(wild, max_kl=1000.0)  # nothing is kept out by the gate
+    said: list[Event] = []
+    with listening(said.append):
+        found = case.tuned(wild, max_kl=1000.0)  # nothing is kept out by the gate
+    (kept,) = [event.deviation for event in said if isinstance(event, DeviationRecorded)]
+    assert "those of the selection" in kept.done
     assert found.provenance["tuning"]["best_step"] == 0
     torch.testing.assert_close(found.basis[0], case.start.basis[0])
     assert effect(case, found) == pytest.approx(effect(case, case.start))
@@ -255,6 +260,15 @@ def test_the_best_is_made_of_a_budget_of_divergence(case: Case, share: float) ->
     else:
         assert last["kl"] <= budget
         assert last["refusal"] <= free["refusal"]
+
+
+def test_an_edit_beyond_the_budget_is_not_used(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here no trial of another strength is made."""
+    monkeypatch.setattr(tuned_module, "SCALINGS", 0)
+    found = case.tuned(SETTINGS.model_copy(update={"kl_budget": 1e-6}))
+    assert found.provenance["tuning"]["best_step"] == 0
+    with pytest.raises(UsageError, match=r"kl_budget=0.2 is beyond distill.max_kl=0.1"):
+        settings_from({"distill": {"tune": {"kl_budget": 0.2}}})
 
 
 def test_what_is_checked_is_the_mean_since_the_check_before(

@@ -14,7 +14,7 @@ from obliteratus.directions.batches import Batches
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.objective import Objective
 from obliteratus.errors import DirectionError
-from obliteratus.events import track
+from obliteratus.events import Deviation, DeviationRecorded, emit, track
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.edit import StreamEdit, WeightEdit
 from obliteratus.operator.hooks import edited
@@ -77,9 +77,10 @@ def tuned(
 
     For each of ``settings.kl_weights`` in turn Adam lowers the losses of ``fit`` in batches, from
     the point of the weight before; of the edits of :func:`descent` whose first-token KL is within
-    ``max_kl`` the best on ``select`` is that weight's point of the front. The first point is used
-    if it is better than ``directions`` as they were given, a further one if it lowers refusal on
-    ``select`` beyond noise (paired bootstrap), and the first that does not ends the path. What is
+    ``max_kl`` and the budget the best on ``select`` is that weight's point of the front. The first
+    point is used if it is better than ``directions`` as they were given, a further one if it lowers
+    refusal on ``select`` beyond noise (paired bootstrap), and the first that does not ends the
+    path. Without a point ``directions`` are returned as they were given, with a deviation. What is
     returned is carried out exactly in weights like any other.
 
     Raises:
@@ -87,11 +88,12 @@ def tuned(
     """
     check_tunable(directions)
     chosen = _given(directions, select, start, settings.kl_weights[0])
+    most = min(max_kl, settings.kl_budget or max_kl)
     checks, front = [chosen], list[Check]()
     for number, weight in enumerate(settings.kl_weights):
         tried = list(descent(start, fit, select, settings, weight, seed=seed + number))
         checks.extend(tried)
-        allowed = [check for check in tried if float(check.first_kl.mean()) <= max_kl]
+        allowed = [check for check in tried if float(check.first_kl.mean()) <= most]
         point = min(allowed, key=lambda check: check.objective, default=None)
         if point is None or not _is_better(point, chosen, is_first=not front, seed=seed):
             break
@@ -106,9 +108,19 @@ def tuned(
         "fit_prompts": [len(fit.refused), len(fit.kept)],
     }
     if not front:
+        emit(DeviationRecorded(_kept(chosen, most)))
         return replace(directions, provenance={**directions.provenance, "tuning": facts})
     start.load_state_dict(chosen.parameters)
     return _moved(directions, start, facts)
+
+
+def _kept(start: Check, most: float) -> Deviation:
+    return Deviation(
+        where="distill",
+        asked="directions tuned by gradient",
+        done=f"those of the selection, of first-token KL {float(start.first_kl.mean()):.3g}",
+        reason=f"no edit that was checked is better within a KL of {most:g} on select prompts",
+    )
 
 
 def check_tunable(directions: Directions) -> None:

@@ -85,6 +85,16 @@ class DistillSettings(Section):
         return self
 
     @model_validator(mode="after")
+    def _budget_within_gate(self) -> "DistillSettings":
+        budget = self.tune.kl_budget
+        if budget is not None and budget > self.max_kl:
+            raise ValueError(
+                f"distill.tune.kl_budget={budget:g} is beyond distill.max_kl={self.max_kl:g}; "
+                "lower the budget or raise distill.max_kl"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_search(self) -> "DistillSettings":
         if not self.kernel.trials:
             return self
