@@ -45,6 +45,7 @@ from obliteratus.verify.picture_style import as_png, as_svg
 MODELS = ("qwen2.5-coder-0.5b", "smollm2-refuser")
 HERETIC = ("heretic", "heretic-mild")
 ONE_DIRECTION = "arditi"  # the rows that differ in the norm that is kept and in nothing else
+TRIALS = "kernel-search"  # the same search as heretic's, with as many trials
 NORMS = ("none", "frobenius", "column", "row")
 BASE = ("verify.random_controls=0", "verify.coherence=false")
 """What no column shows is not measured; --set comes after and may ask for it."""
@@ -64,8 +65,17 @@ class Plan:
 
     def settings(self, name: str) -> RunSettings:
         """Return the settings of the row called ``name`` (one of :func:`names`, not heretic's)."""
-        method, assignments = method_of(name)
-        return settings_for(method, [*BASE, *self.assignments, *assignments])
+        method, assignments = self.method(name)
+        return settings_for(method, assignments)
+
+    def method(self, name: str) -> tuple[str, list[str]]:
+        """Return the preset behind a row, and everything that is set on top of it."""
+        own: list[str] = []
+        if name.startswith("norm-"):
+            name, own = ONE_DIRECTION, [f"edit.norm={name.removeprefix('norm-')}"]
+        elif name == TRIALS:
+            own = [f"distill.kernel.trials={self.options.trials}"]
+        return name, [*BASE, *own, *self.assignments]
 
     def key(self, model: str, name: str) -> Key | None:
         """Return today's key of a row, or None when nothing has that name."""
@@ -97,13 +107,6 @@ def names() -> tuple[str, ...]:
         *(f"norm-{norm}" for norm in NORMS),
         HERETIC[0],
     )
-
-
-def method_of(name: str) -> tuple[str, tuple[str, ...]]:
-    """Return the preset behind a row and what is set on top of it."""
-    if name.startswith("norm-"):
-        return ONE_DIRECTION, (f"edit.norm={name.removeprefix('norm-')}",)
-    return name, ()
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -154,9 +157,8 @@ def rows_of(plan: Plan, model: str, name: str) -> list[Row]:
     if name in HERETIC:
         return heretic_rows(plan, model, key)
     place = Place(plan.root, model, name)
-    method, assignments = method_of(name)
-    everything = [*BASE, *plan.assignments, *assignments]
-    return [obliterate(place, key, method, everything, keep_weights=plan.keep_weights)]
+    method, assignments = plan.method(name)
+    return [obliterate(place, key, method, assignments, keep_weights=plan.keep_weights)]
 
 
 def heretic_rows(plan: Plan, model: str, key: Key) -> list[Row]:
@@ -216,7 +218,9 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="run stale and failed rows again")
     parser.add_argument("--keep-weights", action="store_true")
     defaults = heretic.Options()
-    parser.add_argument("--trials", type=int, default=defaults.trials, help="of heretic")
+    parser.add_argument(
+        "--trials", type=int, default=defaults.trials, help=f"of heretic and {TRIALS}"
+    )
     for word, count in (
         ("fit", defaults.fit_prompts),
         ("harmful", defaults.harmful_prompts),

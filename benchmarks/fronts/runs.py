@@ -1,12 +1,10 @@
 """One run of this program as a user starts it: a process of its own, timed stage by stage.
 
-Every row finds its edit without results of other rows: its process sees a cache with the models and
-with the measurements that were made before (content-addressed, so the original is measured once),
-and with nothing that PROBE or DISTILL stored. A row that was stopped keeps that cache and goes on.
+Rows share the cache: what two methods begin with is computed once, and each is told how long that
+took. So the minutes of a row are those of the method alone, on the machine that filled the cache.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,18 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fronts.rows import Key, Row, Seconds, measures_of
+from fronts.rows import Key, Row, Seconds, load_row, measures_of
 from obliteratus.errors import ObliteratusError
-from obliteratus.store import default_root
 from obliteratus.verify.report import REPORT_FILE, load_report
 
-FOUND = ("probe", "distill", "tokens", "control")
-"""Kinds of cache entries that belong to finding one edit; every other kind is shared."""
 FINDING, EDITING = ("summon", "probe", "distill"), ("excise", "rebirth")
 OF_THE_ORIGINAL = ("measure the original", "calibrate on")
 """How the stages begin that measure the original: every row of a model needs them once."""
 RECORDS = "obliteratus"
 EVENTS = "events.jsonl"
+WENT_ON = "goes on from an attempt that was stopped, and its minutes are those since"
 
 
 @dataclass(frozen=True)
@@ -42,11 +38,6 @@ class Place:
         """The row's folder."""
         return self.root / Path(self.model).name / self.name
 
-    @property
-    def cache(self) -> Path:
-        """The cache of the row's process, while it is not finished."""
-        return self.root / ".cache" / Path(self.model).name / self.name
-
 
 class RunFailedError(ObliteratusError):
     """A run ended with an error, which is its row."""
@@ -59,28 +50,25 @@ def obliterate(
 
     A run that fails gives a row that says with which error.
     """
+    row = Row(model=place.model, name=place.name, tool="obliteratus", key=key)
+    if load_row(place.folder) is not None:
+        shutil.rmtree(place.folder)
+    if _events(place):
+        row = row.model_copy(update={"note": WENT_ON})
     output = place.folder / "model"
     words = ["obliterate", place.model, "--method", method, "--output", str(output), "--force"]
     try:
         _process([*words, *_sets(assignments)], place)
         report = load_report(output / RECORDS / REPORT_FILE)
     except RunFailedError as error:
-        return _ended(place, Row(model=place.model, name=place.name, tool="obliteratus", key=key,
-                                 error=str(error)))  # fmt: skip
+        return row.model_copy(update={"error": str(error)})
     for path in (output / RECORDS).iterdir():
         if path.name in (REPORT_FILE, "run.json", "receipt.json") or path.match("directions*"):
             shutil.copy2(path, place.folder / path.name)
     if not keep_weights:
         shutil.rmtree(output)
-    row = Row(
-        model=place.model,
-        name=place.name,
-        tool="obliteratus",
-        key=key,
-        measures=measures_of(report),
-        seconds=seconds_of(_events(place)),
-    )
-    return _ended(place, row)
+    found = {"measures": measures_of(report), "seconds": seconds_of(_events(place))}
+    return row.model_copy(update=found)
 
 
 def verify(place: Place, row: Row, saved: Path, assignments: Sequence[str]) -> Row:
@@ -94,17 +82,17 @@ def verify(place: Place, row: Row, saved: Path, assignments: Sequence[str]) -> R
         _process([*words, *_sets(used)], place)
         report = load_report(place.folder / REPORT_FILE)
     except RunFailedError as error:
-        return _ended(place, row.model_copy(update={"error": str(error)}))
+        return row.model_copy(update={"error": str(error)})
     before = row.seconds or Seconds(find=0, edit=0, verify=0)
     spent = before.model_copy(update={"verify": seconds_of(_events(place)).verify})
-    return _ended(place, row.model_copy(update={"measures": measures_of(report), "seconds": spent}))
+    return row.model_copy(update={"measures": measures_of(report), "seconds": spent})
 
 
 def seconds_of(events: Iterable[Mapping[str, Any]]) -> Seconds:
-    """Return how long finding, editing and verifying took, from the events of all attempts.
+    """Return how long finding, editing and verifying take from scratch, from a run's events.
 
-    What measures the original is left out: it is the same for every row of a model and stored. So
-    is a stage whose result was in the cache; the attempt that computed it has counted it.
+    What the cache saved is added, but for VERIFY, where it holds measurements of the original:
+    these are left out, being the same for every row of a model.
     """
     spent = {"find": 0.0, "edit": 0.0, "verify": 0.0}
     begun: dict[str, str] = {}
@@ -112,11 +100,11 @@ def seconds_of(events: Iterable[Mapping[str, Any]]) -> Seconds:
         stage = str(event.get("stage"))
         if event["event"] == "stage_started":
             begun[stage] = str(event["text"])
-        elif event["event"] == "stage_finished" and not event["cached"]:
+        elif event["event"] == "stage_finished":
             if begun.get(stage, "").startswith(OF_THE_ORIGINAL):
                 continue
             part = "find" if stage in FINDING else "edit" if stage in EDITING else "verify"
-            spent[part] += float(event["seconds"])
+            spent[part] += event["seconds"] + (event["saved"] if part != "verify" else 0)
     return Seconds(**spent)
 
 
@@ -125,18 +113,17 @@ def _sets(assignments: Sequence[str]) -> list[str]:
 
 
 def _process(words: Sequence[str], place: Place) -> None:
-    """Run the program and append its events to the row's file.
+    """Run the program and keep its events in the row's file.
 
     Raises:
         RunFailedError: it did not end well; the message is its last error.
     """
     place.folder.mkdir(parents=True, exist_ok=True)
     command = [str(Path(sys.executable).with_name("obliteratus")), *words, "--json"]
-    environment = {**os.environ, "OBLITERATUS_CACHE": str(_linked(place.cache))}
     error = ""
     with (
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process,
-        (place.folder / EVENTS).open("a", encoding="utf-8") as file,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
+        (place.folder / EVENTS).open("w", encoding="utf-8") as file,
     ):
         assert process.stdout is not None
         for line in process.stdout:
@@ -151,29 +138,7 @@ def _process(words: Sequence[str], place: Place) -> None:
         raise RunFailedError(error or f"ended with exit code {process.returncode}, without a word")
 
 
-def _linked(cache: Path) -> Path:
-    """Fill ``cache`` with links to what rows share; what is in it already stays."""
-    cache.mkdir(parents=True, exist_ok=True)
-    shared = default_root()
-    for entry in shared.iterdir() if shared.is_dir() else ():
-        link = cache / entry.name
-        if entry.name.split("-")[0] not in FOUND and not os.path.lexists(link):
-            link.symlink_to(entry.resolve())
-    return cache
-
-
 def _events(place: Place) -> list[dict[str, Any]]:
-    text = (place.folder / EVENTS).read_text(encoding="utf-8")
+    path = place.folder / EVENTS
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.splitlines()]
-
-
-def _ended(place: Place, row: Row) -> Row:
-    """Hand what other rows can use to the common cache, and drop the rest."""
-    shared = default_root()
-    shared.mkdir(parents=True, exist_ok=True)
-    for entry in place.cache.iterdir() if place.cache.is_dir() else ():
-        is_common = entry.name.split("-")[0] not in FOUND and not entry.name.startswith(".")
-        if is_common and not entry.is_symlink() and not (shared / entry.name).exists():
-            shutil.move(entry, shared / entry.name)
-    shutil.rmtree(place.cache, ignore_errors=True)
-    return row

@@ -18,8 +18,9 @@ PAGE = """# Refusal against divergence
 Made by `python benchmarks/pareto.py`; do not edit it by hand. The harmful test prompts are refused,
 answered or degenerate (Wilson intervals); KL in nats on harmless test prompts, perplexity of
 held-out text as a ratio (bootstrap intervals); all 95 %. *n*: harmful / harmless test prompts.
-Minutes are those of finding the edit, of making and saving it, and of measuring the saved folder
-without the original, which is measured once. *Dominated by* names the rows that are as low in
+Minutes are those of finding the edit from nothing (what several rows begin with is computed once
+and counted for each), of making and saving it, and of measuring the saved folder without the
+original, which is measured once. *Dominated by* names the rows that are as low in
 refusal and in first-token KL and lower in one of them, by their estimates; rows that are stale
 (made with other settings or by other code) are neither dominated nor dominate.
 """

@@ -53,13 +53,18 @@ class StageStarted(Event):
 
 @dataclass(frozen=True)
 class StageFinished(Event):
-    """A stage ended; ``text`` is its result in one line, ``cached`` that it was not recomputed."""
+    """A stage ended; ``text`` is its result in one line, ``cached`` that it was not recomputed.
+
+    ``saved`` are the seconds that results in the cache saved it: with ``seconds`` what the stage
+    takes from scratch.
+    """
 
     kind: ClassVar[str] = "stage_finished"
     stage: Stage
     seconds: float
     text: str = ""
     cached: bool = False
+    saved: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import heretic
 import pareto
 import pytest
 from fronts import runs
-from fronts.rows import Row, load_row, save_row
+from fronts.rows import ROW_FILE, Row, load_row, save_row
 from fronts.runs import Place
 
 from obliteratus.errors import MeasurementError
@@ -89,7 +89,6 @@ def test_a_run_that_is_refused_gives_a_row_with_its_error(
     events = [{"event": "progress"}, {"event": "error", "message": "KL 0.3 is beyond the gate."}]
     program = fake_program(tmp_path / "bin", events, 1)
     monkeypatch.setattr(runs.sys, "executable", str(program))
-    monkeypatch.setenv("OBLITERATUS_CACHE", str(tmp_path / "cache"))
     chosen = plan(tmp_path / "out")
     go(chosen, "basic")
     row = load_row(chosen.root / "m" / "basic")
@@ -101,26 +100,35 @@ def test_a_run_that_is_refused_gives_a_row_with_its_error(
     assert not plan(tmp_path / "out", fresh=True).is_done("m", "basic")
 
 
-def test_rows_share_models_and_measurements_but_not_what_was_found(
+def test_a_row_that_was_stopped_says_so_and_one_that_is_made_again_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared = tmp_path / "cache"
-    for name in ("wheel-1", "measure-1", "probe-1", "distill-1"):
-        (shared / name).mkdir(parents=True)
-    monkeypatch.setenv("OBLITERATUS_CACHE", str(shared))
-    place = Place(tmp_path / "out", "m", "basic")
-    cache = runs._linked(place.cache)
-    assert sorted(path.name for path in cache.iterdir()) == ["measure-1", "wheel-1"]
-    (cache / "measure-2").mkdir()
-    (cache / "distill-2").mkdir()
-    runs._ended(
-        place,
-        Row(model="m", name="basic", tool="obliteratus", key=plan(tmp_path).key("m", "basic")),
-    )
-    assert (shared / "measure-2").is_dir()
-    assert (shared / "measure-1").is_dir()
-    assert not (shared / "distill-2").exists()
-    assert not cache.exists()
+    program = fake_program(tmp_path / "bin", [{"event": "error", "message": "no."}], 1)
+    monkeypatch.setattr(runs.sys, "executable", str(program))
+    chosen = plan(tmp_path / "out", fresh=True)
+    folder = Place(chosen.root, "m", "basic").folder
+    go(chosen, "basic")
+    row = load_row(folder)
+    assert row is not None
+    assert row.note == ""
+    go(chosen, "basic")
+    row = load_row(folder)
+    assert row is not None
+    assert row.note == ""
+    (folder / ROW_FILE).unlink()
+    go(chosen, "basic")
+    row = load_row(folder)
+    assert row is not None
+    assert row.note == runs.WENT_ON
+
+
+def test_kernel_search_makes_as_many_trials_as_heretic_unless_told_otherwise(
+    tmp_path: Path,
+) -> None:
+    assert plan(tmp_path).settings("kernel-search").distill.kernel.trials == 24
+    told = plan(tmp_path, "distill.kernel.trials=7")
+    assert told.settings("kernel-search").distill.kernel.trials == 7
+    assert plan(tmp_path).settings("tuned").distill.kernel.trials == 0
 
 
 def test_heretic_failing_is_a_row_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

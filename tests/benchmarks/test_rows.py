@@ -102,24 +102,23 @@ def test_a_report_without_a_column_is_refused() -> None:
         measures_of(empty)
 
 
-def test_minutes_leave_out_the_original_and_what_was_cached() -> None:
-    def stage(name: str, text: str, seconds: float, *, cached: bool = False) -> list[dict]:
+def test_minutes_leave_out_the_original_and_count_what_the_cache_saved() -> None:
+    def stage(name: str, text: str, seconds: float, saved: float = 0.0) -> list[dict]:
         return [
             {"event": "stage_started", "stage": name, "text": text},
-            {"event": "stage_finished", "stage": name, "seconds": seconds, "cached": cached},
+            {"event": "stage_finished", "stage": name, "seconds": seconds, "saved": saved},
         ]
 
     spent = seconds_of(
         [
             *stage("summon", "load m", 1),
-            *stage("probe", "read", 20),
-            *stage("probe", "read", 3, cached=True),
+            *stage("probe", "read", 3, saved=17),
             *stage("distill", "difference_of_means", 30),
             *stage("verify", "measure the original, before the edit", 1000),
             {"event": "note", "text": "x"},
             *stage("excise", "edit", 5),
             *stage("rebirth", "write", 2),
-            *stage("verify", "load the saved folder and measure it", 100),
+            *stage("verify", "load the saved folder and measure it", 100, saved=900),
         ]
     )
     assert (spent.find, spent.edit, spent.verify) == (51, 7, 100)

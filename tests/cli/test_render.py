@@ -50,7 +50,7 @@ def a_run():
     emit(StageStarted("probe", "read 20 prompts"))
     for done in range(1, 21):
         emit(Progress("probe", done, 20, "prompts", elapsed=done * 2.0))
-    emit(StageFinished("probe", 40.0, "20 prompts", cached=True))
+    emit(StageFinished("probe", 0.2, "20 prompts", cached=True, saved=39.8))
     emit(StageStarted("verify", "measure the original"))
     emit(StageFinished("verify", 3.0, "the original is measured"))
     emit(DeviationRecorded(Deviation("excise", "norm=column", "norm=none", "post-norm")))
@@ -77,7 +77,7 @@ def test_plain_lines_show_each_stage_note_and_deviation_once(capsys):
         "note      the files are cached.",
         "SUMMON    done in 1.2 s: llama, 3 blocks",
     ]
-    assert "PROBE     found in the cache: 20 prompts" in lines
+    assert "PROBE     found in the cache, which saved 40 s: 20 prompts" in lines
     assert "deviation excise: asked for norm=column, did norm=none, because post-norm" in lines
     assert [line for line in lines if line.startswith("VERIFY")] == [
         "VERIFY    measure the original",

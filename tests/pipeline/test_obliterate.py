@@ -216,6 +216,7 @@ def test_an_interrupted_run_leaves_nothing_and_resumes(
     finished = [event for event in events if isinstance(event, StageFinished)]
     cached = {event.stage for event in finished if event.cached}
     assert {"probe", "distill"} <= cached
+    assert all(event.saved > 0 for event in finished if event.cached)
     assert output.is_dir()
 
 

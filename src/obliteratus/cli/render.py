@@ -223,7 +223,9 @@ def _screen(stream: Stream, *, as_json: bool, quiet: bool, stages: Sequence[Stag
 
 def finished_text(event: StageFinished) -> str:
     """Return a stage's result with the time it took."""
-    how = "found in the cache" if event.cached else f"done in {duration(event.seconds)}"
+    how = f"done in {duration(event.seconds)}"
+    if event.cached:
+        how = f"found in the cache, which saved {duration(event.saved)}"
     return f"{how}: {event.text}" if event.text else how
 
 

@@ -12,6 +12,7 @@ from obliteratus.events import (
     StageStarted,
     emit,
 )
+from obliteratus.store import Store
 
 
 @dataclass
@@ -24,8 +25,12 @@ class StageNote:
 
 @dataclass
 class Journal:
-    """Seconds per stage (a stage that runs twice adds up) and every deviation of the run."""
+    """Seconds per stage (a stage that runs twice adds up) and every deviation of the run.
 
+    ``store`` is the cache that the stages use.
+    """
+
+    store: Store
     seconds: dict[str, float] = field(default_factory=dict)
     deviations: list[Deviation] = field(default_factory=list)
 
@@ -34,13 +39,13 @@ class Journal:
         """Time the block as ``stage`` and announce its start and, if it succeeds, its end."""
         emit(StageStarted(stage, text))
         note = StageNote()
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self.store.saved
         try:
             yield note
         finally:
             spent = time.perf_counter() - start
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
-        emit(StageFinished(stage, spent, note.text, note.is_cached))
+        emit(StageFinished(stage, spent, note.text, note.is_cached, self.store.saved - before))
 
     def deviate(self, *deviations: Deviation) -> None:
         """Record deviations; one that is there already is not repeated."""

@@ -96,7 +96,7 @@ class _Run:
     def __init__(self, settings: RunSettings, store: Store) -> None:
         self.settings = settings
         self.store = store
-        self.journal = Journal()
+        self.journal = Journal(self.store)
         self.leaks: list[Deviation] = []
         self.tried: list[PassTried] = []
 

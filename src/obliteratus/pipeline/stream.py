@@ -67,7 +67,7 @@ def stream(
     """
     start = time.perf_counter()
     check_target(output, replace=force)
-    journal = Journal()
+    journal = Journal(store or Store())
     with journal.stage("summon", f"read the outline of {name}") as note:
         found = resolve(name, settings.model, store=store, hashes=False)
         if output.resolve() == found.folder.resolve():
