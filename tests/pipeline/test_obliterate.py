@@ -14,7 +14,7 @@ from obliteratus.errors import (
     StorageError,
     UsageError,
 )
-from obliteratus.events import Event, StageFinished, listening
+from obliteratus.events import DeviationRecorded, Event, StageFinished, listening
 from obliteratus.pipeline import obliterate as pipeline
 from obliteratus.pipeline.obliterate import RunResult, obliterate
 from obliteratus.pipeline.record import read_run
@@ -95,6 +95,21 @@ def test_a_model_probed_packed_is_edited_and_measured_unpacked(
     assert "quantization_config" not in json.loads((result.folder / "config.json").read_text())
     module = AutoModelForCausalLM.from_pretrained(result.folder)
     assert {weight.dtype for weight in module.parameters()} == {torch.float32}
+
+
+def test_a_search_that_found_nothing_better_is_a_deviation_also_when_it_is_cached(
+    refuser: Path, store: Store, tmp_path: Path
+) -> None:
+    wild = ("distill.tune.steps=1", "distill.tune.direction_rate=50", "verify.prompts=4")
+    settings = tiny_settings(refuser, "tuned", *wild, "distill.tune.kl_budget=1e-9")
+    for name in ("first", "again"):
+        events: list[Event] = []
+        with listening(events.append):
+            report = obliterate(str(refuser), tmp_path / name, settings, store=store).report
+        (kept,) = [each for each in report.deviations if each.where == "distill"]
+        assert "those of the selection" in kept.done
+        said = [event.deviation for event in events if isinstance(event, DeviationRecorded)]
+        assert said.count(kept) == 1
 
 
 def test_too_little_memory_to_unpack_is_said_before_probe(

@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import Float64
 from torch import Tensor
 
+from obliteratus.events import Deviation
 from obliteratus.operator.removal import SiteStrengths
 from obliteratus.shapes import Layer
 from obliteratus.statistics.estimate import Estimate
@@ -52,6 +53,11 @@ class Directions:
     def extractor(self) -> str:
         """The extractor: ``method``, or what an optimisation by gradient began with."""
         return self.provenance.get("rdo", {}).get("extractor", self.method)
+
+    @property
+    def deviations(self) -> tuple[Deviation, ...]:
+        """What was asked of the search for these directions and not done."""
+        return tuple(Deviation(**each) for each in self.provenance.get("deviations", ()))
 
     @property
     def read(self) -> Mapping[Layer, Float64[Tensor, "rank d_model"]]:

@@ -1,7 +1,7 @@
 """Directions and strengths tuned by gradient through the model, with its weights left alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +14,7 @@ from obliteratus.directions.batches import Batches
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.objective import Objective
 from obliteratus.errors import DirectionError
-from obliteratus.events import Deviation, DeviationRecorded, emit, track
+from obliteratus.events import Deviation, track
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.edit import StreamEdit, WeightEdit
 from obliteratus.operator.hooks import edited
@@ -108,8 +108,9 @@ def tuned(
         "fit_prompts": [len(fit.refused), len(fit.kept)],
     }
     if not front:
-        emit(DeviationRecorded(_kept(chosen, most)))
-        return replace(directions, provenance={**directions.provenance, "tuning": facts})
+        said = [asdict(each) for each in (*directions.deviations, _kept(chosen, most))]
+        known = {**directions.provenance, "tuning": facts, "deviations": said}
+        return replace(directions, provenance=known)
     start.load_state_dict(chosen.parameters)
     return _moved(directions, start, facts)
 

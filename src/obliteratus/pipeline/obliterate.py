@@ -173,6 +173,7 @@ class _Run:
         with self.journal.stage("distill", self.settings.distill.extractor) as note:
             tokens = laboratory.refusal_tokens(activations)
             directions, note.is_cached = laboratory.distilled(activations, tokens)
+            self._deviate(directions)
             cosine = directions.reliability["split_half_cosine"].value
             where = (
                 f"layer {directions.source_layer}, position {directions.position}"
@@ -192,6 +193,12 @@ class _Run:
                     )
                 )
         return tokens, directions
+
+    def _deviate(self, directions: Directions) -> None:
+        """Say and record what was not done as asked when ``directions`` were found."""
+        for deviation in directions.deviations:
+            emit(DeviationRecorded(deviation))
+        self.journal.deviate(*directions.deviations)
 
     def _unpacked(self, model: LoadedModel) -> LoadedModel:
         """Unpack a model that was probed packed; what is measured and edited is one precision."""
@@ -282,6 +289,7 @@ class _Run:
                 emit(Note(pass_line(following.tried)))
                 if following.directions is None or following.plan is None:
                     break
+                self._deviate(following.directions)
                 done.append(self._edit(model, splits, following.directions, following.plan))
             worst = max(each.receipt.worst_error for each in done)
             strengths = {float(s) for each in done for edit in each.plan for s in edit.strengths}
