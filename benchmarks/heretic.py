@@ -24,6 +24,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import Any
 
@@ -89,13 +90,13 @@ class Search:
 
     @property
     def note(self) -> str:
-        """Seconds per trial, and what the default number of trials would take at that rate."""
+        """Median seconds per trial, and what the default number of such trials would take."""
         if not self.trial_seconds:
             return "no trial was timed"
-        mean = sum(self.trial_seconds) / len(self.trial_seconds)
+        each = median(self.trial_seconds)
         return (
-            f"{len(self.trial_seconds)} trials of {mean:.1f} s; {DEFAULT_TRIALS} would take "
-            f"{DEFAULT_TRIALS * mean / 60:.0f} min"
+            f"{len(self.trial_seconds)} trials of {each:.1f} s (median); {DEFAULT_TRIALS} would "
+            f"take {DEFAULT_TRIALS * each / 60:.0f} min"
         )
 
 

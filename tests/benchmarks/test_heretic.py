@@ -112,6 +112,8 @@ def test_prompts_come_from_fit_and_select_and_never_from_test(tmp_path: Path) ->
     splits = heretic.split(heretic.contrast_set(PromptSettings()))
     assert set(lines["bad-prompts"]) <= {prompt.text for prompt in splits.fit.harmful}
     assert set(lines["good-evaluation-prompts"]) <= {p.text for p in splits.select.harmless}
+    last = {p.text for p in splits.fit.harmful[-30:]}
+    assert last & set(lines["bad-prompts"])  # spread over the split, not its beginning
     tested = {p.text for p in (*splits.test.harmful, *splits.test.harmless)}
     assert not tested & {text for texts in lines.values() for text in texts}
 
@@ -158,6 +160,27 @@ def test_a_failed_installation_is_said_so_and_not_taken_for_done(
     for _ in range(2):
         with pytest.raises(MeasurementError, match=r"cannot be installed: .*give --heretic-venv"):
             heretic.environment()
+
+
+def test_time_is_told_per_typical_trial_and_for_the_default_number() -> None:
+    timed = heretic.Search({}, {}, 0, (70.0, 72.0, 400.0), 600.0, {})
+    assert timed.note == "3 trials of 72.0 s (median); 200 would take 240 min"
+    assert heretic.Search({}, {}, 0, (), 0.0, {}).note == "no trial was timed"
+
+
+def test_a_choice_is_reached_from_where_the_cursor_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = heretic.Session.__new__(heretic.Session)
+    sent: list[str] = []
+    monkeypatch.setattr(session, "answer", sent.append)
+    lines = ["One", "Two", "Three", "Exit program"]
+    for cursor, start, keys in ((0, "Three", "DD"), (2, "One", "UU"), (1, "Two", "")):
+        marked = [f"{' »' if place == cursor else '  '} {line}" for place, line in enumerate(lines)]
+        session._raw = "\n".join(["? Which? (Use arrow keys)", *marked])
+        session.choose("Which?", start)
+        moves = keys.replace("D", heretic.DOWN).replace("U", heretic.UP)
+        assert sent.pop() == moves + heretic.ENTER
+    with pytest.raises(MeasurementError, match="heretic offers no 'Four' at 'Which"):
+        session.choose("Which?", "Four")
 
 
 def test_a_session_is_driven_by_its_menus(tmp_path: Path) -> None:

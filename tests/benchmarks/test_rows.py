@@ -69,6 +69,7 @@ def test_the_front_is_what_nothing_dominates_by_rising_kl(make: Make) -> None:
     assert [row.name for row in front(some)] == ["b", "a"]
     assert dominators(some[2], some) == ("b",)
     assert dominators(some[3], some) == ("a",)
+    assert front([*some, make("failed", measures=None)]) == front(some)
 
 
 def test_order_is_fewest_refusals_then_lowest_kl_and_failures_last(make: Make) -> None:

@@ -45,6 +45,8 @@ def test_the_table_names_what_dominates_but_stale_rows_take_no_part(make: Make) 
     page = markdown(some, good_is_stale)
     assert "| – | current |" in line_of(page, "bad")
     assert "| – | stale: other code |" in line_of(page, "good")
+    page = markdown([*some, make("worse", 20, 0.3)], lambda row: "x" * (row.name == "worse"))
+    assert "| – | x |" in line_of(page, "worse")
 
 
 def test_a_row_that_failed_says_with_what(make: Make) -> None:
