@@ -17,7 +17,7 @@ from fronts.rows import Key, Row, Seconds, load_row, measures_of
 from obliteratus.errors import ObliteratusError
 from obliteratus.verify.report import REPORT_FILE, load_report
 
-FINDING, EDITING = ("summon", "probe", "distill"), ("excise", "rebirth")
+FINDING, EDITING = ("probe", "distill"), ("excise", "rebirth")
 OF_THE_ORIGINAL = ("measure the original", "calibrate on")
 """How the stages begin that measure the original: every row of a model needs them once."""
 RECORDS = "obliteratus"
@@ -91,8 +91,8 @@ def verify(place: Place, row: Row, saved: Path, assignments: Sequence[str]) -> R
 def seconds_of(events: Iterable[Mapping[str, Any]]) -> Seconds:
     """Return how long finding, editing and verifying take from scratch, from a run's events.
 
-    What the cache saved is added, but for VERIFY, where it holds measurements of the original:
-    these are left out, being the same for every row of a model.
+    What the cache saved is added, but for VERIFY, where it holds measurements of the original.
+    These, and loading the original, are left out, being the same for every row of a model.
     """
     spent = {"find": 0.0, "edit": 0.0, "verify": 0.0}
     begun: dict[str, str] = {}
@@ -101,7 +101,7 @@ def seconds_of(events: Iterable[Mapping[str, Any]]) -> Seconds:
         if event["event"] == "stage_started":
             begun[stage] = str(event["text"])
         elif event["event"] == "stage_finished":
-            if begun.get(stage, "").startswith(OF_THE_ORIGINAL):
+            if stage == "summon" or begun.get(stage, "").startswith(OF_THE_ORIGINAL):
                 continue
             part = "find" if stage in FINDING else "edit" if stage in EDITING else "verify"
             spent[part] += event["seconds"] + (event["saved"] if part != "verify" else 0)

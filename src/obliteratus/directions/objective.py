@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Float64
@@ -20,6 +21,7 @@ from obliteratus.prompts.contrast import ContrastSet, Prompt
 
 BATCH_PROMPTS = 32
 """Run at once where no gradients are needed: as many tokens as are fastest on two cores."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ class Objective:
         self.refused: tuple[Prompt, ...] = tuple(refused)
         self.kept: tuple[Prompt, ...] = tuple(kept)
         self._refused_ids = encoded.ids[: len(refused)]
-        self._kept_ids: dict[int, tuple[int, ...]] = {}
-        self._original: dict[int, Tensor] = {}
+        self._kept_ids: list[tuple[int, ...]] = []
+        self._original: list[Tensor] = []
         self._answer(replace(encoded, ids=encoded.ids[len(refused) :]), response_tokens)
 
     def _answer(self, kept: Encoded, count: int) -> None:
@@ -105,65 +107,69 @@ class Objective:
             with without_progress():
                 found = generate(self._model, kept, max_new_tokens=count, task="answer")
             answers = [e.token_ids[:-1] if e.is_finished else e.token_ids for e in found]
-        for row, (ids, answer) in enumerate(zip(kept.ids, answers, strict=True)):
-            self._kept_ids[row] = (*ids, *answer)
-            self._original[row] = torch.empty(len(answer) + 1, 0)  # as many states as predictions
-        for rows, states in self._kept_states(range(len(kept)), gradients=False):
-            self._original.update(zip(rows, states, strict=True))
+        self._kept_ids = [(*ids, *answer) for ids, answer in zip(kept.ids, answers, strict=True)]
+        for batch in _batches(range(len(kept)), gradients=False):
+            counts = [len(answers[row]) + 1 for row in batch]
+            self._original += self._states(
+                [self._kept_ids[row] for row in batch], counts, gradients=False
+            )
 
     def losses(
         self, refused: Sequence[int], kept: Sequence[int], *, gradients: bool = True
     ) -> Losses:
         """Return the losses of the prompts of these numbers, under the hooks that are active."""
         odds: list[Tensor] = []
-        for rows in _batches(refused, gradients=gradients):
-            hidden = self._states([self._refused_ids[row] for row in rows], 1, gradients=gradients)
-            odds.append(log_odds(self._head.log_probabilities(hidden[:, 0]), self._tokens.ids))
-        divergence: dict[int, Tensor] = {}
-        for rows, states in self._kept_states(kept, gradients=gradients):
-            original = torch.cat([self._original[row] for row in rows])
-            kl = kl_divergence(
-                self._head.log_probabilities(original),
-                self._head.log_probabilities(states.flatten(0, 1)),
+        divergence: list[Tensor] = []
+        places = [*((row, True) for row in refused), *((row, False) for row in kept)]
+        for batch in _batches(places, gradients=gradients):
+            first = [self._refused_ids[row] for row, is_refused in batch if is_refused]
+            rest = [row for row, is_refused in batch if not is_refused]
+            original = [self._original[row] for row in rest]
+            states = self._states(
+                [*first, *(self._kept_ids[row] for row in rest)],
+                [1] * len(first) + [len(each) for each in original],
+                gradients=gradients,
             )
-            divergence.update(zip(rows, kl.view(len(rows), -1), strict=True))
-        found = [divergence[row] for row in kept]
+            if first:
+                found = self._head.log_probabilities(torch.cat(states[: len(first)]))
+                odds.append(log_odds(found, self._tokens.ids))
+            if rest:
+                kl = kl_divergence(
+                    self._head.log_probabilities(torch.cat(original)),
+                    self._head.log_probabilities(torch.cat(states[len(first) :])),
+                )
+                divergence += kl.split([len(each) for each in original])
         return Losses(
-            torch.cat(odds),
-            torch.stack([each.mean() for each in found]),
-            torch.stack([each[0] for each in found]),
+            torch.cat(odds) if odds else torch.empty(0, dtype=torch.float64),
+            torch.stack([each.mean() for each in divergence]),
+            torch.stack([each[0] for each in divergence]),
         )
+
+    def first_kl(self) -> float:
+        """Return the mean first-token KL on all kept prompts, without gradients."""
+        found = self.losses((), range(len(self.kept)), gradients=False)
+        return float(found.first_kl.mean())
 
     def measured(self) -> Losses:
         """Return the losses of all prompts, without gradients."""
         return self.losses(range(len(self.refused)), range(len(self.kept)), gradients=False)
 
-    def _kept_states(
-        self, rows: Sequence[int], *, gradients: bool
-    ) -> Iterator[tuple[Sequence[int], Float[Tensor, "row position d_model"]]]:
-        """Yield rows with the states that predict their answers; short answers have fewer."""
-        groups: dict[int, list[int]] = {}
-        for row in rows:
-            groups.setdefault(len(self._original[row]), []).append(row)
-        for count, members in groups.items():
-            for batch in _batches(members, gradients=gradients):
-                ids = [self._kept_ids[row] for row in batch]
-                yield batch, self._states(ids, count, gradients=gradients)
-
     def _states(
-        self, ids: Sequence[Sequence[int]], last: int, *, gradients: bool
-    ) -> Float[Tensor, "row position d_model"]:
-        return final_states(
+        self, ids: Sequence[Sequence[int]], counts: Sequence[int], *, gradients: bool
+    ) -> list[Float[Tensor, "position d_model"]]:
+        """Return the states at the last ``counts`` tokens of each row, all run at once."""
+        states = final_states(
             self._model,
             ids,
             prefix=self._prefix,
-            last=last,
+            last=max(counts),
             gradients=gradients,
             recompute=self._recompute,
         )
+        return [row[-count:] for row, count in zip(states, counts, strict=True)]
 
 
-def _batches(rows: Sequence[int], *, gradients: bool) -> Iterator[Sequence[int]]:
+def _batches(rows: Sequence[T], *, gradients: bool) -> Iterator[Sequence[T]]:
     """Yield all rows at once where a graph joins them, else a few at a time."""
     size = len(rows) if gradients else BATCH_PROMPTS
     for start in range(0, len(rows), size or 1):

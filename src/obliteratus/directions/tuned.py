@@ -200,22 +200,32 @@ def _spent(
 ) -> Check:
     """Return what ``removal`` does to ``select``, its strengths scaled within a first-token KL.
 
-    The divergence grows about as the square of the strengths, so a few trials come close; they end
-    within a tenth below ``budget``, and the one of least refusal within it is returned (the last
-    one where all are beyond it). Without a budget nothing is scaled.
+    The divergence grows about as the square of the strengths, so that a few trials end within a
+    tenth below ``budget``. Strengths are increased only where that refuses less. Without a budget
+    nothing is scaled.
     """
-    tried = [_checked(select, removal, kl_weight=kl_weight, step=step)]
-    if budget is None:
-        return tried[0]
-    while len(tried) <= SCALINGS:
-        kl = float(tried[-1].first_kl.mean())
-        if kl <= 0 or NEAR * budget <= kl <= budget:
+    given = removal.strengths.detach().clone()
+    kl = _first_kl(select, removal) if budget is not None else 0.0
+    grows = budget is not None and 0 < kl < NEAR * budget
+    for _ in range(SCALINGS):
+        if budget is None or kl <= 0 or NEAR * budget <= kl <= budget:
             break
         with torch.no_grad():
             removal.strengths.mul_(((1 + NEAR) / 2 * budget / kl) ** 0.5)
-        tried.append(_checked(select, removal, kl_weight=kl_weight, step=step))
-    within = [check for check in tried if float(check.first_kl.mean()) <= budget]
-    return min(within, key=lambda check: float(check.refusal.mean()), default=tried[-1])
+        kl = _first_kl(select, removal)
+    scaled = _checked(select, removal, kl_weight=kl_weight, step=step)
+    if not grows:
+        return scaled
+    with torch.no_grad():
+        removal.strengths.copy_(given)
+    unscaled = _checked(select, removal, kl_weight=kl_weight, step=step)
+    within = [check for check in (scaled, unscaled) if float(check.first_kl.mean()) <= budget]
+    return min(within, key=lambda check: float(check.refusal.mean()))
+
+
+def _first_kl(select: Objective, removal: TunableRemoval) -> float:
+    with torch.no_grad(), edited(removal.model, removal.edits()):
+        return select.first_kl()
 
 
 def _checked(select: Objective, removal: TunableRemoval, *, kl_weight: float, step: int) -> Check:
