@@ -139,20 +139,17 @@ class Objective:
                     self._head.log_probabilities(torch.cat(states[len(first) :])),
                 )
                 divergence += kl.split([len(each) for each in original])
+        nothing = torch.empty(0, dtype=torch.float64)
         return Losses(
-            torch.cat(odds) if odds else torch.empty(0, dtype=torch.float64),
-            torch.stack([each.mean() for each in divergence]),
-            torch.stack([each[0] for each in divergence]),
+            torch.cat(odds) if odds else nothing,
+            torch.stack([each.mean() for each in divergence]) if divergence else nothing,
+            torch.stack([each[0] for each in divergence]) if divergence else nothing,
         )
 
-    def first_kl(self) -> float:
-        """Return the mean first-token KL on all kept prompts, without gradients."""
-        found = self.losses((), range(len(self.kept)), gradients=False)
-        return float(found.first_kl.mean())
-
-    def measured(self) -> Losses:
-        """Return the losses of all prompts, without gradients."""
-        return self.losses(range(len(self.refused)), range(len(self.kept)), gradients=False)
+    def measured(self, *, refused: bool = True, kept: bool = True) -> Losses:
+        """Return the losses of all prompts, or of those of one kind, without gradients."""
+        rows = range(len(self.refused) if refused else 0), range(len(self.kept) if kept else 0)
+        return self.losses(*rows, gradients=False)
 
     def _states(
         self, ids: Sequence[Sequence[int]], counts: Sequence[int], *, gradients: bool

@@ -1,6 +1,6 @@
 """Directions and strengths tuned by gradient through the model, with its weights left alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -12,11 +12,9 @@ from torch import Tensor
 
 from obliteratus.directions.batches import Batches
 from obliteratus.directions.directions import Directions
-from obliteratus.directions.objective import Objective
+from obliteratus.directions.objective import Losses, Objective
 from obliteratus.errors import DirectionError
 from obliteratus.events import Deviation, track
-from obliteratus.models.loaded import LoadedModel
-from obliteratus.operator.edit import StreamEdit, WeightEdit
 from obliteratus.operator.hooks import edited
 from obliteratus.operator.removal import removal
 from obliteratus.operator.tunable import TunableRemoval
@@ -174,7 +172,7 @@ def descent(
     recent: list[dict[str, Tensor]] = []
     values: list[float] = []
     for step in _descend(removal, fit, settings, weight, seed=seed):
-        recent.append({name: each.clone() for name, each in removal.state_dict().items()})
+        recent.append(_state(removal))
         if step % settings.check_every and step != settings.steps:
             continue
         now = recent[-1]
@@ -205,34 +203,49 @@ def _spent(
     nothing is scaled.
     """
     given = removal.strengths.detach().clone()
-    kl = _first_kl(select, removal) if budget is not None else 0.0
+    kept = _under(removal, select, refused=False)
+    kl = float(kept.first_kl.mean())
     grows = budget is not None and 0 < kl < NEAR * budget
     for _ in range(SCALINGS):
         if budget is None or kl <= 0 or NEAR * budget <= kl <= budget:
             break
         with torch.no_grad():
             removal.strengths.mul_(((1 + NEAR) / 2 * budget / kl) ** 0.5)
-        kl = _first_kl(select, removal)
-    scaled = _checked(select, removal, kl_weight=kl_weight, step=step)
-    if not grows:
+        kept = _under(removal, select, refused=False)
+        kl = float(kept.first_kl.mean())
+    refused = _under(removal, select, kept=False)
+    both = replace(kept, log_odds=refused.log_odds)
+    scaled = _check(kl_weight, step, both, _state(removal))
+    if budget is None or not grows:
         return scaled
     with torch.no_grad():
         removal.strengths.copy_(given)
-    unscaled = _checked(select, removal, kl_weight=kl_weight, step=step)
+    unscaled = _check(kl_weight, step, _under(removal, select), _state(removal))
     within = [check for check in (scaled, unscaled) if float(check.first_kl.mean()) <= budget]
     return min(within, key=lambda check: float(check.refusal.mean()))
 
 
-def _first_kl(select: Objective, removal: TunableRemoval) -> float:
+def _under(removal: TunableRemoval, select: Objective, **which: bool) -> Losses:
     with torch.no_grad(), edited(removal.model, removal.edits()):
-        return select.first_kl()
+        return select.measured(**which)
 
 
-def _checked(select: Objective, removal: TunableRemoval, *, kl_weight: float, step: int) -> Check:
-    with torch.no_grad():
-        edits = removal.edits()
-    state = {name: each.clone() for name, each in removal.state_dict().items()}
-    return _measured(select, removal.model, edits, kl_weight=kl_weight, step=step, parameters=state)
+def _state(removal: TunableRemoval) -> dict[str, Tensor]:
+    return {name: each.clone() for name, each in removal.state_dict().items()}
+
+
+def _check(
+    kl_weight: float, step: int, found: Losses, parameters: Mapping[str, Tensor] = NO_PARAMETERS
+) -> Check:
+    return Check(
+        kl_weight,
+        step,
+        found.refusal.numpy(),
+        found.log_odds.numpy(),
+        found.kl.numpy(),
+        found.first_kl.numpy(),
+        parameters,
+    )
 
 
 def _descend(
@@ -268,30 +281,9 @@ def _given(
         strength=directions.strength,
         post_norm=start.post_norm,
     )
-    return _measured(select, start.model, edits, kl_weight=weight, step=0)
-
-
-def _measured(
-    objective: Objective,
-    model: LoadedModel,
-    edits: Sequence[WeightEdit | StreamEdit],
-    *,
-    kl_weight: float,
-    step: int,
-    parameters: Mapping[str, Tensor] = NO_PARAMETERS,
-) -> Check:
-    """Return what ``edits`` do to all prompts of ``objective``."""
-    with edited(model, edits):
-        losses = objective.measured()
-    return Check(
-        kl_weight,
-        step,
-        losses.refusal.numpy(),
-        losses.log_odds.numpy(),
-        losses.kl.numpy(),
-        losses.first_kl.numpy(),
-        parameters,
-    )
+    with edited(start.model, edits):
+        found = select.measured()
+    return _check(weight, 0, found)
 
 
 def _is_better(point: Check, chosen: Check, *, is_first: bool, seed: int) -> bool:
