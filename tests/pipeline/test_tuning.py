@@ -256,7 +256,8 @@ def test_the_best_is_made_of_a_budget_of_divergence(case: Case, share: float) ->
         assert 0.9 * budget <= last["kl"] <= budget
     else:
         assert last["kl"] <= budget
-        assert last["refusal"] <= free["refusal"]
+        rounding = 1e-6  # in other batches
+        assert last["refusal"] <= free["refusal"] * (1 + rounding)
 
 
 def test_an_edit_beyond_the_budget_is_not_used(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
