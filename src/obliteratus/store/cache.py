@@ -15,7 +15,7 @@ from obliteratus.store.files import atomic_folder
 
 T = TypeVar("T")
 FORMAT = 2  # raise when the meaning of stored results changes: old entries are then not found
-SECONDS_FILE = ".seconds"
+SECONDS_FILE = "seconds"
 
 
 def default_root() -> Path:
