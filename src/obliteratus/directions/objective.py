@@ -154,16 +154,28 @@ class Objective:
     def _states(
         self, ids: Sequence[Sequence[int]], counts: Sequence[int], *, gradients: bool
     ) -> list[Float[Tensor, "position d_model"]]:
-        """Return the states at the last ``counts`` tokens of each row, all run at once."""
-        states = final_states(
-            self._model,
-            ids,
-            prefix=self._prefix,
-            last=max(counts),
-            gradients=gradients,
-            recompute=self._recompute,
-        )
-        return [row[-count:] for row, count in zip(states, counts, strict=True)]
+        """Return the states at the last ``counts`` tokens of each row.
+
+        All rows are run at once, or, where one is shorter than the most that is asked of any,
+        those of each count at once.
+        """
+        most, shortest = max(counts), min(len(row) for row in ids) - self._prefix
+        runs = [most] * len(ids) if shortest >= most else counts
+        found: dict[int, Float[Tensor, "position d_model"]] = {}
+        for last in dict.fromkeys(runs):
+            rows = [row for row, asked in enumerate(runs) if asked == last]
+            states = final_states(
+                self._model,
+                [ids[row] for row in rows],
+                prefix=self._prefix,
+                last=last,
+                gradients=gradients,
+                recompute=self._recompute,
+            )
+            found.update(
+                {row: each[-counts[row] :] for row, each in zip(rows, states, strict=True)}
+            )
+        return [found[row] for row in range(len(ids))]
 
 
 def _batches(rows: Sequence[T], *, gradients: bool) -> Iterator[Sequence[T]]:
