@@ -132,7 +132,7 @@ def test_a_search_by_trials_says_what_it_tries_and_what_it_counts() -> None:
 
 def test_tuning_says_its_weights() -> None:
     words = " ".join(words for _, words in explained(method_named("tuned")).stages)
-    assert "10 times the KL of harmless answers, scaled within a KL of 0.045" in words
+    assert "10 times the KL of harmless answers, scaled within a KL of 0.038" in words
 
 
 def test_every_choice_that_settings_allow_has_its_words() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from obliteratus.directions import objective as objective_module
 from obliteratus.directions import tuned as tuned_module
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.objective import Objective
@@ -21,7 +22,8 @@ from obliteratus.operator.hooks import edited
 from obliteratus.operator.removal import removal
 from obliteratus.operator.tunable import TunableRemoval
 from obliteratus.pipeline.tuning import Tuning
-from obliteratus.prompts.contrast import ContrastSet
+from obliteratus.probe.gradients import final_states
+from obliteratus.prompts.contrast import ContrastSet, Prompt
 from obliteratus.settings import TuneSettings, settings_from
 from obliteratus.store import Store
 from obliteratus.testing.bench import bench
@@ -163,8 +165,8 @@ def test_directions_that_differ_by_layer_are_refused(case: Case) -> None:
         other.tuned()
 
 
-def objective(case: Case, **more: Any) -> Objective:
-    fit = case.search.splits.fit
+def objective(case: Case, fit: ContrastSet | None = None, **more: Any) -> Objective:
+    fit = fit or case.search.splits.fit
     return Objective(case.search.model, fit, case.search.openings, **{"response_tokens": 4, **more})
 
 
@@ -184,6 +186,31 @@ def test_losses_of_a_batch_are_those_of_each_prompt_in_the_order_asked(case: Cas
     torch.testing.assert_close(some.kl, every.kl[[7, 2, 11]], atol=1e-4, rtol=0)
     assert float(every.kl.min()) > 0
     assert not torch.equal(every.kl, every.first_kl)
+
+
+def test_requests_shorter_than_the_answers_are_measured_as_longer_ones_are(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of different counts cannot be run together there; each still has its own losses."""
+    fit, runs = case.search.splits.fit, list[int]()
+
+    def recorded(*arguments: Any, last: int, **more: Any) -> torch.Tensor:
+        runs.append(last)
+        return final_states(*arguments, last=last, **more)
+
+    monkeypatch.setattr(objective_module, "final_states", recorded)
+    short = dataclasses.replace(fit, harmful=(Prompt("a", "Hm"), Prompt("b", "No"), *fit.harmful))
+    each = objective(case, fit=short, response_tokens=64)
+    with edited(case.search.model, removal(case.search.model, case.start.basis, strength=0.5)):
+        runs.clear()
+        both = each.losses([0, 3, 1], [7, 2, 11])
+        assert len(runs) > 1
+        odds = torch.cat([each.losses([row], []).log_odds for row in (0, 3, 1)])
+        alone = [each.losses([], [row]) for row in (7, 2, 11)]
+    torch.testing.assert_close(both.log_odds, odds, atol=1e-4, rtol=0)
+    torch.testing.assert_close(both.kl, torch.cat([e.kl for e in alone]), atol=1e-4, rtol=0)
+    assert float(both.kl.min()) > 0
+    assert len(set(both.log_odds.tolist())) == 3
 
 
 def test_without_answers_the_divergence_is_that_of_the_first_token(case: Case) -> None:
