@@ -16,7 +16,7 @@ in OUT/pareto-sequence.png and .svg; OUT/MODEL/METHOD/ holds the records of a ro
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,8 @@ MODELS = ("qwen2.5-coder-0.5b", "smollm2-refuser")
 HERETIC = ("heretic", "heretic-mild")
 ONE_DIRECTION = "arditi"  # the rows that differ in the norm that is kept and in nothing else
 TRIALS = "kernel-search"  # the same search as heretic's, with as many trials
+SHORTER: Mapping[str, tuple[str, ...]] = {"cone": ("distill.rdo.steps=10",)}
+"""Rows that take hours as the preset has them, and what is set for the table instead."""
 NORMS = ("none", "frobenius", "column", "row")
 BASE = ("verify.random_controls=0", "verify.coherence=false")
 """What no column shows is not measured; --set comes after and may ask for it."""
@@ -75,6 +77,7 @@ class Plan:
             name, own = ONE_DIRECTION, [f"edit.norm={name.removeprefix('norm-')}"]
         elif name == TRIALS:
             own = [f"distill.kernel.trials={self.options.trials}"]
+        own += SHORTER.get(name, ())
         return name, [*BASE, *own, *self.assignments]
 
     def key(self, model: str, name: str) -> Key | None:
@@ -151,14 +154,26 @@ def run(plan: Plan, models: Sequence[str], chosen: Sequence[str]) -> Iterator[Ro
 
 
 def rows_of(plan: Plan, model: str, name: str) -> list[Row]:
-    """Make the row called ``name``; of heretic one or two trials are worth a row."""
+    """Make the row called ``name``; of heretic one or two trials are worth a row.
+
+    What another row of the model did with the same settings and code is not done twice.
+    """
     key = plan.key(model, name)
     assert key is not None
     if name in HERETIC:
         return heretic_rows(plan, model, key)
     place = Place(plan.root, model, name)
+    for row in load_rows(plan.root):
+        if (row.model, row.key) == (model, key) and row.measures is not None:
+            place.folder.mkdir(parents=True, exist_ok=True)
+            return [row.model_copy(update={"name": name, "note": f"the run of {row.name}"})]
     method, assignments = plan.method(name)
-    return [obliterate(place, key, method, assignments, keep_weights=plan.keep_weights)]
+    row = obliterate(place, key, method, assignments, keep_weights=plan.keep_weights)
+    if name in SHORTER:
+        row = row.model_copy(
+            update={"note": f"with {', '.join(SHORTER[name])}; {row.note}".rstrip("; ")}
+        )
+    return [row]
 
 
 def heretic_rows(plan: Plan, model: str, key: Key) -> list[Row]:

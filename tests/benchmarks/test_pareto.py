@@ -8,7 +8,7 @@ import heretic
 import pareto
 import pytest
 from fronts import runs
-from fronts.rows import ROW_FILE, Row, load_row, save_row
+from fronts.rows import ROW_FILE, Row, load_row, load_rows, save_row
 from fronts.runs import Place
 
 from obliteratus.errors import MeasurementError
@@ -60,6 +60,26 @@ def test_a_finished_row_is_skipped(tmp_path: Path, ran: list[str]) -> None:
     assert "| current |" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "pareto.png").stat().st_size > 0
     assert (tmp_path / "pareto-sequence.svg").stat().st_size > 0
+
+
+def test_a_row_of_the_same_settings_is_taken_over_and_says_so(
+    tmp_path: Path, ran: list[str]
+) -> None:
+    """arditi keeps no norm: the row that says so is the same run."""
+    go(plan(tmp_path), "arditi", "norm-none", "norm-row")
+    assert ran == ["arditi", "norm-row"]
+    rows = {row.name: row for row in load_rows(tmp_path)}
+    assert rows["norm-none"].note == "the run of arditi"
+    assert rows["norm-none"].measures == rows["arditi"].measures
+    assert not rows["norm-row"].note
+
+
+def test_a_row_that_is_shorter_than_its_preset_says_so(tmp_path: Path, ran: list[str]) -> None:
+    go(plan(tmp_path), "cone", "rdo")
+    notes = {row.name: row.note for row in load_rows(tmp_path)}
+    assert notes == {"cone": "with distill.rdo.steps=10", "rdo": ""}
+    assert plan(tmp_path).settings("cone").distill.rdo.steps == 10
+    assert plan(tmp_path, "distill.rdo.steps=3").settings("cone").distill.rdo.steps == 3
 
 
 def test_a_stale_row_is_named_and_run_again_only_when_asked(tmp_path: Path, ran: list[str]) -> None:
