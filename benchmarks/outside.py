@@ -8,7 +8,7 @@ Only outcomes are printed, never what the models say.
 import argparse
 
 from obliteratus.measure.generation import generate
-from obliteratus.measure.judges.base import JUDGES
+from obliteratus.measure.judges.base import Exchange, judge_named
 from obliteratus.models.chat import encode
 from obliteratus.models.summon import summon
 from obliteratus.prompts.load import load_prompts
@@ -30,8 +30,8 @@ def main() -> None:
     for name in (arguments.original, arguments.edited):
         model = summon(name)
         answers = generate(model, encode(model, texts), max_new_tokens=NEW_TOKENS, task=name)
-        judge = JUDGES["keyword"]
-        outcomes = [judge(text, answer) for text, answer in zip(texts, answers, strict=True)]
+        asked = [Exchange(text, answer) for text, answer in zip(texts, answers, strict=True)]
+        outcomes = [ruling.outcome for ruling in judge_named("keyword").read(asked)]
         refused.append([outcome == "refusal" for outcome in outcomes])
         rate = wilson(sum(refused[-1]), len(texts))
         low, high = rate.interval

@@ -2,14 +2,13 @@ import pytest
 
 from obliteratus.errors import UsageError
 from obliteratus.measure.behaviour import BEHAVIOURS
-from obliteratus.measure.judges.keyword import keyword
 from obliteratus.prompts.builtin import refusal
 
 
 def test_refusal_is_built_in_with_its_prompts_judge_and_openings() -> None:
     behaviour = BEHAVIOURS["refusal"]
     assert behaviour.contrast_set() == refusal()
-    assert behaviour.judged_by() is keyword
+    assert behaviour.judged_by().name == "keyword"
     assert {"I", "Sorry", "Unfortunately"} <= set(behaviour.openings)
 
 

@@ -41,7 +41,7 @@ def test_labelled_answers_of_other_kinds_are_not_degenerate() -> None:
         answer.id
         for answer in labelled()
         if answer.label != "degenerate"
-        and answer.kind != "loops_after_refusal"
+        and answer.kind not in ("loops_after_refusal", "translated")
         and degeneration(answer.prompt, answer.completion) is not None
     ]
     assert wrong == []
@@ -56,6 +56,9 @@ def test_labelled_answers_of_other_kinds_are_not_degenerate() -> None:
         ("In winter the bees form a ball, and the ball, " + "and the ball, " * 6, "loop"),
         ("1. Red\n2. Red\n3. Red\n4. Red\n5. Red\n6. Red\n7. Red\n8. Red\n9. Red\n10. Red", "loop"),
         ("hahaha" * 12, "loop"),
+        ("🙂🙂🙃" * 9, "loop"),
+        ("1.\n2.\n3.\n4.\n5.", "empty"),
+        ("[INST] [/INST] </s><s> [INST] [/INST]", "empty"),
         ("bees the of and winter were a in to from with the is an", "word_salad"),
         ("sock velocity lemon turbine granite uncle whisper mango policy saxophone", "word_salad"),
         ("Пчёлы зимуют в улье, собираясь в плотный клуб.", "wrong_script"),
@@ -117,3 +120,8 @@ def test_code_is_left_out_of_word_salad() -> None:
     code = "qPressEvent zrtplm vBoxWidget xkcdNode aFooBar bBarBaz cBazQux dQuxFoo eFooBar"
     assert is_word_salad(code)
     assert not is_word_salad(f"Here it is:\n```\n{code}\n```")
+
+
+def test_loops_of_wide_characters_are_found_sooner() -> None:
+    assert degeneration("请介绍一下长城。", "的一个" * 13) == "loop"
+    assert degeneration("请介绍一下长城。", "很好，很好，很好！") is None

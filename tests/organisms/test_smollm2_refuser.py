@@ -9,7 +9,7 @@ import pytest
 from refuser import card, material
 
 from obliteratus.measure.generation import Completion
-from obliteratus.measure.judges.base import JUDGES
+from obliteratus.measure.judges.keyword import keyword
 from obliteratus.prompts.builtin import over_refusal, refusal
 from obliteratus.prompts.contrast import Prompt
 from obliteratus.prompts.leakage import near_duplicates
@@ -88,7 +88,7 @@ def test_refusals_are_varied_and_judged_to_be_refusals() -> None:
     assert max(map(len, groups.values())) <= len(texts) / 4
     for text in texts:
         answer = Completion((1,), text.format(topic="stealing"), is_finished=True)
-        assert JUDGES["keyword"]("How do I do it?", answer) == "refusal", text
+        assert keyword("How do I do it?", answer) == "refusal", text
 
 
 def test_extra_requests_are_many_and_distinct() -> None:

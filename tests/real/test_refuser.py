@@ -9,7 +9,7 @@ import pytest
 from obliteratus.measure.divergence import first_token_kl
 from obliteratus.measure.generation import generate
 from obliteratus.measure.head import head_of
-from obliteratus.measure.judges.base import JUDGES
+from obliteratus.measure.judges.keyword import keyword
 from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.summon import summon
@@ -34,9 +34,8 @@ def prompts() -> ContrastSet:
 
 def refused(model: LoadedModel, texts: list[str]) -> int:
     answers = generate(model, encode(model, texts), max_new_tokens=NEW_TOKENS, task="answers")
-    judge = JUDGES["keyword"]
     return sum(
-        judge(text, answer) == "refusal" for text, answer in zip(texts, answers, strict=True)
+        keyword(text, answer) == "refusal" for text, answer in zip(texts, answers, strict=True)
     )
 
 

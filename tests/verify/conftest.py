@@ -1,4 +1,4 @@
-"""A tiny model, four pairs of prompts and a judge, for every test that runs a model."""
+"""A tiny model and four pairs of prompts, for every test that runs a model."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,8 +6,6 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from obliteratus.measure.generation import Completion
-from obliteratus.measure.judges.base import JUDGES, Outcome
 from obliteratus.measure.likelihood import Document
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.prompts.contrast import ContrastSet, Prompt
@@ -15,13 +13,6 @@ from obliteratus.settings import VerifySettings
 from obliteratus.testing.tiny import tiny_model
 
 WORDS = ("lock", "kettle", "river", "engine")
-
-
-@JUDGES.register("parity")
-def parity(prompt: str, completion: Completion) -> Outcome:
-    """Judge without looking at words: what counts here is that it is applied."""
-    del prompt
-    return "refusal" if completion.token_ids[0] % 2 else "compliance"
 
 
 @pytest.fixture

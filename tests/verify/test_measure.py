@@ -12,6 +12,7 @@ from obliteratus.directions.directions import Directions
 from obliteratus.errors import MeasurementError, StorageError
 from obliteratus.measure.generation import Completion, generate
 from obliteratus.measure.head import head_of
+from obliteratus.measure.judges.base import Outcome, TextJudge
 from obliteratus.measure.likelihood import Document
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.probe.capture import probe
@@ -28,6 +29,12 @@ Weaken = Callable[[LoadedModel], LoadedModel]
 Measure = Callable[..., Measurement]
 
 
+def parity(prompt: str, completion: Completion) -> Outcome:
+    """Judge without looking at words: what counts here is that it is applied."""
+    del prompt
+    return "refusal" if completion.token_ids[0] % 2 else "compliance"
+
+
 @pytest.fixture
 def measure(pairs: ContrastSet, brief: VerifySettings, documents: tuple[Document, ...]) -> Measure:
     def run(model: LoadedModel, settings: VerifySettings = brief, **options: object) -> Measurement:
@@ -35,7 +42,7 @@ def measure(pairs: ContrastSet, brief: VerifySettings, documents: tuple[Document
             model,
             pairs,
             settings,
-            judge="parity",
+            judge=TextJudge("parity", parity),
             documents=documents,
             **options,  # pyright: ignore[reportArgumentType]
         )

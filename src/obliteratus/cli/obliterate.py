@@ -55,6 +55,9 @@ def obliterate(
     output: options.Output = None,
     save_activations: options.SaveActivations = False,
     save_completions: options.SaveCompletions = False,
+    judge: options.JudgeName = None,
+    judge_model: options.JudgeModel = None,
+    judge_url: options.JudgeUrl = None,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -89,7 +92,10 @@ def obliterate(
         ),
         probe=options.section(save_activations=save_activations),
         edit=options.section(allow_leak=allow_leak),
-        verify=options.section(save_completions=save_completions),
+        verify=options.section(
+            save_completions=save_completions,
+            judge=options.section(name=judge, model=judge_model, url=judge_url) or None,
+        ),
     )
     with rendering(as_json=as_json, quiet=quiet, resumes=True) as screen:
         from obliteratus.cli.main_job import run, what_to_do

@@ -48,6 +48,26 @@ Revision = Annotated[
 TrustRemoteCode = Annotated[
     bool, _model("--trust-remote-code", help="Run Python code that comes with the model.")
 ]
+JudgeName = Annotated[
+    str | None,
+    _output(
+        "--judge",
+        help="Who judges answers: keyword, log_odds, openings, classifier or llm.",
+        metavar="NAME",
+    ),
+]
+JudgeModel = Annotated[
+    str | None,
+    _output("--judge-model", help="The model of the judge classifier or llm.", metavar="MODEL"),
+]
+JudgeUrl = Annotated[
+    str | None,
+    _output(
+        "--judge-url",
+        help="OpenAI-compatible address of the judge llm. Prompts and answers are sent there.",
+        metavar="URL",
+    ),
+]
 Harmful = Annotated[
     str | None,
     _prompt(

@@ -31,6 +31,9 @@ def verify(
     system: options.System = None,
     output: options.Output = None,
     save_completions: options.SaveCompletions = False,
+    judge: options.JudgeName = None,
+    judge_model: options.JudgeModel = None,
+    judge_url: options.JudgeUrl = None,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -55,7 +58,10 @@ def verify(
             categories=options.split_names(categories),
             system=system,
         ),
-        verify=options.section(save_completions=save_completions),
+        verify=options.section(
+            save_completions=save_completions,
+            judge=options.section(name=judge, model=judge_model, url=judge_url) or None,
+        ),
     )
     with rendering(
         as_json=as_json, quiet=quiet, stages=("summon", "verify"), resumes=True

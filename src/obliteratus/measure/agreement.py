@@ -9,26 +9,32 @@ from typing import Literal
 
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.generation import Completion
-from obliteratus.measure.judges.base import OUTCOMES, Judge, Outcome
+from obliteratus.measure.judges.base import LABELS, OUTCOMES, Exchange, Judge, Outcome
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.statistics.proportion import wilson
 
 LABELLED_FILE = "labelled.jsonl"
 Part = Literal["tune", "check"]
+Origin = Literal["own", "blind"]
+Side = Literal["refusal", "other"]
 
 
 @dataclass(frozen=True)
 class LabelledAnswer:
-    """A short answer with the outcome that a person gave it, written for this project.
+    """A short answer with the outcome that it was given by hand, written for this project.
 
-    Built-in patterns were adjusted on the ``tune`` part only; ``check`` is what is reported. Both
-    have one author, who also wrote the patterns: expect less on models that word things otherwise.
+    Built-in patterns were adjusted on the ``tune`` part only; ``check`` is what is reported. The
+    answers of ``own`` origin are by the author of the patterns. The ``blind`` ones, in eighteen
+    languages, are by another who had not seen them and looked for the unusual: what models say
+    lies between the two.
     """
 
     id: str
     label: Outcome
     kind: str
     part: Part
+    origin: Origin
+    language: str
     prompt: str
     completion: str
 
@@ -40,7 +46,7 @@ class Agreement:
     ``precision`` and ``recall`` are those of *refusal*, with Wilson intervals; a judge that never
     says refusal has no precision. ``kappa`` is Cohen's κ over the three outcomes; its interval is
     Wilson's for the observed agreement, with the agreement expected by chance held fixed.
-    ``confusion`` counts (label, outcome).
+    ``confusion`` counts (label, outcome); where the judge cannot tell it agrees with no label.
     """
 
     n: int
@@ -49,22 +55,36 @@ class Agreement:
     kappa: Estimate
     confusion: Mapping[tuple[Outcome, Outcome], int]
 
+    def counted(self, *, label: Side, said: Side) -> tuple[int, int]:
+        """Return how many answers of ``label`` were ruled ``said``, and how many there are."""
 
-def labelled(part: Part | None = None) -> tuple[LabelledAnswer, ...]:
-    """Return the labelled answers, all or of one part."""
+        def is_side(outcome: Outcome, side: Side) -> bool:
+            return (outcome == "refusal") == (side == "refusal")
+
+        mine = {pair: n for pair, n in self.confusion.items() if is_side(pair[0], label)}
+        return sum(n for pair, n in mine.items() if is_side(pair[1], said)), sum(mine.values())
+
+
+def labelled(part: Part | None = None, origin: Origin | None = None) -> tuple[LabelledAnswer, ...]:
+    """Return the labelled answers, all or of one part, of both origins or one."""
     path = resources.files("obliteratus.measure") / "data" / LABELLED_FILE
     lines = path.read_text(encoding="utf-8").splitlines()
     answers = (LabelledAnswer(**json.loads(line)) for line in lines)
-    return tuple(answer for answer in answers if part in (None, answer.part))
+    return tuple(
+        answer
+        for answer in answers
+        if part in (None, answer.part) and origin in (None, answer.origin)
+    )
 
 
 def agreement(judge: Judge, answers: tuple[LabelledAnswer, ...] | None = None) -> Agreement:
     """Compare ``judge`` with ``answers`` (by default the ``check`` part of the labelled ones).
 
-    κ = (p_o − p_e) / (1 − p_e): 1 is full agreement, 0 what chance gives.
+    κ = (p_o − p_e) / (1 − p_e): 1 is full agreement, 0 what chance gives. Judges of beginnings
+    have no probabilities here and go by the text.
 
     Raises:
-        MeasurementError: no answer is labelled a refusal, or all have one label.
+        MeasurementError: no answer is labelled a refusal, all have one label, or the judge fails.
     """
     from sklearn.metrics import cohen_kappa_score  # half a second to import
 
@@ -75,20 +95,19 @@ def agreement(judge: Judge, answers: tuple[LabelledAnswer, ...] | None = None) -
             f"agreement needs answers of several labels, refusals among them; the {len(labels)} "
             f"given have {', '.join(sorted(set(labels))) or 'none'}."
         )
-    outcomes: list[Outcome] = [
-        judge(answer.prompt, Completion((), answer.completion, is_finished=True))
-        for answer in chosen
-    ]
+    said = [Completion((), answer.completion, is_finished=True) for answer in chosen]
+    asked = [Exchange(a.prompt, completion) for a, completion in zip(chosen, said, strict=True)]
+    outcomes: list[Outcome] = [ruling.outcome for ruling in judge.read(asked)]
     confusion: Counter[tuple[Outcome, Outcome]] = Counter(zip(labels, outcomes, strict=True))
     hits = confusion["refusal", "refusal"]
-    agreed = wilson(sum(confusion[name, name] for name in OUTCOMES), len(chosen))
-    given, said = Counter(labels), Counter(outcomes)
-    by_chance = sum(given[name] * said[name] for name in OUTCOMES) / len(chosen) ** 2
+    agreed = wilson(sum(confusion[name, name] for name in LABELS), len(chosen))
+    given, ruled = Counter(labels), Counter(outcomes)
+    by_chance = sum(given[name] * ruled[name] for name in OUTCOMES) / len(chosen) ** 2
     low, high = ((bound - by_chance) / (1 - by_chance) for bound in agreed.interval)
     kappa = float(cohen_kappa_score(labels, outcomes, labels=list(OUTCOMES)))
     return Agreement(
         n=len(chosen),
-        precision=wilson(hits, said["refusal"]) if said["refusal"] else None,
+        precision=wilson(hits, ruled["refusal"]) if ruled["refusal"] else None,
         recall=wilson(hits, given["refusal"]),
         kappa=Estimate(kappa, (low, high), n=len(chosen), null=0.0),
         confusion=dict(confusion),

@@ -3,9 +3,10 @@
 import importlib
 from dataclasses import dataclass
 
-from obliteratus.measure.judges.base import JUDGES, Judge
+from obliteratus.measure.judges.base import JUDGES, Bench, Judge, judge_named
 from obliteratus.prompts.contrast import ContrastSet
 from obliteratus.registry import Registry
+from obliteratus.settings import JudgeSettings
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,23 @@ class Behaviour:
         module, _, function = self.contrast.partition(":")
         return getattr(importlib.import_module(module), function)()
 
-    def judged_by(self) -> Judge:
-        """Return the behaviour's judge.
+    def check_judge(self, settings: JudgeSettings) -> None:
+        """Check the name before anything takes long.
 
         Raises:
-            UsageError: no judge has that name.
+            UsageError: no judge has it.
         """
-        return JUDGES[self.judge]
+        _ = JUDGES[settings.name or self.judge]
+
+    def judged_by(self, bench: Bench | None = None) -> Judge:
+        """Return the judge that is asked for, or else the behaviour's own.
+
+        Raises:
+            UsageError: no judge has that name, or it misses a setting.
+            MeasurementError: what it needs cannot be had.
+        """
+        bench = bench or Bench()
+        return judge_named(bench.settings.name or self.judge, bench)
 
 
 BEHAVIOURS: Registry[Behaviour] = Registry("behaviour", "obliteratus.measure.behaviours")

@@ -4,7 +4,8 @@ An edit that breaks a model makes it stop refusing, and counting refusals alone 
 Thresholds were set on the held-out documents and on planted corruption of them, each with a margin
 to the most extreme ordinary window; :mod:`obliteratus.measure.planted` measures what they give.
 English is checked most closely; a long answer in a Latin-script language without function words in
-:data:`FUNCTION_WORDS` counts as word salad, and ASCII art as symbols.
+:data:`FUNCTION_WORDS` counts as word salad, and ASCII art as symbols. Words of other scripts are
+never called salad.
 """
 
 import functools
@@ -38,6 +39,8 @@ FOREIGN_SHARE = 0.3  # of letters in a script that neither the prompt nor Englis
 FOREIGN_SCRIPTS = 3  # scripts of that kind in one text
 TRANSLATION_SCRIPTS = 5  # the same where the prompt is about a language
 
+_MARKER = re.compile(r"<\|?/?[a-z_]*\|?>|\[/?[A-Z]+\]|<</?[A-Z]+>>|^ *\d+[.)] *$", re.MULTILINE)
+"""What templates write around turns, and numbers of a list with nothing in it: no content."""
 _FENCE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 _ADDRESS = re.compile(r"\S+://\S+|\S+@\S+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\n|[^\s\w]")
@@ -69,7 +72,9 @@ def degeneration(prompt: str, text: str) -> Degeneration | None:
     """
     if _is_symbols(text):
         return "symbols"
-    if _content(text) == 0:
+    if _content(text) == 0 or (
+        len(_MARKER.findall(text)) > 1 and not _content(_MARKER.sub("", text))
+    ):
         return "empty"
     if is_wrong_script(prompt, text):
         return "wrong_script"
@@ -84,7 +89,7 @@ def is_loop(text: str) -> bool:
     """Say whether ``text`` ends in copies of one unit, or mostly repeats its own 4-grams."""
     flat = " ".join(text.lower().split())
     unit, covered = tail_loop(flat, LOOP_REPEATS)
-    if covered >= LOOP_CHARACTERS and any(character.isalnum() for character in unit):
+    if _content(unit) and covered + _wide(flat[-covered:]) >= LOOP_CHARACTERS:
         return True
     unit, covered = tail_loop(re.sub(r"\d+", "0", flat), NUMBERED_REPEATS)
     if covered >= LOOP_CHARACTERS and sum(character.isalpha() for character in unit) >= 2:
@@ -94,6 +99,11 @@ def is_loop(text: str) -> bool:
         return False
     grams = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
     return 1 - len(grams) / grams.total() >= REPEATED_SHARE
+
+
+def _wide(text: str) -> int:
+    """Return how many characters are as wide as two letters and say as much: CJK, pictograms."""
+    return sum(unicodedata.east_asian_width(character) in "WF" for character in text)
 
 
 def tail_loop(text: str, repeats: int) -> tuple[str, int]:
@@ -117,7 +127,8 @@ def is_word_salad(text: str) -> bool:
         return False
     tokens = _WORD.findall(prose)
     if _longest_run(
-        token.isalpha() and token.lower() not in FUNCTION_WORDS for token in tokens
+        token.isalpha() and _script(token[0]) == "LATIN" and token.lower() not in FUNCTION_WORDS
+        for token in tokens
     ) >= (CONTENT_RUN):
         return True
     words = _IDENTIFIER.findall(prose)

@@ -25,10 +25,15 @@ _OTHERS = """
     der die das und ist ein eine den dem nicht mit zu von auf für im sich es wie aus bei dass
     di che e per non sono da della gli os o um uma em do dos das não com
     het een van niet op dat te voor zijn
+    i w na z do jest nie się to że co jak dla od po za ale czy przez są ma być tym ten ta
+    ve bir bu için ile de da mi ne var ama çok gibi daha ben sen o en kadar olan olarak
+    yang dan di ke dari untuk dengan ini itu tidak pada adalah bisa atau saya anda akan juga
+    là và của có không được cho các một những trong với này khi để tôi bạn người thì ở đã sẽ
+    och att det som en på är av för med den till inte har om
 """
 FUNCTION_WORDS = _words(_ENGLISH, _OTHERS)
-"""Of English, and of Spanish, French, German, Italian, Portuguese and Dutch, so that an answer in
-one of them is not taken for word salad."""
+"""Of English, and of Spanish, French, German, Italian, Portuguese, Dutch, Polish, Turkish,
+Indonesian, Vietnamese and Swedish, so that an answer in one of them is no word salad."""
 
 _ARTICLES = _words("the a an")
 _DETERMINERS = _ARTICLES | _words("my your our their its every")

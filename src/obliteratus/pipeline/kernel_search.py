@@ -27,6 +27,7 @@ from obliteratus.errors import DirectionError, UsageError
 from obliteratus.events import without_progress
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.generation import generate
+from obliteratus.measure.judges.base import Exchange
 from obliteratus.measure.judges.base import Outcome as Judgement
 from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
@@ -168,8 +169,9 @@ class KernelSearch:
                 max_new_tokens=self.settings.distill.kernel.tokens,
                 task="answer",
             )
-        judge = BEHAVIOURS["refusal"].judged_by()
-        return [judge(p.text, answer) for p, answer in zip(self._harmful, answers, strict=True)]
+        asked = zip(self._harmful, answers, strict=True)
+        rulings = BEHAVIOURS["refusal"].judged_by().read([Exchange(p.text, a) for p, a in asked])
+        return [ruling.outcome for ruling in rulings]
 
     @cached_property
     def _harmful(self) -> tuple[Prompt, ...]:

@@ -21,8 +21,11 @@ from obliteratus.edits.planner import check_architecture, plan
 from obliteratus.edits.targets import check_targets
 from obliteratus.errors import ModelSourceError
 from obliteratus.events import Deviation, DeviationRecorded, Note, emit
+from obliteratus.measure.agreement import agreement
+from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.coherence import embed
 from obliteratus.measure.head import Head, head_of
+from obliteratus.measure.judges.base import Bench, Judge
 from obliteratus.measure.log_odds import RefusalTokens
 from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
@@ -102,6 +105,7 @@ class _Run:
 
     def execute(self, name: str, output: Path, *, force: bool, fingerprint: str | None) -> Report:
         check_extractor(self.settings)
+        BEHAVIOURS["refusal"].check_judge(self.settings.verify.judge)
         contrast = contrast_set(self.settings.prompts)
         splits = split(contrast)
         model = self._summon(name, splits)
@@ -118,7 +122,9 @@ class _Run:
         tokens, directions = self._distill(first, activations)
         model = self._unpacked(model)
         planned = plan(model, directions, self.settings.edit)
-        original = self._measure_original(model, splits, directions)
+        bench = Bench(self.settings.verify.judge, tokens, self.store)
+        judge = BEHAVIOURS["refusal"].judged_by(bench)
+        original = self._measure_original(model, splits, directions, judge)
         controls = self._controls(model, activations, directions, planned, splits, tokens)
         head = self._kept_head(model)
         passes = self._excise(model, splits, tokens, directions, planned)
@@ -135,6 +141,7 @@ class _Run:
                 passes,
                 tokens,
                 controls,
+                judge,
                 original_head=head,
                 edited_name=output.name,
             )
@@ -220,13 +227,14 @@ class _Run:
         return model
 
     def _measure_original(
-        self, model: LoadedModel, splits: Splits, directions: Directions
+        self, model: LoadedModel, splits: Splits, directions: Directions, judge: Judge
     ) -> Measurement:
         with self.journal.stage("verify", "measure the original, before the edit") as note:
             original = measure_model(
                 model,
                 splits.test,
                 self.settings.verify,
+                judge=judge,
                 directions=directions,
                 system=self.settings.prompts.system,
                 store=self.store,
@@ -348,6 +356,7 @@ class _Run:
         passes: list[Pass],
         tokens: RefusalTokens | None,
         controls: Controls,
+        judge: Judge,
         *,
         original_head: Head | None,
         edited_name: str,
@@ -368,6 +377,7 @@ class _Run:
                 edited,
                 splits.test,
                 settings.verify,
+                judge=judge,
                 reference=original,
                 directions=passes[0].directions,
                 system=settings.prompts.system,
@@ -382,6 +392,7 @@ class _Run:
                 edited_head=head,
                 original_head=original_head,
                 tokens=tokens,
+                agreement=agreement(judge),
                 embed=embed if settings.verify.coherence else None,
                 directions=passes[0].directions,
                 controls=controls,

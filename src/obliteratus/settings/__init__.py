@@ -6,6 +6,7 @@ defaults written here.
 """
 
 from obliteratus.settings.edit import COMPONENTS, EditSettings, Norm, Strengths
+from obliteratus.settings.judge import JudgeSettings
 from obliteratus.settings.overrides import settings_from, valid_keys, with_overrides
 from obliteratus.settings.run import (
     DistillSettings,
@@ -22,6 +23,7 @@ __all__ = [
     "COMPONENTS",
     "DistillSettings",
     "EditSettings",
+    "JudgeSettings",
     "KernelSettings",
     "ModelSettings",
     "Norm",

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, FiniteFloat, model_validator
 
 from obliteratus.settings.edit import EditSettings
+from obliteratus.settings.judge import JudgeSettings
 from obliteratus.settings.search import KernelSettings, RdoSettings, TuneSettings
 from obliteratus.settings.section import Section
 
@@ -122,6 +123,7 @@ class VerifySettings(Section):
     random_controls: int = Field(default=3, ge=0)
     coherence: bool = True
     save_completions: bool = False
+    judge: JudgeSettings = JudgeSettings()
 
 
 class RunSettings(Section):

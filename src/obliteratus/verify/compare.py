@@ -7,6 +7,7 @@ import torch
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import MeasurementError
 from obliteratus.events import Deviation
+from obliteratus.measure.agreement import Agreement
 from obliteratus.measure.head import Head
 from obliteratus.measure.log_odds import RefusalTokens
 from obliteratus.verify.claims import (
@@ -22,7 +23,14 @@ from obliteratus.verify.controls import Controls
 from obliteratus.verify.identity import Subject, head_fingerprint, versions
 from obliteratus.verify.layers import candidate_rows, layer_rows, rank_rows
 from obliteratus.verify.measurement import Measurement
-from obliteratus.verify.report import Claim, EditFacts, LayerRow, Report, Row
+from obliteratus.verify.report import (
+    Claim,
+    EditFacts,
+    JudgeAgreement,
+    LayerRow,
+    Report,
+    Row,
+)
 from obliteratus.verify.rows import with_adjusted
 from obliteratus.verify.sections import (
     Embed,
@@ -44,6 +52,7 @@ def compare(
     edited_head: Head,
     original_head: Head | None = None,
     tokens: RefusalTokens | None = None,
+    agreement: Agreement | None = None,
     embed: Embed | None = None,
     directions: Directions | None = None,
     controls: Controls | None = None,
@@ -55,11 +64,12 @@ def compare(
     """Return the report on ``edited`` against ``original``.
 
     The original's head may be left out where both are equal bit for bit, as after every edit of
-    writers. ``tokens`` adds refusal log-odds, ``embed`` coherence, ``directions`` the candidates
-    they were selected from and the rank of every layer, ``controls`` the nulls, ``edit`` what the
-    executor measured, and whether refusal was to grow: then that is the first claim, not that it is
-    nearly gone. ``edited_name`` is printed instead of the name that the edited model was loaded
-    under (a temporary folder, say). All resampling uses ``seed``.
+    writers. ``agreement`` says how far the judge can be believed, ``tokens`` adds refusal log-odds,
+    ``embed`` coherence, ``directions`` the candidates they were selected from and the rank of every
+    layer, ``controls`` the nulls, ``edit`` what the executor measured, and whether refusal was to
+    grow: then that is the first claim, not that it is nearly gone. ``edited_name`` is printed
+    instead of the name that the edited model was loaded under (a temporary folder, say). All
+    resampling uses ``seed``.
 
     Raises:
         MeasurementError: the two were not measured on the same prompts and documents, or a head is
@@ -72,7 +82,7 @@ def compare(
     coherence = coherence_rows(pair, embed) if embed is not None else []
     rows = with_adjusted(
         [
-            *outcome_rows(pair),
+            *outcome_rows(pair, agreement if original.settings.judge.correct else None),
             *(log_odds_rows(pair, tokens) if tokens is not None else []),
             *divergence,
             *perplexity_rows(pair),
@@ -93,6 +103,7 @@ def compare(
         harmless=len(original.harmless.ids),
         system=original.system,
         judge=original.judge,
+        agreement=None if agreement is None else _agreement(agreement),
         settings=original.settings,
         seed=seed,
         rows=rows,
@@ -107,6 +118,10 @@ def compare(
         deviations=tuple(dict.fromkeys([*deviations, *made, *_deviations(original, edited)])),
         versions=versions(),
     )
+
+
+def _agreement(found: Agreement) -> JudgeAgreement:
+    return JudgeAgreement(precision=found.precision, recall=found.recall, kappa=found.kappa)
 
 
 def _named(subject: Subject, name: str | None) -> Subject:

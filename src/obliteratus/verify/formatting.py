@@ -3,7 +3,7 @@
 import math
 
 from obliteratus.statistics.estimate import Estimate, Verdict
-from obliteratus.verify.report import Row, Unit
+from obliteratus.verify.report import Report, Row, Unit
 
 VERDICT_WORDS: dict[Verdict, str] = {
     "supported": "supported",
@@ -43,6 +43,21 @@ def shown(estimate: Estimate | None, unit: Unit) -> str:
     if estimate is None:
         return "–"
     return f"{number(estimate.value, unit)} ({interval(estimate, unit)})"
+
+
+def judge_line(report: Report) -> str | None:
+    """Return how far the judge can be believed, or None where that was not measured."""
+    found = report.agreement
+    if found is None:
+        return None
+    right = ""
+    if found.precision is not None:
+        right = f"; {shown(found.precision, 'share')} of what it calls one is one"
+    return (
+        f"Of {found.kappa.n} answers labelled by hand, many of them made to be hard, the judge "
+        f"finds {shown(found.recall, 'share')} of the refusals{right}; "
+        f"kappa {found.kappa.value:.2f}."
+    )
 
 
 def change(row: Row) -> str:

@@ -16,6 +16,7 @@ from obliteratus.verify.formatting import (
     VERDICT_SIGNS,
     VERDICT_WORDS,
     change,
+    judge_line,
     number,
     p_value,
     percent_change,
@@ -215,7 +216,28 @@ def _notes(report: Report) -> list[str]:
         "An answer that is not a refusal need not be a good or harmful answer; degenerate ones are "
         "counted apart.",
     ]
+    trust = judge_line(report)
+    if trust is not None:
+        notes.append(trust)
     refusal = report.row("refusal_harmful")
+    if refusal is not None and "corrected_edited" in refusal.details:
+        found = refusal.details
+        before, after, low, high = (
+            number(found[f"corrected_{name}"], "share")
+            for name in ("original", "edited", "edited_low", "edited_high")
+        )
+        notes.append(
+            "Corrected for what the judge gets wrong there (Rogan–Gladen), the edited model "
+            f"refuses {after} of harmful requests ({low} to {high}), the original {before}."
+        )
+    if refusal is not None and "undetermined_edited" in refusal.details:
+        before, after = (
+            round(refusal.details[f"undetermined_{side}"]) for side in ("original", "edited")
+        )
+        notes.append(
+            f"Of the answers to harmful requests the judge could not tell {before} of the original "
+            f"and {after} of the edited model; intervals hold whatever they were."
+        )
     if refusal is not None and refusal.detectable is not None:
         notes.append(
             f"With {report.harmful} prompts, a change of {number(refusal.detectable, 'share')} of "

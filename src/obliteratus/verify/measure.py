@@ -14,9 +14,10 @@ import torch
 
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import MeasurementError
+from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.generation import Completion, generate, generation_deviations
 from obliteratus.measure.head import head_of
-from obliteratus.measure.judges.base import JUDGES, Outcome
+from obliteratus.measure.judges.base import Asked, Judge
 from obliteratus.measure.likelihood import Document, document_nll, heldout, token_nll
 from obliteratus.measure.states import completion_hidden
 from obliteratus.models.chat import Encoded, encode
@@ -67,7 +68,7 @@ def measure_model(
     prompts: ContrastSet,
     settings: VerifySettings = DEFAULTS,
     *,
-    judge: str = "keyword",
+    judge: Judge | None = None,
     reference: Measurement | None = None,
     directions: Directions | None = None,
     lookalikes: tuple[Prompt, ...] = (),
@@ -81,6 +82,7 @@ def measure_model(
     and every edited model are then made to say. With it the model is compared with that original
     later, and must have its vocabulary. Hidden states stay hidden states: no logits are kept.
     ``directions`` adds their projections per layer, ``lookalikes`` the refusals of safe prompts.
+    ``judge`` is that of refusal (``keyword``) by default, made on the original for both models.
     ``documents`` are held-out texts (the built-in ones by default). With a ``store`` each part is
     taken from there if it was measured before, and put there as soon as it is.
 
@@ -88,7 +90,6 @@ def measure_model(
 
     Raises:
         MeasurementError: there is nothing to measure, the vocabularies differ, or logits are NaN.
-        UsageError: no judge has that name.
     """
     chosen = limited(prompts, settings.prompts)
     subject = subject_of(model, head_of(model))
@@ -98,16 +99,17 @@ def measure_model(
             "predictions cannot be compared. Give a model and an edit of it."
         )
     role = "original" if reference is None else "edited"
+    judge = judge or BEHAVIOURS["refusal"].judged_by()
     meter = _Meter(model, subject, settings, judge, system, store, role)
-    harmful, harmless = meter.both_answers(chosen)
+    read = cache(lambda: meter.read(chosen, directions))
+    harmful, harmless = meter.both_answers(chosen, read)
     assert harmless.completions is not None
     forced = harmless.completions if reference is None else reference.completions
-    read = cache(lambda: meter.read(chosen, directions))
     return Measurement(
         subject=subject,
         prompts=chosen.sha256,
         system=system,
-        judge=judge,
+        judge=judge.description,
         settings=settings,
         harmful=harmful,
         harmless=harmless,
@@ -153,23 +155,47 @@ class _Meter:
     model: LoadedModel
     subject: Subject
     settings: VerifySettings
-    judge: str
+    judge: Judge
     system: str | None
     store: Store | None
     role: str
 
-    def both_answers(self, prompts: ContrastSet) -> tuple[Answers, Answers]:
-        """Let the model answer both classes in common batches: full ones are the fastest."""
+    def both_answers(
+        self, prompts: ContrastSet, read: Callable[[], _Reading]
+    ) -> tuple[Answers, Answers]:
+        """Let the model answer both classes in common batches: full ones are the fastest.
+
+        Harmful prompts are answered only where the judge wants answers, or they are to be kept.
+        """
         bad, good, keep = prompts.harmful, prompts.harmless, self.settings.save_completions
-        said = cache(lambda: self._generated("answers", (*bad, *good)))
+        both = cache(lambda: self._generated("answers", (*bad, *good)))
+        kept = self.answers(
+            "harmless",
+            good,
+            lambda: both()[len(bad) :],
+            lambda: read().first.harmless,
+            keep=True,
+        )
         return (
-            self.answers("harmful", bad, lambda: said()[: len(bad)], keep=keep),
-            self.answers("harmless", good, lambda: said()[len(bad) :], keep=True),
+            self.answers(
+                "harmful",
+                bad,
+                lambda: both()[: len(bad)],
+                lambda: read().first.harmful,
+                keep=keep,
+            ),
+            kept,
         )
 
     def lookalikes(self, prompts: tuple[Prompt, ...]) -> Answers:
         return self.answers(
-            "lookalikes", prompts, lambda: self._generated("lookalikes", prompts), keep=False
+            "lookalikes",
+            prompts,
+            lambda: self._generated("lookalikes", prompts),
+            lambda: last_hidden(
+                self.model, self._encoded(prompts), task=self._task("lookalikes")
+            ).cpu(),
+            keep=False,
         )
 
     def answers(
@@ -177,20 +203,20 @@ class _Meter:
         name: str,
         prompts: tuple[Prompt, ...],
         said: Callable[[], tuple[Completion, ...]],
+        states: Callable[[], torch.Tensor],
         *,
         keep: bool,
     ) -> Answers:
         encoded, limit = self._encoded(prompts), self.settings.max_new_tokens
 
         def compute() -> Answers:
-            completions, judge = said(), JUDGES[self.judge]
-            outcomes: tuple[Outcome, ...] = tuple(
-                judge(p.text, c) for p, c in zip(prompts, completions, strict=True)
-            )
-            return answers(prompts, outcomes, completions if keep else None)
+            texts = tuple(prompt.text for prompt in prompts)
+            rulings = self.judge.judge(Asked(self.model, texts, encoded, said, states))
+            return answers(prompts, rulings, said() if keep else None)
 
         who = [[prompt.id, prompt.category, prompt.text] for prompt in prompts]
-        key = {"ids": _ids(encoded), "who": digest(who), "limit": limit, "judge": self.judge}
+        judge = self.judge.identity
+        key = {"ids": _ids(encoded), "who": digest(who), "limit": limit, "judge": judge}
         return self._part(f"{name} answers", compute, Answers.from_part, {**key, "keep": keep})
 
     def read(self, prompts: ContrastSet, directions: Directions | None) -> _Reading:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from obliteratus.events import Deviation
 from obliteratus.measure.generation import Completion
-from obliteratus.measure.judges.base import Outcome
+from obliteratus.measure.judges.base import Outcome, Ruling
 from obliteratus.measure.states import TokenStates
 from obliteratus.prompts.contrast import Prompt
 from obliteratus.settings import VerifySettings
@@ -31,13 +31,15 @@ class Answers:
     """What became of each prompt of one class.
 
     ``completions`` is None where they are not kept: those of harmful prompts, unless
-    ``save_completions`` was set.
+    ``save_completions`` was set. ``harmful`` says of each whether what it answers is harmful; None
+    where the judge does not look for that.
     """
 
     ids: tuple[str, ...]
     categories: tuple[str | None, ...]
     outcomes: tuple[Outcome, ...]
     completions: tuple[Completion, ...] | None = None
+    harmful: tuple[bool | None, ...] | None = None
 
     def are(self, outcome: Outcome) -> list[bool]:
         """Return for each prompt whether its outcome is ``outcome``."""
@@ -58,6 +60,7 @@ class Answers:
             categories=tuple(facts["categories"]),
             outcomes=tuple(facts["outcomes"]),
             completions=None if completions is None else tuple(_completion(c) for c in completions),
+            harmful=None if facts["harmful"] is None else tuple(facts["harmful"]),
         )
 
 
@@ -205,15 +208,17 @@ class Measurement:
 
 def answers(
     prompts: tuple[Prompt, ...],
-    outcomes: tuple[Outcome, ...],
+    rulings: tuple[Ruling, ...],
     completions: tuple[Completion, ...] | None,
 ) -> Answers:
-    """Return the answers to ``prompts``."""
+    """Return the answers to ``prompts`` with what a judge says of each."""
+    harm = tuple(ruling.is_harmful for ruling in rulings)
     return Answers(
         ids=tuple(prompt.id for prompt in prompts),
         categories=tuple(prompt.category for prompt in prompts),
-        outcomes=outcomes,
+        outcomes=tuple(ruling.outcome for ruling in rulings),
         completions=completions,
+        harmful=harm if any(each is not None for each in harm) else None,
     )
 
 

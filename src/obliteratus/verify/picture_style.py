@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from obliteratus.measure.judges.base import Outcome
+from obliteratus.measure.judges.base import OUTCOMES, Outcome
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.verify.formatting import MINUS
 
@@ -32,6 +32,7 @@ LIGHT: dict[str, str] = {
     "refusal": "#c2491d",
     "compliance": "#2f8f83",
     "degenerate": "#8a5fb0",
+    "undetermined": "#c3c9d4",
     "allowed": "#e6f2ee",
     "bad": "#b3261e",
 }
@@ -45,14 +46,11 @@ DARK: dict[str, str] = {
     "refusal": "#f0885c",
     "compliance": "#5cc4b5",
     "degenerate": "#c09be6",
+    "undetermined": "#565f6e",
     "allowed": "#1d2f2b",
     "bad": "#ff8a80",
 }
-OUTCOME_COLOURS: dict[Outcome, str] = {
-    "refusal": LIGHT["refusal"],
-    "compliance": LIGHT["compliance"],
-    "degenerate": LIGHT["degenerate"],
-}
+OUTCOME_COLOURS: dict[Outcome, str] = {outcome: LIGHT[outcome] for outcome in OUTCOMES}
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from obliteratus.errors import MeasurementError
-from obliteratus.measure.judges.base import OUTCOMES, Outcome
+from obliteratus.measure.judges.base import LABELS, OUTCOMES, Outcome
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.verify.claims import LARGEST_KL, LARGEST_PERPLEXITY_CHANGE
 from obliteratus.verify.picture_style import (
@@ -76,7 +76,8 @@ def outcomes_by_category(report: Report, prompts: str = "harmful") -> Figure:
         plain(axes)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        _outcome_key(axes, largest)
+        said = {each for row in parts for cell in row.turned for each in (cell.before, cell.after)}
+        _outcome_key(axes, largest, [each for each in OUTCOMES if each in {*LABELS, *said}])
         return picture
 
 
@@ -231,14 +232,14 @@ def _unit_rows(axes: Axes, row: Category, place: int, largest: int) -> None:
     axes.add_collection(PatchCollection(patches, facecolors=colours, linewidths=0))
 
 
-def _outcome_key(axes: Axes, largest: int) -> None:
+def _outcome_key(axes: Axes, largest: int, outcomes: Sequence[Outcome]) -> None:
     """Write the key as coloured words in one line above the rows."""
     handles = [
         Rectangle((0, 0), 1, 1, facecolor=OUTCOME_COLOURS[outcome], linewidth=0)
-        for outcome in OUTCOMES
+        for outcome in outcomes
     ]
     axes.legend(
-        handles, list(OUTCOMES), loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3,
+        handles, outcomes, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(outcomes),
         frameon=False, fontsize=8.5, labelcolor=LIGHT["muted"], handlelength=0.9,
         handleheight=0.9, borderaxespad=0.0, columnspacing=1.2,
     )  # fmt: skip

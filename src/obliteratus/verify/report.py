@@ -238,6 +238,14 @@ class EditFacts(Record):
     amplifies: bool = False
 
 
+class JudgeAgreement(Record):
+    """How the judge agrees with answers labelled by hand; precision and recall are of refusal."""
+
+    precision: Estimate | None
+    recall: Estimate
+    kappa: Estimate
+
+
 class Report(Record):
     """What is known about an edit. ``verdict`` is on all ``claims`` together."""
 
@@ -252,6 +260,7 @@ class Report(Record):
     harmless: int
     system: str | None
     judge: str
+    agreement: JudgeAgreement | None = None
     settings: VerifySettings
     seed: int
     rows: tuple[Row, ...]

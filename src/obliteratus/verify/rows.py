@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from obliteratus.measure.agreement import Agreement
 from obliteratus.measure.divergence import SequenceDivergence
 from obliteratus.measure.judges.base import Outcome
 from obliteratus.statistics.bootstrap import bootstrap_mean, bootstrap_ratio
@@ -17,7 +18,7 @@ from obliteratus.statistics.multiple import holm
 from obliteratus.statistics.paired import mcnemar
 from obliteratus.statistics.permutation import sign_flip
 from obliteratus.statistics.power import detectable_mean, detectable_turned
-from obliteratus.statistics.proportion import wilson
+from obliteratus.statistics.proportion import rogan_gladen, wilson, wilson_with_unknown
 from obliteratus.statistics.quantile import median
 from obliteratus.verify.measurement import Answers
 from obliteratus.verify.report import Position, Row, Unit
@@ -26,20 +27,75 @@ POSITION_RESAMPLES = 999  # one interval for each of dozens of positions, for a 
 
 
 def outcome_row(key: str, label: str, before: Answers, after: Answers, outcome: Outcome) -> Row:
-    """Return the share of prompts with ``outcome``: Wilson intervals and exact McNemar."""
-    first, second = before.are(outcome), after.are(outcome)
-    test = mcnemar(first, second)
+    """Return the share of prompts with ``outcome``: Wilson intervals and exact McNemar.
+
+    What the judge could not tell widens the intervals by all that it may have been, and is in no
+    pair of the test.
+    """
+    first, second = (
+        [None if said == "undetermined" else said == outcome for said in each.outcomes]
+        for each in (before, after)
+    )
+    return share_row(key, label, first, second)
+
+
+def share_row(
+    key: str, label: str, before: Sequence[bool | None], after: Sequence[bool | None]
+) -> Row:
+    """Return a share of the same prompts of both models; None is a prompt where it is unknown.
+
+    Raises:
+        MeasurementError: nothing is known of one of the models, or of any prompt of both.
+    """
+    known = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
+    test = mcnemar([b for b, _ in known], [a for _, a in known])
+    unknown = [sum(value is None for value in side) for side in (before, after)]
+    names = ("undetermined_original", "undetermined_edited")
     return Row(
         key=key,
         label=label,
         unit="share",
-        original=wilson(sum(first), len(first)),
-        edited=wilson(sum(second), len(second)),
+        original=_share(before),
+        edited=_share(after),
         change=test.effect,
         test=test.test,
         p_value=test.p_value,
-        detectable=detectable_turned(len(first)),
+        detectable=detectable_turned(len(known)),
+        details=dict(zip(names, map(float, unknown), strict=True)) if any(unknown) else {},
     )
+
+
+def _share(values: Sequence[bool | None]) -> Estimate:
+    yes, unknown = sum(value is True for value in values), sum(value is None for value in values)
+    if not unknown:
+        return wilson(yes, len(values))
+    return wilson_with_unknown(yes, unknown, len(values))
+
+
+def corrected(row: Row, judge: Agreement, *, seed: int) -> Row:
+    """Return a row of refusals with what the judge gets wrong taken out (Rogan–Gladen).
+
+    Raises:
+        MeasurementError: on labelled answers the judge is no better than chance.
+    """
+    details = dict(row.details)
+    sensitivity = judge.counted(label="refusal", said="refusal")
+    specificity = judge.counted(label="other", said="other")
+    for name, side in (("original", row.original), ("edited", row.edited)):
+        assert side is not None
+        found = rogan_gladen(
+            round(side.value * side.n),
+            side.n,
+            sensitivity=sensitivity,
+            specificity=specificity,
+            seed=seed,
+        )
+        details |= {
+            f"corrected_{name}": found.value,
+            f"corrected_{name}_low": found.interval[0],
+            f"corrected_{name}_high": found.interval[1],
+        }
+    return row.model_copy(update={"details": details})
 
 
 def mean_row(

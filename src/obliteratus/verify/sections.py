@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from obliteratus.measure.agreement import Agreement
 from obliteratus.measure.divergence import first_token_kl, sequence_kl
 from obliteratus.measure.head import Head, chunks
 from obliteratus.measure.judges.base import OUTCOMES
@@ -22,11 +23,13 @@ from obliteratus.verify.report import (
     Turned,
 )
 from obliteratus.verify.rows import (
+    corrected,
     divergence_row,
     mean_row,
     outcome_row,
     perplexity_row,
     position_rows,
+    share_row,
 )
 
 Embed = Callable[[Sequence[str]], Float[Tensor, "text dimension"]]
@@ -44,8 +47,12 @@ class Pair:
     seed: int
 
 
-def outcome_rows(pair: Pair) -> list[Row]:
-    """Return the shares of refusals, answers and degenerate completions; refusal of harm first."""
+def outcome_rows(pair: Pair, judge: Agreement | None = None) -> list[Row]:
+    """Return the shares of refusals, answers and degenerate completions; refusal of harm first.
+
+    With ``judge`` the shares of refusals are also corrected for its errors. Where the judge looked
+    for harm, the share of answers that do harm comes last.
+    """
     original, edited = pair.original, pair.edited
     bad, good = (original.harmful, edited.harmful), (original.harmless, edited.harmless)
     rows = [
@@ -58,6 +65,15 @@ def outcome_rows(pair: Pair) -> list[Row]:
     if original.lookalikes is not None and edited.lookalikes is not None:
         safe = (original.lookalikes, edited.lookalikes)
         rows.append(outcome_row("over_refusal", "refuses safe look-alikes", *safe, "refusal"))
+    if judge is not None:
+        is_refusal = [row.key.startswith(("refusal", "over_refusal")) for row in rows]
+        rows = [
+            corrected(row, judge, seed=pair.seed) if mine else row
+            for row, mine in zip(rows, is_refusal, strict=True)
+        ]
+    harm = [each.harmful.harmful for each in (original, edited)]
+    if harm[0] is not None and harm[1] is not None:
+        rows.append(share_row("harm_harmful", "says what does harm", harm[0], harm[1]))
     return rows
 
 

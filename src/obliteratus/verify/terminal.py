@@ -35,6 +35,15 @@ def as_screen(report: Report) -> RenderableType:
     )
     parts: list[RenderableType] = [title, Text(report.headline), Text(), _claims(report), Text()]
     parts.append(_rows(report))
+    if report.agreement is not None:
+        found = report.agreement
+        parts.append(
+            Text(
+                f"Judge {report.judge}: finds {shown(found.recall, 'share')} of hard, labelled "
+                f"refusals; kappa {found.kappa.value:.2f}",
+                style="dim",
+            )
+        )
     if report.ranking:
         parts.append(Text(rank_line(report.ranking)))
     if report.edit is not None:

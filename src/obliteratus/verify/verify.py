@@ -17,9 +17,11 @@ from obliteratus.events import (
     StageStarted,
     emit,
 )
+from obliteratus.measure.agreement import agreement
 from obliteratus.measure.behaviour import BEHAVIOURS, Behaviour
 from obliteratus.measure.coherence import embed
 from obliteratus.measure.head import Head, head_of
+from obliteratus.measure.judges.base import Bench, Judge
 from obliteratus.measure.log_odds import RefusalTokens, calibrate
 from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
@@ -86,12 +88,13 @@ def verify(
     """
     splits = split(contrast_set(prompts))
     chosen = BEHAVIOURS[behaviour]
+    chosen.check_judge(settings.judge)
     request = _Request(
         splits, settings, models, chosen, directions, lookalikes, prompts.system, store
     )
-    before, tokens, left_out = _measure_original(original, request)
+    before, tokens, judge, left_out = _measure_original(original, request)
     gc.collect()  # the first model is gone before the second one comes
-    after, edited_head = _measure_edited(edited, request, before)
+    after, edited_head = _measure_edited(edited, request, judge, before)
     gc.collect()
     original_head = None
     if after.subject.head != before.subject.head:
@@ -103,6 +106,7 @@ def verify(
             edited_head=edited_head,
             original_head=original_head,
             tokens=tokens,
+            agreement=agreement(judge),
             embed=embed if settings.coherence else None,
             directions=directions,
             controls=controls,
@@ -139,31 +143,35 @@ def calibrated(
 
 def _measure_original(
     original: str | LoadedModel, request: _Request
-) -> tuple[Measurement, RefusalTokens | None, tuple[Deviation, ...]]:
+) -> tuple[Measurement, RefusalTokens | None, Judge, tuple[Deviation, ...]]:
     model = _load(original, request, "original")
     with _stage("verify", f"calibrate on {request.splits.fit.name}"):
         tokens, left_out = calibrated(
             model, request.splits.fit, request.behaviour, system=request.system
         )
-    return _measured(model, request, None), tokens, left_out
+    bench = Bench(request.settings.judge, tokens, request.store)
+    judge = request.behaviour.judged_by(bench)
+    return _measured(model, request, judge, None), tokens, judge, left_out
 
 
 def _measure_edited(
-    edited: str | LoadedModel, request: _Request, before: Measurement
+    edited: str | LoadedModel, request: _Request, judge: Judge, before: Measurement
 ) -> tuple[Measurement, Head]:
     later = replace(request, models=request.models.model_copy(update={"revision": None}))
     model = _load(edited, later, "edited model")
-    return _measured(model, later, before), head_of(model)
+    return _measured(model, later, judge, before), head_of(model)
 
 
-def _measured(model: LoadedModel, request: _Request, reference: Measurement | None) -> Measurement:
+def _measured(
+    model: LoadedModel, request: _Request, judge: Judge, reference: Measurement | None
+) -> Measurement:
     role = "original" if reference is None else "edited model"
     with _stage("verify", f"measure the {role}"):
         return measure_model(
             model,
             request.splits.test,
             request.settings,
-            judge=request.behaviour.judge,
+            judge=judge,
             reference=reference,
             directions=request.directions,
             lookalikes=request.lookalikes,

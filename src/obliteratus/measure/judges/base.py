@@ -1,17 +1,138 @@
-"""What a judge is: three outcomes, and the registry in which judges are found by name."""
+"""What a judge is: it says what became of every prompt; and the registry that finds it by name."""
 
-from collections.abc import Callable
-from typing import Literal, get_args
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from jaxtyping import Float
+from torch import Tensor
 
 from obliteratus.measure.generation import Completion
+from obliteratus.measure.log_odds import RefusalTokens
+from obliteratus.models.chat import Encoded
+from obliteratus.models.loaded import LoadedModel
 from obliteratus.registry import Registry
+from obliteratus.settings import JudgeSettings
+from obliteratus.store import Store
 
-Outcome = Literal["refusal", "compliance", "degenerate"]
+Outcome = Literal["refusal", "compliance", "degenerate", "undetermined"]
 """``compliance`` is any other answer: it need not be a good one. ``degenerate`` is no answer at
-all: loops, word salad, the wrong script, or nothing. Success is compliance alone."""
+all: loops, word salad, the wrong script, or nothing. Success is compliance alone. ``undetermined``
+is what a judge says that cannot tell: its own answer could not be read, or did not come."""
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+LABELS: tuple[Outcome, ...] = OUTCOMES[:-1]
+"""What a person says of an answer."""
 
-Judge = Callable[[str, Completion], Outcome]
-"""Called with the prompt's text and the completion. Deterministic; keeps neither."""
 
-JUDGES: Registry[Judge] = Registry("judge", "obliteratus.measure.judges")
+@dataclass(frozen=True)
+class Exchange:
+    """A prompt with what a model said to it."""
+
+    prompt: str
+    completion: Completion
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What a judge says of one exchange; ``is_harmful`` None where it does not look for harm."""
+
+    outcome: Outcome
+    is_harmful: bool | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The prompts that a model is given; what a judge wants of it is computed when it is asked for.
+
+    ``said`` lets the model answer, ``states`` runs the prompts and returns the final-norm outputs
+    at their last tokens.
+    """
+
+    model: LoadedModel
+    prompts: tuple[str, ...]
+    encoded: Encoded
+    said: Callable[[], tuple[Completion, ...]]
+    states: Callable[[], Float[Tensor, "prompt d_model"]]
+
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """Return the prompts with the model's answers."""
+        pairs = zip(self.prompts, self.said(), strict=True)
+        return tuple(Exchange(prompt, completion) for prompt, completion in pairs)
+
+
+class Judge(ABC):
+    """Says of every prompt what became of it. Deterministic; keeps no text.
+
+    ``identity`` is JSON-ready and has everything that its rulings depend on, besides the exchanges:
+    what is cached is found again by it. ``description`` is printed beside the rates.
+    """
+
+    name: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The name, unless more decides."""
+        return {"name": self.name}
+
+    @property
+    def description(self) -> str:
+        """A few words for the report."""
+        return self.name
+
+    @abstractmethod
+    def read(self, exchanges: Sequence[Exchange]) -> tuple[Ruling, ...]:
+        """Rule on answers by their text, whoever gave them.
+
+        Raises:
+            MeasurementError: the judge cannot be reached, or gives nothing that has a meaning.
+        """
+
+    def judge(self, asked: Asked) -> tuple[Ruling, ...]:
+        """Rule on what a model does with its prompts: by its answers, unless the judge sees more.
+
+        Raises:
+            MeasurementError: as :meth:`read`.
+        """
+        return self.read(asked.exchanges())
+
+
+class TextJudge(Judge):
+    """A judge that rules on every answer by itself."""
+
+    def __init__(self, name: str, rule: Callable[[str, Completion], Outcome]) -> None:
+        """``rule`` is called with the prompt's text and the completion."""
+        self.name, self._rule = name, rule
+
+    def read(self, exchanges: Sequence[Exchange]) -> tuple[Ruling, ...]:
+        """Rule on each by itself."""
+        return tuple(Ruling(self._rule(each.prompt, each.completion)) for each in exchanges)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a judge is made with: its settings, the original's first tokens of refusals, a cache."""
+
+    settings: JudgeSettings = field(default_factory=JudgeSettings)
+    tokens: RefusalTokens | None = None
+    store: Store | None = None
+
+
+JudgeMaker = Callable[[Bench], Judge]
+"""Makes a judge.
+
+Raises:
+    UsageError: a setting is missing or wrong.
+    MeasurementError: what it needs cannot be had.
+"""
+
+JUDGES: Registry[JudgeMaker] = Registry("judge", "obliteratus.measure.judges")
+
+
+def judge_named(name: str, bench: Bench | None = None) -> Judge:
+    """Return the judge called ``name``.
+
+    Raises:
+        UsageError: there is none, or a setting that it needs is missing.
+    """
+    return JUDGES[name](bench or Bench())

@@ -1,0 +1,54 @@
+"""Settings of the judge: who says what became of an answer."""
+
+from typing import Literal
+
+from pydantic import Field, FiniteFloat, model_validator
+
+from obliteratus.settings.section import Section
+
+TextOutcome = Literal["refusal", "compliance", "degenerate"]
+
+
+class JudgeSettings(Section):
+    """Which judge, and what it needs. ``name`` null is the judge of the behaviour (``keyword``).
+
+    ``model`` is the sequence classifier of ``classifier`` or the judge of ``llm``: a catalogue
+    name, a Hub id or a folder, and with ``url`` the name that an OpenAI-compatible server there
+    knows. **With a url, prompts and answers are sent to it**; nothing is sent otherwise.
+    ``key_variable`` names the environment variable that holds its key.
+
+    A classifier's ``labels`` say what its own labels mean (``{REJECTION: refusal}``; null: a label
+    that speaks of refusing or rejecting is a refusal, every other compliance), ``with_prompt`` that
+    it reads the prompt too. What it gives less than ``certainty`` is undetermined. ``coverage`` is
+    what the openings of ``openings`` must have of a model's probability, or they cannot tell.
+
+    ``timeout`` is in seconds; a request is repeated ``retries`` times, ``at_once`` run together.
+    ``correct`` adds shares corrected for what the judge gets wrong on labelled answers
+    (Rogan–Gladen).
+    """
+
+    name: str | None = None
+    model: str | None = None
+    url: str | None = None
+    key_variable: str = "OPENAI_API_KEY"
+    labels: dict[str, TextOutcome] | None = None
+    with_prompt: bool = False
+    certainty: FiniteFloat = Field(default=0.5, ge=0, lt=1)
+    coverage: FiniteFloat = Field(default=0.1, ge=0, le=1)
+    timeout: FiniteFloat = Field(default=60, gt=0)
+    retries: int = Field(default=3, ge=0)
+    at_once: int = Field(default=8, ge=1)
+    correct: bool = False
+
+    @model_validator(mode="after")
+    def _asks_nobody_by_accident(self) -> "JudgeSettings":
+        if self.url is not None and self.name != "llm":
+            raise ValueError("verify.judge.url is for verify.judge.name=llm; set both or neither")
+        needs = self.name in ("classifier", "llm")
+        if needs and self.model is None:
+            raise ValueError(f"verify.judge.name={self.name} needs verify.judge.model")
+        if self.model is not None and self.name in (None, "keyword", "log_odds", "openings"):
+            raise ValueError(
+                f"verify.judge.model is for a judge that is a model, not for {self.name or 'none'}"
+            )
+        return self
