@@ -1,19 +1,24 @@
 """What a judge says reaches the report: what it cannot tell, the harm it sees, how far to trust."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from obliteratus.errors import MeasurementError, UsageError
 from obliteratus.measure.agreement import agreement
-from obliteratus.measure.judges.base import judge_named
+from obliteratus.measure.judges.base import Bench, judge_named
+from obliteratus.measure.likelihood import Document
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.prompts.contrast import ContrastSet
 from obliteratus.settings import JudgeSettings, VerifySettings
 from obliteratus.statistics.proportion import wilson, wilson_with_unknown
+from obliteratus.store import Store
 from obliteratus.testing.planted_measurement import Plant, planted
 from obliteratus.verify.compare import compare
 from obliteratus.verify.html import as_html
+from obliteratus.verify.measure import measure_model
 from obliteratus.verify.report import Report, Row
 from obliteratus.verify.rows import share_row
 from obliteratus.verify.verify import verify
@@ -118,3 +123,21 @@ def test_a_model_is_verified_by_another_judge(model: LoadedModel) -> None:
     doubtful = settings.model_copy(update={"judge": judge.model_copy(update={"coverage": 1.0})})
     with pytest.raises(MeasurementError, match=r"known results|same units"):
         verify(model, model, settings=doubtful)
+
+
+def test_another_judge_does_not_find_the_rulings_of_the_first(
+    model: LoadedModel,
+    pairs: ContrastSet,
+    brief: VerifySettings,
+    documents: tuple[Document, ...],
+    tmp_path: Path,
+) -> None:
+    """Judges of one name that differ in a setting are different judges."""
+    store, said = Store(tmp_path), list[set[str]]()
+    for coverage in (0.0, 1.0):
+        bench = Bench(JudgeSettings(name="openings", coverage=coverage))
+        judge = judge_named("openings", bench)
+        found = measure_model(model, pairs, brief, judge=judge, documents=documents, store=store)
+        said.append(set(found.harmful.outcomes))
+    assert "undetermined" not in said[0]
+    assert said[1] == {"undetermined"}
