@@ -10,6 +10,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from obliteratus.errors import MeasurementError, ModelSourceError, UsageError
+from obliteratus.events import Note, listening
 from obliteratus.measure.generation import Completion, generate
 from obliteratus.measure.head import head_of
 from obliteratus.measure.judges.base import (
@@ -205,6 +206,16 @@ def test_the_labels_of_a_classifier_are_translated(classifier: Path) -> None:
     doubtful = classified(classifier, certainty=0.999999).read(texts)
     assert "undetermined" in {ruling.outcome for ruling in doubtful}
     assert classified(classifier).identity != turned.identity
+
+
+def test_what_a_classifier_does_not_read_is_said(classifier: Path) -> None:
+    notes: list[str] = []
+    with listening(lambda event: notes.append(event.text) if isinstance(event, Note) else None):
+        classified(classifier).read([exchange("Short."), exchange("a longer one, " * 20)])
+        classified(classifier).read([exchange("Short.")])
+    assert [note.partition(" tokens")[0] for note in notes] == [
+        f"1 of 2 texts are longer than the {64 - 1}"
+    ]
 
 
 def test_a_classifier_that_cannot_be_used_is_refused(classifier: Path, tmp_path: Path) -> None:

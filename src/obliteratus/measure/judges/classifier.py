@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from obliteratus.errors import ModelSourceError, UsageError
-from obliteratus.events import track
+from obliteratus.events import Note, emit, track
 from obliteratus.measure.judges.base import (
     JUDGES,
     Bench,
@@ -66,15 +66,19 @@ class ClassifierJudge(Judge):
 
     @torch.no_grad()
     def read(self, exchanges: Sequence[Exchange]) -> tuple[Ruling, ...]:
-        """Rule on the answers, or on prompts and answers, cut to what the model takes."""
+        """Rule on the answers, or on prompts and answers; a Note says how many had to be cut."""
         found: list[Ruling] = []
+        cut = 0
         starts = range(0, len(exchanges), BATCH)
         for start in track(starts, task="classify answers", total=len(starts), unit="batches"):
             some = exchanges[start : start + BATCH]
             texts = [each.completion.text for each in some]
             asked = [each.prompt for each in some]
+            given = (asked, texts) if self._settings.with_prompt else (texts,)
+            whole = self._tokenizer(*given, verbose=False)["input_ids"]
+            cut += sum(len(row) > self._longest for row in whole)
             inputs = self._tokenizer(
-                *((asked, texts) if self._settings.with_prompt else (texts,)),
+                *given,
                 padding=True,
                 truncation=True,
                 max_length=self._longest,
@@ -87,6 +91,13 @@ class ClassifierJudge(Judge):
                 known = share >= self._settings.certainty  # NaN is not
                 outcome: Outcome = self._outcomes[index] if known else "undetermined"
                 found.append(unless_degenerate(each, Ruling(outcome)))
+        if cut:
+            emit(
+                Note(
+                    f"{cut} of {len(exchanges)} texts are longer than the {self._longest} tokens "
+                    f"that {self._settings.model} takes, and were cut."
+                )
+            )
         return tuple(found)
 
     @property
