@@ -64,7 +64,7 @@ def test_one_method_is_explained_with_its_values(capsys):
     assert "follows arXiv:2306.03819" in shown
     assert "W' = W − U A Vᵀ W in every writer, with U = R, V = F" in shown
     assert "read by F: v = Σ⁺δ ‖δ‖ / (δᵀΣ⁺δ)" in shown
-    assert "edit.affine mean" in shown
+    assert "distill.knobs.shrinkage 0.3" in shown
     assert "--method leace" in shown
 
 
