@@ -3,8 +3,9 @@ import torch
 
 from obliteratus.errors import MeasurementError
 from obliteratus.measure import likelihood
+from obliteratus.measure.documents import heldout
 from obliteratus.measure.generation import Completion, generate
-from obliteratus.measure.likelihood import completion_nll, document_nll, heldout
+from obliteratus.measure.likelihood import completion_nll, document_nll
 from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.testing.tiny import tiny_model

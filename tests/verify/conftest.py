@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from obliteratus.measure.likelihood import Document
+from obliteratus.measure.documents import Document
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.prompts.contrast import ContrastSet, Prompt
 from obliteratus.settings import VerifySettings

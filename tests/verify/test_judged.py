@@ -9,7 +9,7 @@ import pytest
 from obliteratus.errors import MeasurementError, UsageError
 from obliteratus.measure.agreement import agreement
 from obliteratus.measure.judges.base import Bench, judge_named
-from obliteratus.measure.likelihood import Document
+from obliteratus.measure.documents import Document
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.prompts.contrast import ContrastSet
 from obliteratus.settings import JudgeSettings, VerifySettings
@@ -137,7 +137,7 @@ def test_another_judge_does_not_find_the_rulings_of_the_first(
     for coverage in (0.0, 1.0):
         bench = Bench(JudgeSettings(name="openings", coverage=coverage))
         judge = judge_named("openings", bench)
-        found = measure_model(model, pairs, brief, judge=judge, documents=documents, store=store)
+        found = measure_model(model, pairs, brief, judge=judge, texts=documents, store=store)
         said.append(set(found.harmful.outcomes))
     assert "undetermined" not in said[0]
     assert said[1] == {"undetermined"}

@@ -13,7 +13,7 @@ from obliteratus.errors import MeasurementError, StorageError
 from obliteratus.measure.generation import Completion, generate
 from obliteratus.measure.head import head_of
 from obliteratus.measure.judges.base import Outcome, TextJudge
-from obliteratus.measure.likelihood import Document
+from obliteratus.measure.documents import Document
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.probe.capture import probe
 from obliteratus.prompts.contrast import ContrastSet
@@ -43,7 +43,7 @@ def measure(pairs: ContrastSet, brief: VerifySettings, documents: tuple[Document
             pairs,
             settings,
             judge=TextJudge("parity", parity),
-            documents=documents,
+            texts=documents,
             **options,  # pyright: ignore[reportArgumentType]
         )
 

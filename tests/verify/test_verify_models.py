@@ -1,6 +1,7 @@
 """``verify`` on two models: from folders or from memory, one at a time, honest about both."""
 
 import dataclasses
+import math
 import weakref
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from obliteratus.errors import MeasurementError
 from obliteratus.events import Event, StageStarted, listening
-from obliteratus.measure.likelihood import Document
+from obliteratus.measure.documents import Document
+from obliteratus.measure.documents import documents as documents_of
+from obliteratus.measure.likelihood import document_nll
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.summon import summon
 from obliteratus.settings import PromptSettings, VerifySettings
@@ -29,7 +32,7 @@ BRIEF = VerifySettings(
 
 @pytest.fixture(autouse=True)
 def few_documents(monkeypatch: pytest.MonkeyPatch, documents: tuple[Document, ...]) -> None:
-    monkeypatch.setattr(measure_module, "heldout", lambda: documents)
+    monkeypatch.setattr(measure_module, "documents", lambda *_: documents)
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +134,29 @@ def test_the_stages_are_announced_and_the_report_is_written(
     save(report, tmp_path)
     assert load_report(tmp_path / "report.json") == report
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_perplexity_is_that_of_the_text_that_is_given(
+    refuser: Path, weaker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(measure_module, "documents", documents_of)
+    texts = ["Boats come into the harbour in the evening.", "Bread is made of flour and water."]
+    path = tmp_path / "texts.txt"
+    path.write_text("\n\n".join(texts), encoding="utf-8")
+    asked = {"settings": BRIEF.model_copy(update={"text": str(path)})}
+    prompts = PromptSettings(
+        harmful=str(refuser / "harmful.jsonl"), harmless=str(refuser / "harmless.jsonl")
+    )
+    report = verify(str(refuser), str(weaker), prompts=prompts, **asked)
+    row = report.row("perplexity_heldout")
+    assert [document.genre for document in report.documents] == ["texts.txt"] * 2
+    assert row is not None
+    assert row.original is not None
+    before = document_nll(summon(str(refuser)), texts, task="t")
+    assert row.original.value == pytest.approx(math.exp(before.per_token), rel=1e-5)
+
+
+def test_a_text_that_is_not_there_is_noticed_before_a_model_is_loaded(tmp_path: Path):
+    settings = BRIEF.model_copy(update={"text": str(tmp_path / "none.txt")})
+    with pytest.raises(MeasurementError, match=r"there is no file .*none\.txt"):
+        verify("no/model", "no/model", settings=settings)

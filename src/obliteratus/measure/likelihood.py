@@ -1,9 +1,7 @@
 """How probable a model finds held-out documents and given completions."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 
 import torch
 from jaxtyping import Float64, Int64
@@ -16,19 +14,9 @@ from obliteratus.measure.states import TokenStates, completion_hidden, predictin
 from obliteratus.models.chat import Encoded
 from obliteratus.models.loaded import LoadedModel
 
-HELDOUT_FILE = "heldout.jsonl"
 MAX_WINDOW = (
     2048  # tokens: longer contexts cost memory and change little for documents of this size
 )
-
-
-@dataclass(frozen=True)
-class Document:
-    """A text to be predicted, written for this project."""
-
-    id: str
-    genre: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -45,13 +33,6 @@ class Likelihood:
     def per_token(self) -> float:
         """The token-weighted mean in nats."""
         return float(self.nll.sum() / self.tokens.sum())
-
-
-def heldout() -> tuple[Document, ...]:
-    """Return the documents on which perplexity is measured: ordinary prose of several genres."""
-    path = resources.files("obliteratus.measure") / "data" / HELDOUT_FILE
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return tuple(Document(**json.loads(line)) for line in lines)
 
 
 def document_nll(model: LoadedModel, texts: Sequence[str], *, task: str) -> Likelihood:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from obliteratus.errors import UsageError, did_you_mean
 from obliteratus.measure.degenerate import degeneration
-from obliteratus.measure.likelihood import heldout
+from obliteratus.measure.documents import heldout
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.statistics.proportion import wilson
 

@@ -24,6 +24,7 @@ from obliteratus.events import Deviation, DeviationRecorded, Note, emit
 from obliteratus.measure.agreement import agreement
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.coherence import embed
+from obliteratus.measure.documents import documents
 from obliteratus.measure.head import Head, head_of
 from obliteratus.measure.judges.base import Bench, Judge
 from obliteratus.measure.log_odds import RefusalTokens
@@ -106,6 +107,7 @@ class _Run:
     def execute(self, name: str, output: Path, *, force: bool, fingerprint: str | None) -> Report:
         check_extractor(self.settings)
         BEHAVIOURS["refusal"].check_judge(self.settings.verify.judge)
+        _ = documents(self.settings.verify.text, self.settings.verify.text_documents)
         contrast = contrast_set(self.settings.prompts)
         splits = split(contrast)
         model = self._summon(name, splits)

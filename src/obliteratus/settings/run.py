@@ -114,13 +114,21 @@ class DistillSettings(Section):
 
 
 class VerifySettings(Section):
-    """VERIFY: how much is measured. ``prompts`` bounds the test prompts of each class (0: all)."""
+    """VERIFY: how much is measured. ``prompts`` bounds the test prompts of each class (0: all).
+
+    ``text`` is what perplexity is measured on: a file (``.txt`` and ``.md`` with blank lines between
+    documents, or rows of ``.csv``, ``.json``, ``.jsonl``, ``.parquet``) or
+    ``hub:owner/name[:split[:column]]``, of which the first ``text_documents`` are taken; null are
+    the documents built in.
+    """
 
     prompts: int = Field(default=0, ge=0)
     max_new_tokens: int = Field(default=64, ge=1)
     sequence_prompts: int = Field(default=64, ge=1)
     sequence_tokens: int = Field(default=32, ge=1)
     random_controls: int = Field(default=3, ge=0)
+    text: str | None = None
+    text_documents: int = Field(default=200, ge=2)
     coherence: bool = True
     save_completions: bool = False
     judge: JudgeSettings = JudgeSettings()

@@ -18,7 +18,8 @@ from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.generation import Completion, generate, generation_deviations
 from obliteratus.measure.head import head_of
 from obliteratus.measure.judges.base import Asked, Judge
-from obliteratus.measure.likelihood import Document, document_nll, heldout, token_nll
+from obliteratus.measure.documents import Document, documents
+from obliteratus.measure.likelihood import document_nll, token_nll
 from obliteratus.measure.states import completion_hidden
 from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
@@ -72,7 +73,7 @@ def measure_model(
     reference: Measurement | None = None,
     directions: Directions | None = None,
     lookalikes: tuple[Prompt, ...] = (),
-    documents: tuple[Document, ...] | None = None,
+    texts: tuple[Document, ...] | None = None,
     system: str | None = None,
     store: Store | None = None,
 ) -> Measurement:
@@ -83,7 +84,7 @@ def measure_model(
     later, and must have its vocabulary. Hidden states stay hidden states: no logits are kept.
     ``directions`` adds their projections per layer, ``lookalikes`` the refusals of safe prompts.
     ``judge`` is that of refusal (``keyword``) by default, made on the original for both models.
-    ``documents`` are held-out texts (the built-in ones by default). With a ``store`` each part is
+    ``texts`` are held-out documents (those of ``settings.text`` by default). With a ``store`` each part is
     taken from there if it was measured before, and put there as soon as it is.
 
     Completions of harmful prompts are judged and dropped, unless ``settings.save_completions``.
@@ -116,7 +117,7 @@ def measure_model(
         questions=tuple(prompt.text for prompt in chosen.harmless),
         first=meter.first_tokens(chosen, read),
         forced=meter.forced(chosen.harmless, forced),
-        heldout=meter.heldout(heldout() if documents is None else documents),
+        heldout=meter.heldout(texts or documents(settings.text, settings.text_documents)),
         lookalikes=meter.lookalikes(lookalikes) if lookalikes else None,
         rerun=meter.rerun(chosen.harmless) if reference is None else None,
         projections=None if directions is None else meter.projections(chosen, directions, read),
