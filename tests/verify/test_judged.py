@@ -8,8 +8,8 @@ import pytest
 
 from obliteratus.errors import MeasurementError, UsageError
 from obliteratus.measure.agreement import agreement
-from obliteratus.measure.judges.base import Bench, judge_named
 from obliteratus.measure.documents import Document
+from obliteratus.measure.judges.base import Bench, judge_named
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.prompts.contrast import ContrastSet
 from obliteratus.settings import JudgeSettings, VerifySettings

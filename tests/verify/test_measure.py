@@ -10,10 +10,10 @@ import torch
 
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import MeasurementError, StorageError
+from obliteratus.measure.documents import Document
 from obliteratus.measure.generation import Completion, generate
 from obliteratus.measure.head import head_of
 from obliteratus.measure.judges.base import Outcome, TextJudge
-from obliteratus.measure.documents import Document
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.probe.capture import probe
 from obliteratus.prompts.contrast import ContrastSet

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from obliteratus.errors import MeasurementError, did_you_mean
 from obliteratus.events import Note, emit
@@ -125,13 +126,14 @@ def _file_rows(path: Path) -> tuple[str, Iterator[Mapping[str, object]]]:
 def _checked(path: Path, builder: str) -> Iterator[Mapping[str, object]]:
     """Yield the rows of a file; what is damaged is an error that names the file."""
     import datasets
+    from datasets.exceptions import DatasetGenerationError
 
-    options = {"sample_by": "paragraph"} if builder == "text" else {}
+    options: dict[str, Any] = {"sample_by": "paragraph"} if builder == "text" else {}
     try:
         yield from datasets.load_dataset(
             builder, data_files=str(path), split="train", streaming=True, **options
         )
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+    except (OSError, ValueError, DatasetGenerationError) as error:
         raise MeasurementError(
             f"{path} cannot be read as {path.suffix}: {str(error).strip() or type(error).__name__}."
         ) from error

@@ -116,8 +116,8 @@ class DistillSettings(Section):
 class VerifySettings(Section):
     """VERIFY: how much is measured. ``prompts`` bounds the test prompts of each class (0: all).
 
-    ``text`` is what perplexity is measured on: a file (``.txt`` and ``.md`` with blank lines between
-    documents, or rows of ``.csv``, ``.json``, ``.jsonl``, ``.parquet``) or
+    ``text`` is what perplexity is measured on: a file (``.txt`` and ``.md`` with blank lines
+    between documents, or rows of ``.csv``, ``.json``, ``.jsonl``, ``.parquet``) or
     ``hub:owner/name[:split[:column]]``, of which the first ``text_documents`` are taken; null are
     the documents built in.
     """

@@ -15,10 +15,10 @@ import torch
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.behaviour import BEHAVIOURS
+from obliteratus.measure.documents import Document, documents
 from obliteratus.measure.generation import Completion, generate, generation_deviations
 from obliteratus.measure.head import head_of
 from obliteratus.measure.judges.base import Asked, Judge
-from obliteratus.measure.documents import Document, documents
 from obliteratus.measure.likelihood import document_nll, token_nll
 from obliteratus.measure.states import completion_hidden
 from obliteratus.models.chat import Encoded, encode
@@ -84,8 +84,8 @@ def measure_model(
     later, and must have its vocabulary. Hidden states stay hidden states: no logits are kept.
     ``directions`` adds their projections per layer, ``lookalikes`` the refusals of safe prompts.
     ``judge`` is that of refusal (``keyword``) by default, made on the original for both models.
-    ``texts`` are held-out documents (those of ``settings.text`` by default). With a ``store`` each part is
-    taken from there if it was measured before, and put there as soon as it is.
+    ``texts`` are held-out documents (those of ``settings.text`` by default). With a ``store`` each
+    part is taken from there if it was measured before, and put there as soon as it is.
 
     Completions of harmful prompts are judged and dropped, unless ``settings.save_completions``.
 
