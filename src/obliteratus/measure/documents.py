@@ -89,7 +89,7 @@ def _texts(rows: Iterator[Mapping[str, object]], name: str) -> Iterator[str]:
     first = next(rows, None)
     if first is None:
         return
-    column = "text" if "text" in first else text_column([first], name)
+    column = text_column([first], name)
     for row in itertools.chain([first], rows):
         text = row[column]
         if not isinstance(text, str):
