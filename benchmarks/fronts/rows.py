@@ -54,6 +54,11 @@ class Measures(Record):
     kl_sequence: Estimate
     perplexity: Estimate
 
+    @property
+    def refuses_more(self) -> bool:
+        """Whether refusal grew, as where an edit is a defence: no rival of what removes it."""
+        return self.refusal.value > self.original.value
+
 
 class Seconds(Record):
     """Wall clock: to find the edit, to make and save it, and to measure the saved folder."""
@@ -160,11 +165,12 @@ def staleness(row: Row, key: Key | None) -> str:
 def is_dominated(row: Row, other: Row, by: Divergence = "kl_first") -> bool:
     """Say whether ``other`` is at least as low in refusal and in KL, and lower in one of them.
 
-    Rows of two models, rows that failed and a row itself do not dominate. The estimates decide,
+    Rows of two models, rows that failed, rows that refuse more than the original and a row itself
+    take no part. The estimates decide,
     not their intervals: whether a difference is beyond noise is for the intervals to say.
     """
     a, b = row.measures, other.measures
-    if a is None or b is None or row.model != other.model:
+    if a is None or b is None or row.model != other.model or a.refuses_more or b.refuses_more:
         return False
     mine = (a.refusal.value, getattr(a, by).value)
     its = (b.refusal.value, getattr(b, by).value)
@@ -178,7 +184,13 @@ def dominators(row: Row, rows: Iterable[Row], by: Divergence = "kl_first") -> tu
 
 def front(rows: Sequence[Row], by: Divergence = "kl_first") -> tuple[Row, ...]:
     """Return the measured ``rows`` that no other of their model dominates, by rising KL."""
-    left = [row for row in rows if row.measures is not None and not dominators(row, rows, by)]
+    left = [
+        row
+        for row in rows
+        if row.measures is not None
+        and not row.measures.refuses_more
+        and not dominators(row, rows, by)
+    ]
     return tuple(sorted(left, key=lambda row: getattr(row.measures, by).value))
 
 

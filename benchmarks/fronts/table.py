@@ -22,7 +22,8 @@ Minutes are those of finding the edit from nothing (what several rows begin with
 and counted for each), of making and saving it, and of measuring the saved folder without the
 original, which is measured once. *Dominated by* names the rows that are as low in
 refusal and in first-token KL and lower in one of them, by their estimates; rows that are stale
-(made with other settings or by other code) are neither dominated nor dominate.
+(made with other settings or by other code) and rows that refuse more than the original are neither
+dominated nor dominate.
 """
 
 

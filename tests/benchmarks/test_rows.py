@@ -72,6 +72,15 @@ def test_the_front_is_what_nothing_dominates_by_rising_kl(make: Make) -> None:
     assert front([*some, make("failed", measures=None)]) == front(some)
 
 
+def test_an_edit_that_strengthens_refusal_is_no_rival_of_those_that_remove_it(make: Make) -> None:
+    defence, worse = make("amplified", 110, 0.05), make("worse", 115, 0.06)
+    weak = make("weak", 99, 0.04)
+    assert dominators(defence, [weak, defence]) == ()
+    assert dominators(worse, [defence, worse]) == ()
+    assert front([weak, defence]) == (weak,)
+    assert front([defence]) == ()
+
+
 def test_order_is_fewest_refusals_then_lowest_kl_and_failures_last(make: Make) -> None:
     some = [
         make("failed", measures=None),
