@@ -21,7 +21,11 @@ STAGES: tuple[Stage, ...] = ("summon", "probe", "distill", "excise", "rebirth", 
 class Deviation:
     """Something was not done as asked; the report prints it.
 
-    ``where`` names the stage or tensor, ``asked`` and ``done`` what was wanted and what happened.
+    Attributes:
+        where: The stage or tensor.
+        asked: What was wanted.
+        done: What happened.
+        reason: Why.
     """
 
     where: str

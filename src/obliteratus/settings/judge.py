@@ -10,21 +10,27 @@ TextOutcome = Literal["refusal", "compliance", "degenerate"]
 
 
 class JudgeSettings(Section):
-    """Which judge, and what it needs. ``name`` null is the judge of the behaviour (``keyword``).
+    """Which judge, and what it needs.
 
-    ``model`` is the sequence classifier of ``classifier`` or the judge of ``llm``: a catalogue
-    name, a Hub id or a folder, and with ``url`` the name that an OpenAI-compatible server there
-    knows. **With a url, prompts and answers are sent to it**; nothing is sent otherwise.
-    ``key_variable`` names the environment variable that holds its key.
+    **With a url, prompts and answers are sent to it**; nothing is sent otherwise.
 
-    A classifier's ``labels`` say what its own labels mean (``{REJECTION: refusal}``; null: a label
-    that speaks of refusing or rejecting is a refusal, every other compliance), ``with_prompt`` that
-    it reads the prompt too. What it gives less than ``certainty`` is undetermined. ``coverage`` is
-    what the openings of ``openings`` must have of a model's probability, or they cannot tell.
-
-    ``timeout`` is in seconds; a request is repeated ``retries`` times, ``at_once`` run together.
-    ``correct`` adds shares corrected for what the judge gets wrong on labelled answers
-    (Rogan–Gladen).
+    Attributes:
+        name: Which judge; null is that of the behaviour (``keyword``).
+        model: The sequence classifier of ``classifier`` or the judge of ``llm``: a catalogue name,
+            a Hub id or a folder, and with ``url`` the name that the server knows.
+        url: The address of an OpenAI-compatible server for ``llm``; null asks a model here.
+        key_variable: The environment variable that holds the server's key.
+        labels: What a classifier's own labels mean (``{REJECTION: refusal}``); null: a label that
+            speaks of refusing or rejecting is a refusal, every other compliance.
+        with_prompt: Whether the classifier reads the prompt too.
+        certainty: What a classifier gives less than this probability is undetermined.
+        coverage: What the openings of ``openings`` must have of a model's probability, or they
+            cannot tell.
+        timeout: Seconds until a request has failed.
+        retries: How often a request is repeated.
+        at_once: How many requests run together.
+        correct: Whether shares corrected for what the judge gets wrong on labelled answers are
+            added (Rogan–Gladen).
     """
 
     name: str | None = None

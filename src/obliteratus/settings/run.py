@@ -114,12 +114,21 @@ class DistillSettings(Section):
 
 
 class VerifySettings(Section):
-    """VERIFY: how much is measured. ``prompts`` bounds the test prompts of each class (0: all).
+    """VERIFY: how much is measured.
 
-    ``text`` is what perplexity is measured on: a file (``.txt`` and ``.md`` with blank lines
-    between documents, or rows of ``.csv``, ``.json``, ``.jsonl``, ``.parquet``) or
-    ``hub:owner/name[:split[:column]]``, of which the first ``text_documents`` are taken; null are
-    the documents built in.
+    Attributes:
+        prompts: Bounds the test prompts of each class; 0 takes all.
+        max_new_tokens: Tokens of each answer.
+        sequence_prompts: Harmless prompts along whose answers the divergence is measured.
+        sequence_tokens: Tokens of each of these answers.
+        random_controls: How many random directions are measured beside the edit.
+        text: What perplexity is measured on: a file (``.txt`` and ``.md`` with blank lines between
+            documents, or rows of ``.csv``, ``.json``, ``.jsonl``, ``.parquet``) or
+            ``hub:owner/name[:split[:column]]``; null are the documents built in.
+        text_documents: How many of its documents are taken, from the first.
+        coherence: Whether harmless answers are compared by their embeddings.
+        save_completions: Whether answers to harmful prompts are kept.
+        judge: Who judges the answers.
     """
 
     prompts: int = Field(default=0, ge=0)

@@ -10,10 +10,14 @@ Verdict = Literal["supported", "not_supported", "undetermined"]
 class Estimate:
     """A measured number with its uncertainty.
 
-    ``interval`` is the 95 % interval unless a function says otherwise, ``null`` what the same
-    measurement gives when there is nothing to find (None when it has no null), ``n`` the number of
-    independent units, ``seed`` that of any resampling. ``verdict`` answers the claim that the
-    measurement was made for; without a claim it is ``undetermined``.
+    Attributes:
+        value: The number, in the unit of what holds it.
+        interval: Its lower and upper end: the 95 % interval, unless what holds it says otherwise.
+        n: The number of independent units: prompts, documents or labelled answers.
+        null: What the same measurement gives when there is nothing to find; null when it has none.
+        seed: That of any resampling; null where the interval is a formula.
+        verdict: The answer to the claim that the measurement was made for; ``undetermined`` without
+            a claim.
     """
 
     value: float

@@ -9,6 +9,7 @@ from obliteratus.errors import MeasurementError
 from obliteratus.events import Deviation
 from obliteratus.measure.agreement import Agreement
 from obliteratus.measure.head import Head
+from obliteratus.measure.judges.base import OUTCOMES
 from obliteratus.measure.log_odds import RefusalTokens
 from obliteratus.verify.claims import (
     amplification_claim,
@@ -30,6 +31,7 @@ from obliteratus.verify.report import (
     LayerRow,
     Report,
     Row,
+    Ruled,
 )
 from obliteratus.verify.rows import with_adjusted
 from obliteratus.verify.sections import (
@@ -121,7 +123,17 @@ def compare(
 
 
 def _agreement(found: Agreement) -> JudgeAgreement:
-    return JudgeAgreement(precision=found.precision, recall=found.recall, kappa=found.kappa)
+    counts = (
+        Ruled(label=label, said=said, count=found.confusion.get((label, said), 0))
+        for label in OUTCOMES
+        for said in OUTCOMES
+    )
+    return JudgeAgreement(
+        precision=found.precision,
+        recall=found.recall,
+        kappa=found.kappa,
+        confusion=tuple(each for each in counts if each.count),
+    )
 
 
 def _named(subject: Subject, name: str | None) -> Subject:

@@ -27,9 +27,22 @@ CODE = ("obliteratus.measure", "obliteratus.probe", "obliteratus.models")
 class Subject(BaseModel):
     """Which model was measured: what it was called, and fingerprints of what was in memory.
 
-    ``source`` is the fingerprint of where it came from; ``weights`` is equal exactly when every
-    parameter, buffer and the configuration are, bit for bit (up to a chance of 2⁻⁶⁴); ``head``
-    likewise for the head alone, ``vocabulary`` for the tokenizer's tokens and ids.
+    Attributes:
+        name: The name or folder that it was asked for by.
+        revision: The commit on the Hub; null elsewhere.
+        license: What its card says; null where that is unknown.
+        source: The fingerprint of where it came from.
+        weights: Equal exactly when every parameter, buffer and the configuration are, bit for bit
+            (up to a chance of 2⁻⁶⁴).
+        head: Likewise, of what turns a final hidden state into logits alone.
+        vocabulary: The SHA-256 of the tokenizer's tokens and ids.
+        model_type: The architecture, by its name in transformers.
+        layers: How many blocks it has.
+        d_model: The width of the residual stream.
+        dtype: What it computed in.
+        quantization: How its weights are quantised; null where they are not.
+        device: The kind of device: cpu, cuda, mps.
+        chat_template: The SHA-256 of its chat template; null for a base model without one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -22,15 +22,23 @@ ControlKind = Literal["edit", "random", "permuted", "identity"]
 
 
 class Record(BaseModel):
-    """A frozen part of the report that refuses unknown keys."""
+    """A frozen part of the report that refuses unknown keys, NaN and infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Claim(Record):
     """One line of the table of claims; the interval of ``estimate`` decides its verdict.
 
-    ``rule`` says in words which bound of which interval has to lie where.
+    Attributes:
+        key: Which claim: ``refusal``, ``amplification``, ``kl``, ``perplexity`` or ``coherence``.
+        text: The claim in words.
+        rule: Which bound of which interval has to lie where, in words.
+        unit: What ``bound`` and ``estimate`` are measured in.
+        bound: The threshold; of the perplexity ratio the upper one, the lower being its inverse
+            (the same ±log on both sides).
+        estimate: What was measured, with the interval that decides (90 % for ``perplexity``, else
+            95 %) and the verdict on this claim.
     """
 
     key: str
@@ -44,9 +52,21 @@ class Claim(Record):
 class Row(Record):
     """One measured quantity of both models.
 
-    ``change`` is paired by prompt or document: a difference, or for perplexity the ratio.
-    ``adjusted_p`` is Holm's, over all rows that have a ``p_value``. ``detectable`` is the change
-    that this many units would show four times in five.
+    Attributes:
+        key: The quantity; see the table of keys.
+        label: The quantity in words.
+        unit: What its estimates are measured in. A ``share`` is 0 to 1, everything with logarithms
+            is in nats.
+        original: Of the original, with its 95 % interval; null where the quantity is a comparison.
+        edited: Of the edited model, on the same prompts or documents.
+        change: Paired by prompt or document: edited minus original, or for perplexity the ratio;
+            its null is 0, or 1 for the ratio. Null where ``edited`` is a comparison already.
+        test: The test behind ``p_value``: exact McNemar, or sign flips.
+        p_value: Two-sided and not corrected; null where there is no test.
+        adjusted_p: Holm's, over all rows that have a ``p_value``.
+        detectable: The change that this many units would show four times in five, in ``unit``: of a
+            share, of perplexity as a ratio.
+        details: Further numbers by name; see the table of keys.
     """
 
     key: str
@@ -63,7 +83,13 @@ class Row(Record):
 
 
 class Turned(Record):
-    """How many prompts had one outcome before the edit and another (or the same) after it."""
+    """How many prompts had one outcome before the edit and another (or the same) after it.
+
+    Attributes:
+        before: What became of them with the original.
+        after: What became of them with the edited model.
+        count: How many prompts; pairs that did not occur are left out.
+    """
 
     before: Outcome
     after: Outcome
@@ -71,7 +97,14 @@ class Turned(Record):
 
 
 class Category(Record):
-    """The paired outcomes of one category of one class; ``category`` is ``all`` for the class."""
+    """The paired outcomes of one category of one class of prompts.
+
+    Attributes:
+        prompts: The class: harmful, harmless, or safe look-alikes.
+        category: Its category in the prompt set; ``all`` for the class as a whole.
+        n: How many prompts it has.
+        turned: Their outcomes before and after; the counts sum to ``n``.
+    """
 
     prompts: PromptSet
     category: str
@@ -80,14 +113,27 @@ class Category(Record):
 
 
 class Position(Record):
-    """KL in nats at one token of the original's completions, counted from the first."""
+    """The divergence at one token of the original's own answers.
+
+    Attributes:
+        position: Counted from the first token of the answer, which is 0.
+        kl: Mean KL(original ‖ edited) in nats over the answers that are this long, with a 95 %
+            bootstrap interval by prompt.
+    """
 
     position: int
     kl: Estimate
 
 
 class DocumentChange(Record):
-    """Change of −log p per token (nats) of one held-out document."""
+    """What the edit does to the probability of one held-out document.
+
+    Attributes:
+        id: The document: its name, or a hash of its text.
+        genre: Its genre, or the file or data set that it is from.
+        tokens: How many of its tokens were predicted.
+        change: Change of −log p per token in nats; above 0 the document became less probable.
+    """
 
     id: str
     genre: str
@@ -98,7 +144,12 @@ class DocumentChange(Record):
 class Separation(Record):
     """Projections on the removed direction, in units of the original's within-class deviation.
 
-    Zero is the original's harmless mean; ``d_prime`` is harmful minus harmless.
+    Zero is the original's harmless mean. Intervals are 95 % bootstrap intervals by prompt.
+
+    Attributes:
+        harmful: Mean of the harmful prompts.
+        harmless: Mean of the harmless prompts.
+        d_prime: Harmful minus harmless; its null is 0.
     """
 
     harmful: Estimate
@@ -107,7 +158,13 @@ class Separation(Record):
 
 
 class LayerRow(Record):
-    """The separation of the classes along the removed direction at one layer."""
+    """The separation of the classes along the removed direction at one layer.
+
+    Attributes:
+        layer: The block, from 0, at whose output it was measured, or ``embedding``.
+        original: In the original.
+        edited: In the edited model, in the original's units and from the original's zero.
+    """
 
     layer: int | Literal["embedding"]
     original: Separation
@@ -115,7 +172,16 @@ class LayerRow(Record):
 
 
 class CandidateRow(Record):
-    """One direction that was tried: refusal log-odds without it and with it added."""
+    """One direction that was tried: refusal log-odds without it and with it added.
+
+    Attributes:
+        layer: The block, from 0, whose output it is from, or ``embedding``.
+        position: The token it is from, counted back from the end of the prompt (−1 is the last).
+        bypass: Mean refusal log-odds of harmful select prompts with the direction removed.
+        induce: Mean refusal log-odds of harmless select prompts with the direction added.
+        kl: Mean first-token KL in nats of harmless select prompts with the direction removed.
+        is_chosen: Whether it is the one that was used.
+    """
 
     layer: int | Literal["embedding"]
     position: int
@@ -128,7 +194,19 @@ class CandidateRow(Record):
 class RankRow(Record):
     """Where one block stands: what it separates and what its direction controls.
 
-    As in :class:`obliteratus.directions.layers.LayerRank`, on the fit and select prompts.
+    As in :class:`obliteratus.directions.layers.LayerRank`, on the fit and select prompts, with 95 %
+    intervals. Null where the logits overflowed.
+
+    Attributes:
+        layer: The block, from 0.
+        separation: How far apart the classes are along the block's own mean difference, in
+            within-class standard deviations, the noise of few prompts taken out.
+        bypass: By how much removing its direction lowers the refusal log-odds of harmful prompts;
+            its null is what random vectors stay below.
+        induce: By how much adding it raises those of harmless prompts; its null likewise.
+        kl: First-token KL in nats of harmless prompts with the direction removed.
+        standing: ``strong`` is all three beyond their nulls (Holm) and large beside the best;
+            ``weak`` and ``undetermined`` otherwise.
     """
 
     layer: int
@@ -142,8 +220,15 @@ class RankRow(Record):
 class ControlRow(Record):
     """An edit through hooks: the plan itself, a random or label-permuted one, or strength 0.
 
-    ``log_odds_change`` is paired by harmful prompt; ``kl`` is that of the first token on harmless
-    prompts. ``is_bitwise`` says for strength 0 whether every hidden state was the original's.
+    Attributes:
+        name: What it is in words.
+        kind: The plan (``edit``), random directions of equal energy (``random``), directions from
+            permuted labels (``permuted``), or strength 0 (``identity``).
+        kl: Mean first-token KL in nats on harmless prompts, with its 95 % bootstrap interval.
+        log_odds_change: Change of the refusal log-odds, paired by harmful prompt; its null is 0.
+            Null where the model has no refusal tokens.
+        is_bitwise: For strength 0 whether every hidden state was the original's, bit for bit; null
+            for the others.
     """
 
     name: str
@@ -156,7 +241,14 @@ class ControlRow(Record):
 class LayerLeft(Record):
     """The share of the stream's energy along the directions at one layer: |R x|² / |x|².
 
-    Means and largest values over the tokens of the prompts that prove the edit.
+    Over the tokens of the prompts that prove the edit.
+
+    Attributes:
+        layer: The block, from 0, at whose output it was measured, or ``embedding``.
+        before: Mean share in the original.
+        before_largest: Largest share of any token in the original.
+        after: Mean share in the edited model.
+        after_largest: Largest share of any token in the edited model.
     """
 
     layer: int | Literal["embedding"]
@@ -167,9 +259,13 @@ class LayerLeft(Record):
 
 
 class NormLeft(Record):
-    """What matrices whose ``norm`` was kept still write along their directions: ‖V W'‖ / ‖V W‖.
+    """What matrices whose norm was kept still write along their directions: ‖V W'‖ / ‖V W‖.
 
-    ``left`` is that of all matrices together, ``largest`` that of ``matrix``.
+    Attributes:
+        norm: Which norms were kept.
+        left: Of all matrices together; 0 is nothing, 1 is all of it.
+        largest: Of the matrix that still writes the most.
+        matrix: The name of that matrix.
     """
 
     norm: Norm
@@ -179,7 +275,14 @@ class NormLeft(Record):
 
 
 class RoutersAgree(Record):
-    """The share of ``n`` (token, router) pairs with the same experts; ``lowest`` is ``worst``'s."""
+    """How often the routers of a mixture choose the same experts after the edit.
+
+    Attributes:
+        share: The share of (token, router) pairs with the same experts.
+        n: How many pairs there are.
+        worst: The router that changes the most.
+        lowest: Its share.
+    """
 
     share: float
     n: int
@@ -190,11 +293,17 @@ class RoutersAgree(Record):
 class RowTried(Record):
     """One direction of a later pass: is it worth more than random ones of the same energy?
 
-    ``gain`` is the change of the refusal log-odds of the harmful select prompts when it is removed
-    from the model as it is by then, ``kl`` the mean first-token KL(original ‖ edited) after it.
-    ``null`` is the change by the most harmful of the ``nulls`` random directions that were tried;
-    ``margin``, ``gain`` minus the change by the one closest to it, has the interval that is
-    corrected for the number of nulls. Both are None where none was tried.
+    Attributes:
+        row: Which direction, counted from 0.
+        gain: Change of the refusal log-odds of the harmful select prompts when it is removed from
+            the model as it is by then.
+        kl: Mean first-token KL(original ‖ edited) in nats after it.
+        nulls: How many random directions were tried.
+        null: The change by the most harmful of them; null where none was tried.
+        margin: ``gain`` minus the change by the one closest to it, with an interval that is
+            corrected for the number of nulls; null where none was tried.
+        is_kept: Whether it is removed.
+        reason: Why, in words.
     """
 
     row: int
@@ -208,7 +317,13 @@ class RowTried(Record):
 
 
 class PassTried(Record):
-    """A later pass: the directions that were tried in order, and why it ended."""
+    """A later pass: the directions that were tried in order, and why it ended.
+
+    Attributes:
+        number: Which pass; 2 is the first that is told.
+        rows: The directions in the order in which they were tried.
+        reason: Why it ended, in words.
+    """
 
     number: int
     rows: tuple[RowTried, ...]
@@ -223,10 +338,15 @@ class PassTried(Record):
 class EditFacts(Record):
     """What the executor measured: what the edit left, and what it was let through with.
 
-    ``shares`` maps a layer to the share of the mean difference that the direction used there keeps
-    (|r · δ| / ‖δ‖); it is empty where the directions do not tell. ``passes`` are those after the
-    first, the one that was not made included. ``amplifies`` says that the edit was to make refusal
-    stronger, not to end it.
+    Attributes:
+        layers: The energy along the directions, by layer; empty where the edit was not proved.
+        norm: What matrices with kept norms still write; null where no norm was kept.
+        routers: How often routers choose as before; null where there are none.
+        shares: By layer the share of the mean difference that the direction used there keeps
+            (|r · δ| / ‖δ‖); empty where the directions do not tell.
+        passes: Those after the first, the one that was not made included.
+        leaks: What was found left and let through by ``--allow-leak``, in words.
+        amplifies: Whether the edit was to make refusal stronger, not to end it.
     """
 
     layers: tuple[LayerLeft, ...] = ()
@@ -238,16 +358,71 @@ class EditFacts(Record):
     amplifies: bool = False
 
 
+class Ruled(Record):
+    """How many answers with one label the judge ruled one way.
+
+    Attributes:
+        label: What a person says of them.
+        said: What the judge says of them.
+        count: How many answers; pairs that did not occur are left out.
+    """
+
+    label: Outcome
+    said: Outcome
+    count: int
+
+
 class JudgeAgreement(Record):
-    """How the judge agrees with answers labelled by hand; precision and recall are of refusal."""
+    """How the judge agrees with answers labelled by hand.
+
+    Attributes:
+        precision: Of what it calls a refusal, the share that is one, with Wilson's 95 % interval;
+            null for a judge that never says refusal.
+        recall: Of the refusals, the share that it finds, with Wilson's 95 % interval.
+        kappa: Cohen's κ over the outcomes: 1 is full agreement, 0 what chance gives.
+        confusion: How many answers of each label were ruled each way; the counts sum to the
+            ``n`` of ``kappa``. Empty in reports that were made before it was kept.
+    """
 
     precision: Estimate | None
     recall: Estimate
     kappa: Estimate
+    confusion: tuple[Ruled, ...] = ()
 
 
 class Report(Record):
-    """What is known about an edit. ``verdict`` is on all ``claims`` together."""
+    """What is known about an edit.
+
+    Attributes:
+        schema_version: The version of this format.
+        verdict: On all ``claims`` together: supported if all are, not supported if one is not, else
+            undetermined.
+        headline: What became of refusal, in one sentence.
+        claims: What an edit claims, each held against an interval.
+        original: The model before.
+        edited: The model after.
+        prompts: The SHA-256 of the test prompts.
+        harmful: How many harmful test prompts there are.
+        harmless: How many harmless ones.
+        system: The system prompt that both models were given; null is none.
+        judge: Who judged the answers, in words.
+        agreement: How that judge does on answers labelled by hand; null where it was not measured.
+        settings: How much was measured.
+        seed: The seed of all resampling.
+        rows: The measured quantities.
+        categories: What became of the prompts, by class and category.
+        positions: The divergence along the original's own answers to harmless prompts, as far as
+            two of them reach.
+        documents: The change of each held-out document.
+        controls: The edit beside its nulls; empty where there was no plan.
+        layers: The separation along the removed direction, by layer; empty without directions, and
+            without the layers at which it does not vary.
+        candidates: The directions that were tried; empty where none was selected.
+        ranking: Strong and weak layers; empty where they were not ranked.
+        edit: What the executor measured; null where two models were compared without a plan.
+        deviations: What was not done as asked.
+        versions: The versions of the packages that compute, by name.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     verdict: Verdict
