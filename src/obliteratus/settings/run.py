@@ -119,7 +119,8 @@ class VerifySettings(Section):
     ``text`` is what perplexity is measured on: a file (``.txt`` and ``.md`` with blank lines
     between documents, or rows of ``.csv``, ``.json``, ``.jsonl``, ``.parquet``) or
     ``hub:owner/name[:split[:column]]``, of which the first ``text_documents`` are taken; null are
-    the documents built in.
+    the documents built in. ``over_refusal`` safe prompts that look unsafe are asked as well (100
+    are built in; 0: none).
     """
 
     prompts: int = Field(default=0, ge=0)
@@ -127,6 +128,7 @@ class VerifySettings(Section):
     sequence_prompts: int = Field(default=64, ge=1)
     sequence_tokens: int = Field(default=32, ge=1)
     random_controls: int = Field(default=3, ge=0)
+    over_refusal: int = Field(default=100, ge=0)
     text: str | None = None
     text_documents: int = Field(default=200, ge=2)
     coherence: bool = True
