@@ -54,4 +54,4 @@ def documents() -> tuple[Document, ...]:
 
 @pytest.fixture
 def brief() -> VerifySettings:
-    return VerifySettings(max_new_tokens=4, sequence_prompts=3, sequence_tokens=2)
+    return VerifySettings(max_new_tokens=4, sequence_prompts=3, sequence_tokens=2, over_refusal=0)

@@ -56,6 +56,7 @@ def demo(
             f"verify.prompts={TEST_PROMPTS}",
             f"verify.max_new_tokens={NEW_TOKENS}",
             f"distill.select_prompts={SELECT_PROMPTS}",
+            "verify.over_refusal=0",
         )
         settings = settings_for(DEFAULT_METHOD, smaller)
         run(screen, Job(MODEL, settings), output, force=force)

@@ -126,6 +126,8 @@ class VerifySettings(Section):
             documents, or rows of ``.csv``, ``.json``, ``.jsonl``, ``.parquet``) or
             ``hub:owner/name[:split[:column]]``; null are the documents built in.
         text_documents: How many of its documents are taken, from the first.
+        over_refusal: How many safe prompts that look unsafe are asked as well (100 are built in);
+            0 asks none.
         coherence: Whether harmless answers are compared by their embeddings.
         save_completions: Whether answers to harmful prompts are kept.
         judge: Who judges the answers.
@@ -136,6 +138,7 @@ class VerifySettings(Section):
     sequence_prompts: int = Field(default=64, ge=1)
     sequence_tokens: int = Field(default=32, ge=1)
     random_controls: int = Field(default=3, ge=0)
+    over_refusal: int = Field(default=100, ge=0)
     text: str | None = None
     text_documents: int = Field(default=200, ge=2)
     coherence: bool = True

@@ -72,6 +72,7 @@ def tiny_settings(folder: Path, method: str = "advanced", *assignments: str) -> 
             "sequence_prompts": 4,
             "sequence_tokens": 8,
             "random_controls": 1,
+            "over_refusal": 4,
             "coherence": False,
         },
     }

@@ -25,6 +25,7 @@ from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.plumbing import capture
 from obliteratus.probe.forward import forward_batches, last_hidden
+from obliteratus.prompts.builtin import over_refusal
 from obliteratus.prompts.contrast import ContrastSet, Prompt
 from obliteratus.settings import VerifySettings
 from obliteratus.shapes import Layer
@@ -72,7 +73,7 @@ def measure_model(
     judge: Judge | None = None,
     reference: Measurement | None = None,
     directions: Directions | None = None,
-    lookalikes: tuple[Prompt, ...] = (),
+    lookalikes: tuple[Prompt, ...] | None = None,
     texts: tuple[Document, ...] | None = None,
     system: str | None = None,
     store: Store | None = None,
@@ -82,7 +83,8 @@ def measure_model(
     Without ``reference`` the model is an original: what it says to the harmless prompts is what it
     and every edited model are then made to say. With it the model is compared with that original
     later, and must have its vocabulary. Hidden states stay hidden states: no logits are kept.
-    ``directions`` adds their projections per layer, ``lookalikes`` the refusals of safe prompts.
+    ``directions`` adds their projections per layer. ``lookalikes`` are safe prompts that look
+    unsafe (by default ``settings.over_refusal`` of those built in).
     ``judge`` is that of refusal (``keyword``) by default, made on the original for both models.
     ``texts`` are held-out documents (those of ``settings.text`` by default). With a ``store`` each
     part is taken from there if it was measured before, and put there as soon as it is.
@@ -106,6 +108,7 @@ def measure_model(
     harmful, harmless = meter.both_answers(chosen, read)
     assert harmless.completions is not None
     forced = harmless.completions if reference is None else reference.completions
+    safe = built_in_lookalikes(settings.over_refusal) if lookalikes is None else lookalikes
     return Measurement(
         subject=subject,
         prompts=chosen.sha256,
@@ -118,7 +121,7 @@ def measure_model(
         first=meter.first_tokens(chosen, read),
         forced=meter.forced(chosen.harmless, forced),
         heldout=meter.heldout(texts or documents(settings.text, settings.text_documents)),
-        lookalikes=meter.lookalikes(lookalikes) if lookalikes else None,
+        lookalikes=meter.lookalikes(safe) if safe else None,
         rerun=meter.rerun(chosen.harmless) if reference is None else None,
         projections=None if directions is None else meter.projections(chosen, directions, read),
         deviations=generation_deviations(model),
@@ -139,6 +142,12 @@ def limited(prompts: ContrastSet, count: int) -> ContrastSet:
         tuple(side[index] for index in spread_indices(len(side), count)) for side in sides
     )
     return ContrastSet(prompts.name, harmful, harmless, prompts.is_paired)
+
+
+def built_in_lookalikes(count: int) -> tuple[Prompt, ...]:
+    """Return ``count`` of the built-in safe prompts that look unsafe, spread over their kinds."""
+    prompts = over_refusal()
+    return tuple(prompts[index] for index in spread_indices(len(prompts), count))
 
 
 @dataclass(frozen=True)

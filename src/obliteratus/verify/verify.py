@@ -55,7 +55,7 @@ class _Request:
     models: ModelSettings
     behaviour: Behaviour
     directions: Directions | None
-    lookalikes: tuple[Prompt, ...]
+    lookalikes: tuple[Prompt, ...] | None
     system: str | None
     store: Store | None
 
@@ -70,7 +70,7 @@ def verify(
     behaviour: str = "refusal",
     directions: Directions | None = None,
     controls: Controls | None = None,
-    lookalikes: tuple[Prompt, ...] = (),
+    lookalikes: tuple[Prompt, ...] | None = None,
     seed: int = 0,
     store: Store | None = None,
 ) -> Report:
@@ -81,7 +81,8 @@ def verify(
     Only the test split of the prompts is measured; refusal log-odds use first tokens calibrated on
     the original's fit split, and are left out, as a deviation, where it does not refuse in its
     first token. ``directions`` adds the separation by layer, ``controls`` (made where the plan
-    was at hand) the nulls, ``lookalikes`` over-refusal.
+    was at hand) the nulls. ``lookalikes`` are safe prompts that look unsafe, instead of those built
+    in.
 
     Raises:
         MeasurementError: the vocabularies differ, there is nothing to measure, or logits are NaN.
