@@ -122,12 +122,12 @@ class VerifySettings(Section):
         sequence_prompts: Harmless prompts along whose answers the divergence is measured.
         sequence_tokens: Tokens of each of these answers.
         random_controls: How many random directions are measured beside the edit.
+        over_refusal: How many safe prompts that look unsafe are asked as well (100 are built in);
+            0 asks none.
         text: What perplexity is measured on: a file (``.txt`` and ``.md`` with blank lines between
             documents, or rows of ``.csv``, ``.json``, ``.jsonl``, ``.parquet``) or
             ``hub:owner/name[:split[:column]]``; null are the documents built in.
         text_documents: How many of its documents are taken, from the first.
-        over_refusal: How many safe prompts that look unsafe are asked as well (100 are built in);
-            0 asks none.
         coherence: Whether harmless answers are compared by their embeddings.
         save_completions: Whether answers to harmful prompts are kept.
         judge: Who judges the answers.

@@ -205,8 +205,9 @@ class RankRow(Record):
             its null is what random vectors stay below.
         induce: By how much adding it raises those of harmless prompts; its null likewise.
         kl: First-token KL in nats of harmless prompts with the direction removed.
-        standing: ``strong`` is all three beyond their nulls (Holm) and large beside the best;
-            ``weak`` and ``undetermined`` otherwise.
+        standing: ``strong`` is all three beyond their nulls (Holm) and large beside the best
+            layer's; ``weak`` one that is not beyond its null at all, or too small; else
+            ``undetermined``.
     """
 
     layer: int

@@ -31,6 +31,7 @@ def schema() -> dict[str, Any]:
         part["description"] = summary(record)
         for key, text in descriptions(record).items():
             part["properties"][key]["description"] = text
+    found["required"] = ["schema_version", *found["required"]]  # load_report asks for it
     title = f"An obliteratus report, version {SCHEMA_VERSION}"
     return {"$schema": DRAFT, **found, "title": title}
 
