@@ -23,6 +23,7 @@ from obliteratus.verify.formatting import (
     shown,
     tiny_share,
 )
+from obliteratus.verify.judge_picture import judge_by_label, judge_caption
 from obliteratus.verify.layers import rank_line
 from obliteratus.verify.left import left_lines
 from obliteratus.verify.picture_style import DARK, LIGHT, as_svg
@@ -205,6 +206,12 @@ def _pictures(report: Report) -> list[Picture]:
         "Shaded: within 5 %.",
         pictures.change_by_document(report),
     )
+    if report.agreement is not None and report.agreement.confusion:
+        add(
+            "How far to believe the judge",
+            judge_caption(report),
+            judge_by_label(report.agreement),
+        )
     return found
 
 

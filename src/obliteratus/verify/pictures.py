@@ -95,21 +95,16 @@ def kl_by_position(report: Report) -> Figure:
         plain(axes)
         x = [row.position + 1 for row in rows]
         band_line(axes, x, [row.kl for row in rows], LIGHT["edited"])
-        axes.plot(x[0], rows[0].kl.value, "o", color=LIGHT["edited"], markersize=6)
-        axes.annotate(
-            "first token",
-            (x[0], rows[0].kl.interval[1]),
-            xytext=(-4, 5),
-            textcoords="offset points",
-            fontsize=8.5,
+        axes.plot(
+            x[0], rows[0].kl.value, "o", color=LIGHT["edited"], markersize=6, label="first token"
         )
         top = max(row.kl.interval[1] for row in rows)
         if top > LARGEST_KL / 2:
-            axes.axhline(LARGEST_KL, color=LIGHT["bad"], linewidth=1, linestyle=(0, (4, 3)))
-            axes.text(
-                x[-1], LARGEST_KL, " bound for the first token", color=LIGHT["bad"],
-                ha="right", va="bottom", fontsize=8.5,
+            axes.axhline(
+                LARGEST_KL, color=LIGHT["bad"], linewidth=1, linestyle=(0, (4, 3)),
+                label="bound for its mean",
             )  # fmt: skip
+        legend(axes)
         axes.set_ylim(0, 1.12 * max(top, 1e-12))
         axes.set_xlim(0.4, x[-1] + 0.6)
         axes.set_xlabel("token of the original's answer")
