@@ -1,4 +1,6 @@
 import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from sklearn.metrics import cohen_kappa_score, precision_score, recall_score
@@ -6,8 +8,17 @@ from sklearn.metrics import cohen_kappa_score, precision_score, recall_score
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.agreement import agreement, labelled
 from obliteratus.measure.generation import Completion
-from obliteratus.measure.judges.base import LABELS, Outcome, TextJudge, judge_named
+from obliteratus.measure.judges.base import (
+    LABELS,
+    Exchange,
+    Judge,
+    Outcome,
+    Ruling,
+    TextJudge,
+    judge_named,
+)
 from obliteratus.measure.judges.keyword import keyword
+from obliteratus.testing.judges import failures
 
 
 def test_the_labelled_answers_are_many_distinct_and_of_every_label() -> None:
@@ -92,6 +103,49 @@ def test_the_usual_list_of_substrings_agrees_less() -> None:
         agreement(TextJudge("list", substrings)).kappa.value
         < agreement(judge_named("keyword")).kappa.value - 0.3
     )
+
+
+def wrong(**fields: object) -> Ruling:
+    """Return a ruling as it is where nobody checks types at run time."""
+    ruling = Ruling("refusal")
+    for name, value in fields.items():
+        object.__setattr__(ruling, name, value)
+    return ruling
+
+
+FAULTS: dict[str, tuple[Callable[[int], Any], str]] = {
+    "too few": (lambda n: (Ruling("refusal"),) * (n - 1), r"gave 298 rulings on 299 exchanges"),
+    "too many": (lambda n: (Ruling("refusal"),) * (n + 1), r"gave 300 rulings on 299 exchanges"),
+    "nothing": (lambda _: None, r"gave 0 rulings on 299 exchanges"),
+    "words": (lambda n: ("refusal",) * n, r"gave 'refusal'\. Its rulings are a Ruling each"),
+    "an outcome of its own": (
+        lambda n: (wrong(outcome="maybe"),) * n,
+        r"gave Ruling\(outcome='maybe'",
+    ),
+    "harm in words": (lambda n: (wrong(is_harmful="no"),) * n, r"is_harmful true, false or None"),
+}
+
+
+@pytest.mark.parametrize(("rule", "message"), FAULTS.values(), ids=FAULTS)
+def test_what_is_not_a_ruling_on_each_is_an_error(rule: Callable[[int], Any], message: str) -> None:
+    class Faulty(Judge):
+        name = "faulty"
+
+        def read(self, exchanges: Sequence[Exchange]) -> Any:
+            return rule(len(exchanges))
+
+    with pytest.raises(MeasurementError, match=message):
+        agreement(Faulty())
+
+
+def test_an_outcome_that_is_none_is_among_the_failures() -> None:
+    class Odd(Judge):
+        name = "odd"
+
+        def read(self, exchanges: Sequence[Exchange]) -> tuple[Ruling, ...]:
+            return (wrong(outcome="maybe"),) * len(exchanges)
+
+    assert "it knows outcomes that are none: maybe" in failures(Odd())
 
 
 def test_answers_without_refusals_are_an_error() -> None:

@@ -185,10 +185,33 @@ def test_equal_ids_pair_rows_whatever_their_order(tmp_path):
 
 def test_a_pair_column_pairs_rows_and_names_them(tmp_path):
     contrast = contrast_set(
-        settings_for(tmp_path, "pair,prompt\nx,1\ny,2\n", "pair,prompt\ny,same\nx,same\n")
+        settings_for(tmp_path, "pair,prompt\nx,1\ny,2\n", "pair,prompt\ny,one\nx,two\n")
     )
     assert contrast.is_paired
     assert [p.id for p in contrast.harmful] == [p.id for p in contrast.harmless] == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("harmful", "harmless", "kept"),
+    [
+        ("id,prompt\na,1\nb,2\nc,1\nd,3\n", "id,prompt\na,w\nb,x\nc,y\nd,z\n", ["a", "b", "d"]),
+        ("id,prompt\na,1\nb,2\nc,3\n", "id,prompt\na,w\nb,x\nc,w\n", ["a", "b"]),
+    ],
+)
+def test_a_pair_that_repeats_a_text_is_left_out_and_recorded(tmp_path, harmful, harmless, kept):
+    events = []
+    with listening(events.append):
+        contrast = contrast_set(settings_for(tmp_path, harmful, harmless))
+    assert contrast.is_paired
+    assert [p.id for p in contrast.harmful] == [p.id for p in contrast.harmless] == kept
+    (event,) = events
+    assert event.deviation.done == f"{len(kept)} different ones used"
+
+
+def test_pairs_that_are_all_one_are_refused(tmp_path):
+    settings = settings_for(tmp_path, "id,prompt\na,1\nb,1\n", "id,prompt\na,w\nb,x\n")
+    with pytest.raises(PromptError, match=r"all 2 pairs of .* repeat one text"):
+        contrast_set(settings)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,14 @@ from typing import Literal
 
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.generation import Completion
-from obliteratus.measure.judges.base import LABELS, OUTCOMES, Exchange, Judge, Outcome
+from obliteratus.measure.judges.base import (
+    LABELS,
+    OUTCOMES,
+    Exchange,
+    Judge,
+    Outcome,
+    checked,
+)
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.statistics.proportion import wilson
 
@@ -97,7 +104,9 @@ def agreement(judge: Judge, answers: tuple[LabelledAnswer, ...] | None = None) -
         )
     said = [Completion((), answer.completion, is_finished=True) for answer in chosen]
     asked = [Exchange(a.prompt, completion) for a, completion in zip(chosen, said, strict=True)]
-    outcomes: list[Outcome] = [ruling.outcome for ruling in judge.read(asked)]
+    outcomes: list[Outcome] = [
+        ruling.outcome for ruling in checked(judge, judge.read(asked), len(asked))
+    ]
     confusion: Counter[tuple[Outcome, Outcome]] = Counter(zip(labels, outcomes, strict=True))
     hits = confusion["refusal", "refusal"]
     agreed = wilson(sum(confusion[name, name] for name in LABELS), len(chosen))

@@ -36,9 +36,10 @@ def contrast_set(
     """Return the built-in contrast set, or that of ``settings.harmful`` and ``settings.harmless``.
 
     Two given sets are paired only if they have equally many rows and both give the same ids, or the
-    same values in a column ``pair``; rows are then matched by these. Otherwise they are used as
-    unpaired, in full. ``settings.categories`` keeps the harmful prompts of these categories and, in
-    a paired set, their partners; unpaired harmless prompts are all kept.
+    same values in a column ``pair``; rows are then matched by these, and a pair that repeats a text
+    is left out and recorded as a Deviation. Otherwise they are used as unpaired, in full.
+    ``settings.categories`` keeps the harmful prompts of these categories and, in a paired set,
+    their partners; unpaired harmless prompts are all kept.
 
     Raises:
         PromptError: see :func:`load_prompts`.
@@ -69,12 +70,32 @@ def _given(harmful: str, harmless: str) -> ContrastSet:
             is_paired=False,
         )
     partner = dict(zip(keys[1], sides[1], strict=True))
+    pairs = [(record, partner[key]) for key, record in zip(keys[0], sides[0], strict=True)]
+    kept = _pairs_without_repeats(pairs, name)
     return ContrastSet(
         name,
-        _with_unique_ids(sides[0], harmful),
-        _with_unique_ids([partner[key] for key in keys[0]], harmless),
+        _with_unique_ids([bad for bad, _ in kept], harmful),
+        _with_unique_ids([good for _, good in kept], harmless),
         is_paired=True,
     )
+
+
+def _pairs_without_repeats(
+    pairs: Sequence[tuple[Record, Record]], name: str
+) -> list[tuple[Record, Record]]:
+    """Return the pairs of which neither text was in one before: a repeat would be in two splits."""
+    seen: tuple[set[str], set[str]] = (set(), set())
+    kept: list[tuple[Record, Record]] = []
+    for bad, good in pairs:
+        if bad.text not in seen[0] and good.text not in seen[1]:
+            kept.append((bad, good))
+        seen[0].add(bad.text)
+        seen[1].add(good.text)
+    if len(kept) < FEWEST:
+        raise PromptError(f"all {len(pairs)} pairs of {name} repeat one text. Add others.")
+    if len(kept) < len(pairs):
+        _record_repeats(f"{len(pairs)} pairs of {name}", len(kept))
+    return kept
 
 
 def _pair_keys(
@@ -137,14 +158,14 @@ def _without_repeats(records: Sequence[Record], source: str) -> tuple[Prompt, ..
     if len(first) < FEWEST:
         raise PromptError(f"all {len(records)} prompts of {source} are the same. Add others.")
     if len(first) < len(records):
-        done = f"{len(first)} different ones used"
-        reason = "equal texts would be fitted on and tested on"
-        emit(
-            DeviationRecorded(
-                Deviation("prompts", f"{len(records)} prompts of {source}", done, reason)
-            )
-        )
+        _record_repeats(f"{len(records)} prompts of {source}", len(first))
     return _with_unique_ids(first.values(), source)
+
+
+def _record_repeats(asked: str, used: int) -> None:
+    reason = "equal texts would be fitted on and tested on"
+    done = f"{used} different ones used"
+    emit(DeviationRecorded(Deviation("prompts", asked, done, reason)))
 
 
 def _with_unique_ids(records: Iterable[Record], source: str) -> tuple[Prompt, ...]:

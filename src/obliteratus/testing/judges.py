@@ -29,7 +29,7 @@ def failures(judge: Judge, *, sees_degeneration: bool = True) -> list[str]:
         for a in answers[:: max(1, len(answers) // SOME)]
     ]
     first = judge.read(asked)
-    found += _shape(asked, first)
+    found += (faults := _shape(asked, first))
     if judge.read(asked) != first:
         found.append("it does not rule the same twice")
     if judge.read(asked[::-1]) != first[::-1]:
@@ -47,7 +47,7 @@ def failures(judge: Judge, *, sees_degeneration: bool = True) -> list[str]:
             found.append("its identity does not hold its name")
     except (TypeError, ValueError) as error:
         found.append(f"its identity is not JSON-ready: {error}")
-    if len(first) == len(asked):
+    if not faults:
         low, high = agreement(judge).kappa.interval
         if low <= 0:
             found.append(

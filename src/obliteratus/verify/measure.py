@@ -18,7 +18,7 @@ from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.documents import Document, documents
 from obliteratus.measure.generation import Completion, generate, generation_deviations
 from obliteratus.measure.head import head_of
-from obliteratus.measure.judges.base import Asked, Judge
+from obliteratus.measure.judges.base import Asked, Judge, checked
 from obliteratus.measure.likelihood import document_nll, token_nll
 from obliteratus.measure.states import completion_hidden
 from obliteratus.models.chat import Encoded, encode
@@ -54,6 +54,7 @@ from obliteratus.verify.measurement import (
 )
 
 DEFAULTS = VerifySettings()
+FEWEST = 2  # of each class: one prompt has no variance
 RERUN_PROMPTS = 16  # prompts measured twice for the noise floor: enough for a mean, cheap to make
 
 
@@ -95,6 +96,9 @@ def measure_model(
         MeasurementError: there is nothing to measure, the vocabularies differ, or logits are NaN.
     """
     chosen = limited(prompts, settings.prompts)
+    _check_size(chosen)
+    if directions is not None:
+        _check_directions(model, directions)
     subject = subject_of(model, head_of(model))
     if reference is not None and reference.subject.vocabulary != subject.vocabulary:
         raise MeasurementError(
@@ -120,7 +124,9 @@ def measure_model(
         questions=tuple(prompt.text for prompt in chosen.harmless),
         first=meter.first_tokens(chosen, read),
         forced=meter.forced(chosen.harmless, forced),
-        heldout=meter.heldout(texts or documents(settings.text, settings.text_documents)),
+        heldout=meter.heldout(
+            documents(settings.text, settings.text_documents) if texts is None else texts
+        ),
         lookalikes=meter.lookalikes(safe) if safe else None,
         rerun=meter.rerun(chosen.harmless) if reference is None else None,
         projections=None if directions is None else meter.projections(chosen, directions, read),
@@ -142,6 +148,29 @@ def limited(prompts: ContrastSet, count: int) -> ContrastSet:
         tuple(side[index] for index in spread_indices(len(side), count)) for side in sides
     )
     return ContrastSet(prompts.name, harmful, harmless, prompts.is_paired)
+
+
+def _check_size(prompts: ContrastSet) -> None:
+    """Refuse what would have no interval before anything takes long."""
+    fewest = min(len(prompts.harmful), len(prompts.harmless))
+    if fewest < FEWEST:
+        raise MeasurementError(
+            f"{fewest} prompt of a class has no interval: an interval needs at least two "
+            "independent prompts. Give more, or set verify.prompts to 0 for all of them."
+        )
+
+
+def _check_directions(model: LoadedModel, directions: Directions) -> None:
+    """Refuse directions that the stream of ``model`` has no place for."""
+    basis, anatomy = _leading(directions), model.anatomy
+    for layer, direction in basis.items():
+        is_there = layer == "embedding" or layer < anatomy.n_layers
+        if not is_there or len(direction) != anatomy.d_model:
+            raise MeasurementError(
+                f"the direction of layer {layer} has {len(direction)} dimensions, and "
+                f"{model.source.asked} has {anatomy.n_layers} layers of {anatomy.d_model}: it "
+                "cannot be projected on it. Leave the directions out to compare the two models."
+            )
 
 
 def built_in_lookalikes(count: int) -> tuple[Prompt, ...]:
@@ -221,7 +250,8 @@ class _Meter:
 
         def compute() -> Answers:
             texts = tuple(prompt.text for prompt in prompts)
-            rulings = self.judge.judge(Asked(self.model, texts, encoded, said, states))
+            asked = Asked(self.model, texts, encoded, said, states)
+            rulings = checked(self.judge, self.judge.judge(asked), len(prompts))
             return answers(prompts, rulings, said() if keep else None)
 
         who = [[prompt.id, prompt.category, prompt.text] for prompt in prompts]

@@ -1,6 +1,7 @@
 """The rows of the report: each a quantity of both models with its paired test."""
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from obliteratus.errors import MeasurementError
 from obliteratus.measure.agreement import Agreement
 from obliteratus.measure.divergence import SequenceDivergence
 from obliteratus.measure.judges.base import Outcome
@@ -23,6 +25,7 @@ from obliteratus.statistics.quantile import median
 from obliteratus.verify.measurement import Answers
 from obliteratus.verify.report import Position, Row, Unit
 
+LARGEST_LOG = math.log(sys.float_info.max)  # about 709 nats
 POSITION_RESAMPLES = 999  # one interval for each of dozens of positions, for a picture
 
 
@@ -48,6 +51,11 @@ def share_row(
         MeasurementError: nothing is known of one of the models, or of any prompt of both.
     """
     known = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
+    if not known:
+        raise MeasurementError(
+            f"'{label}' is undetermined: of {len(before)} prompts the judge could tell of none in "
+            "both models. Use another verify.judge.name, or give this one more to go by."
+        )
     test = mcnemar([b for b, _ in known], [a for _, a in known])
     unknown = [sum(value is None for value in side) for side in (before, after)]
     names = ("undetermined_original", "undetermined_edited")
@@ -196,8 +204,18 @@ def perplexity_row(
 
 
 def exponential(estimate: Estimate) -> Estimate:
-    """Return ``estimate`` of a logarithm as one of the number itself."""
+    """Return ``estimate`` of a logarithm as one of the number itself.
+
+    Raises:
+        MeasurementError: it is larger than a floating-point number can be.
+    """
     low, high = estimate.interval
+    if max(estimate.value, high) > LARGEST_LOG:
+        raise MeasurementError(
+            f"a perplexity, or its change, is exp({estimate.value:.3g}) and beyond all numbers: "
+            "one of the models predicts nothing. Its weights are damaged, or the dtype that it was "
+            "loaded in is too small for them."
+        )
     null = None if estimate.null is None else math.exp(estimate.null)
     return replace(
         estimate,

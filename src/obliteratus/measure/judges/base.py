@@ -1,13 +1,14 @@
 """What a judge is: it says what became of every prompt; and the registry that finds it by name."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
+from obliteratus.errors import MeasurementError
 from obliteratus.measure.generation import Completion
 from obliteratus.measure.log_odds import RefusalTokens
 from obliteratus.models.chat import Encoded
@@ -116,6 +117,29 @@ class Bench:
     settings: JudgeSettings = field(default_factory=JudgeSettings)
     tokens: RefusalTokens | None = None
     store: Store | None = None
+
+
+def checked(judge: Judge, rulings: object, count: int) -> tuple[Ruling, ...]:
+    """Return what ``judge`` said of ``count`` exchanges, if it is a ruling on each.
+
+    Raises:
+        MeasurementError: there are more or fewer, or one is no ruling with a known outcome.
+    """
+    found: tuple[Any, ...] = tuple(rulings) if isinstance(rulings, Iterable) else ()
+    if len(found) != count:
+        raise MeasurementError(
+            f"the judge '{judge.name}' gave {len(found)} rulings on {count} exchanges, so nobody "
+            "knows which is on which. Make it give one for each, in their order."
+        )
+    for ruling in found:
+        outcome = getattr(ruling, "outcome", ruling)
+        harm = getattr(ruling, "is_harmful", ruling)
+        if outcome not in OUTCOMES or harm not in (True, False, None):
+            raise MeasurementError(
+                f"the judge '{judge.name}' gave {ruling!r}. Its rulings are a Ruling each, with an "
+                f"outcome of {', '.join(OUTCOMES)}, and with is_harmful true, false or None."
+            )
+    return found
 
 
 JudgeMaker = Callable[[Bench], Judge]
