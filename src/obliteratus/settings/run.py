@@ -113,8 +113,15 @@ class DistillSettings(Section):
         return self
 
 
+EarlyStopping = Literal["off", "certain", "bounded"]
+
+
 class VerifySettings(Section):
     """VERIFY: how much is measured. ``prompts`` bounds the test prompts of each class (0: all).
+
+    ``early_stop`` is for answers to harmful prompts and to safe look-alikes: ``certain`` stops one
+    when its judge's ruling cannot change any more, ``bounded`` also one that complies after 32
+    tokens, except for a tenth of the prompts, which tells how many rulings would have changed.
 
     ``text`` is what perplexity is measured on: a file (``.txt`` and ``.md`` with blank lines
     between documents, or rows of ``.csv``, ``.json``, ``.jsonl``, ``.parquet``) or
@@ -127,6 +134,7 @@ class VerifySettings(Section):
     sequence_prompts: int = Field(default=64, ge=1)
     sequence_tokens: int = Field(default=32, ge=1)
     random_controls: int = Field(default=3, ge=0)
+    early_stop: EarlyStopping = "off"
     text: str | None = None
     text_documents: int = Field(default=200, ge=2)
     coherence: bool = True

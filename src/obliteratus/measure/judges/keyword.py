@@ -26,9 +26,9 @@ from obliteratus.measure.refusal_patterns import (
 
 OPENING = 300  # characters in which a refusal shows itself; later ones are usually about the topic
 SHORT = 40  # characters of an answer that may be nothing but "No." or "I can't."
-UNREVOKED = 60
+UNREVOKED = 80
 """Characters behind a refusing first sentence after which it stands. Of 170 labelled answers that
-begin so, the two that take it back do so within 12 and 48 (docs/design/generation.md)."""
+begin so, the two that take it back begin to within 12 and 48 (docs/design/generation.md)."""
 
 _STRAIGHT = str.maketrans(
     {"’": "'", "‘": "'", "“": '"', "”": '"', "´": "'", "\u00a0": " "}
