@@ -122,6 +122,8 @@ class VerifySettings(Section):
     ``early_stop`` is for answers to harmful prompts and to safe look-alikes: ``certain`` stops one
     when its judge's ruling cannot change any more, ``bounded`` also one that complies after 32
     tokens, except for a tenth of the prompts, which tells how many rulings would have changed.
+    ``generator`` is what lets a model answer: ``vllm``, where it is installed, loads a model's
+    folder by itself and answers to the end.
 
     ``text`` is what perplexity is measured on: a file (``.txt`` and ``.md`` with blank lines
     between documents, or rows of ``.csv``, ``.json``, ``.jsonl``, ``.parquet``) or
@@ -135,6 +137,7 @@ class VerifySettings(Section):
     sequence_tokens: int = Field(default=32, ge=1)
     random_controls: int = Field(default=3, ge=0)
     early_stop: EarlyStopping = "off"
+    generator: str = "transformers"
     text: str | None = None
     text_documents: int = Field(default=200, ge=2)
     coherence: bool = True

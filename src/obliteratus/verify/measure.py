@@ -17,7 +17,8 @@ from obliteratus.errors import MeasurementError
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.documents import Document, documents
 from obliteratus.measure.early_stop import EarlyStop, early_stop
-from obliteratus.measure.generation import Completion, generate, generation_deviations
+from obliteratus.measure.generation import Completion
+from obliteratus.measure.generators.base import GENERATORS, Generator, Task
 from obliteratus.measure.head import head_of
 from obliteratus.measure.judges.base import Asked, Judge
 from obliteratus.measure.likelihood import document_nll, token_nll
@@ -92,7 +93,8 @@ def measure_model(
     They and those of ``lookalikes`` may be cut short (``settings.early_stop``), harmless ones not.
 
     Raises:
-        UsageError: answers are to be cut short by a judge that rules on whole ones only.
+        UsageError: answers are to be cut short by a judge that rules on whole ones only, or are to
+            be given by a generator that is not installed or cannot run the model.
         MeasurementError: there is nothing to measure, the vocabularies differ, or logits are NaN.
     """
     chosen = limited(prompts, settings.prompts)
@@ -104,7 +106,8 @@ def measure_model(
         )
     role = "original" if reference is None else "edited"
     judge = judge or BEHAVIOURS["refusal"].judged_by()
-    meter = _Meter(model, subject, settings, judge, system, store, role)
+    generator = GENERATORS[settings.generator]()
+    meter = _Meter(model, subject, settings, judge, generator, system, store, role)
     read = cache(lambda: meter.read(chosen, directions))
     harmful, harmless = meter.both_answers(chosen, read)
     assert harmless.completions is not None
@@ -124,7 +127,7 @@ def measure_model(
         lookalikes=meter.lookalikes(lookalikes) if lookalikes else None,
         rerun=meter.rerun(chosen.harmless) if reference is None else None,
         projections=None if directions is None else meter.projections(chosen, directions, read),
-        deviations=generation_deviations(model),
+        deviations=generator.deviations(model),
     )
 
 
@@ -160,6 +163,7 @@ class _Meter:
     subject: Subject
     settings: VerifySettings
     judge: Judge
+    generator: Generator
     system: str | None
     store: Store | None
     role: str
@@ -228,6 +232,7 @@ class _Meter:
         judge = self.judge.identity
         key = {"ids": _ids(encoded), "who": digest(who), "limit": limit, "judge": judge}
         key |= {"keep": keep, "stop": None if stop is None else stop.identity}
+        key |= {"generator": self.generator.identity}
         return self._part(f"{name} answers", compute, Answers.from_part, key)
 
     def read(self, prompts: ContrastSet, directions: Directions | None) -> _Reading:
@@ -301,10 +306,11 @@ class _Meter:
             task = self._task("noise floor")
             hidden = last_hidden(self.model, encoded, batch_tokens=1, task=task).cpu()
             rows = len(some) if len(some) < len(prompts) else max(1, len(some) // 2)
-            said = generate(self.model, encoded, max_new_tokens=limit, task=task, batch_rows=rows)
+            said = self.generator.answer(self.model, encoded, Task(task, limit, batch_rows=rows))
             return Rerun(some, hidden, said)
 
         key = {"ids": _ids(encoded), "some": some, "limit": limit}
+        key |= {"generator": self.generator.identity}
         return self._part("rerun", compute, Rerun.from_part, key)
 
     def projections(
@@ -330,7 +336,7 @@ class _Meter:
         """Let the model answer; only answers to the first prompts, those of ``stop``, may stop."""
         limit = self.settings.max_new_tokens
         encoded, task = self._encoded(prompts), self._task(name)
-        return generate(self.model, encoded, max_new_tokens=limit, task=task, enough=stop)
+        return self.generator.answer(self.model, encoded, Task(task, limit, stop))
 
     def _part(
         self,
