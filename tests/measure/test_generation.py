@@ -6,7 +6,7 @@ import torch
 
 from obliteratus.errors import MeasurementError, UnsupportedArchitectureError
 from obliteratus.events import Event, Progress, listening
-from obliteratus.measure import generation
+from obliteratus.measure import answer_rows, generation
 from obliteratus.measure.generation import (
     Completion,
     generate,
@@ -133,7 +133,7 @@ def test_batch_size_does_not_change_completions(rows: int) -> None:
 
 
 def test_prompts_run_in_several_pieces_share_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "automatic_batch_tokens", lambda _: 1)
+    monkeypatch.setattr(answer_rows, "automatic_batch_tokens", lambda _: 1)
     model = talkative("gemma2")
     encoded = encode(model, PROMPTS)
     found = generate(model, encoded, max_new_tokens=NEW_TOKENS, task="t")
@@ -255,12 +255,13 @@ def test_a_model_whose_state_cannot_be_moved_is_run_without_padding(
     encoded = encode(model, (*PROMPTS, "No"))
     stopping_early(model, encoded)
     expected = one_by_one(model, encoded)
-    monkeypatch.setattr(generation, "can_share_prefix", lambda _: False)
+    for module in (generation, answer_rows):
+        monkeypatch.setattr(module, "can_share_prefix", lambda _: False)
 
     def no_move(*_: object) -> None:
         raise AssertionError("keys and values were moved")
 
-    monkeypatch.setattr(generation, "answer_cache", no_move)
+    monkeypatch.setattr(answer_rows, "answer_cache", no_move)
     found = generate(model, encoded, max_new_tokens=NEW_TOKENS, task="t")
     assert [completion.token_ids for completion in found] == expected
 
@@ -275,6 +276,6 @@ def test_nan_logits_are_an_error() -> None:
 
 def test_a_backbone_without_a_known_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
-    monkeypatch.setattr(generation, "CACHE_NAMES", ("some_other_cache",))
+    monkeypatch.setattr(answer_rows, "CACHE_NAMES", ("some_other_cache",))
     with pytest.raises(UnsupportedArchitectureError, match="takes none of some_other_cache"):
         generate(model, encode(model, ["Hello"]), max_new_tokens=2, task="t")

@@ -12,6 +12,7 @@ from obliteratus.directions.directions import Directions
 from obliteratus.errors import MeasurementError, StorageError
 from obliteratus.measure.documents import Document
 from obliteratus.measure.generation import Completion, generate
+from obliteratus.measure.generators import transformers
 from obliteratus.measure.head import head_of
 from obliteratus.measure.judges.base import Outcome, TextJudge
 from obliteratus.models.loaded import LoadedModel
@@ -55,13 +56,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The parts that were really computed, by the function that computes each."""
     made: list[str] = []
     for name in ("generate", "last_hidden", "completion_hidden", "document_nll", "forward_batches"):
-        real = getattr(measure_module, name)
+        module = transformers if name == "generate" else measure_module
+        real = getattr(module, name)
 
         def counted(*args: object, _real: object = real, _name: str = name, **rest: object):
             made.append(_name)
             return _real(*args, **rest)  # pyright: ignore[reportCallIssue]
 
-        monkeypatch.setattr(measure_module, name, counted)
+        monkeypatch.setattr(module, name, counted)
     return made
 
 
@@ -184,7 +186,7 @@ def test_harmful_completions_are_kept_only_when_asked(
             for row, completion in enumerate(said)
         )
 
-    monkeypatch.setattr(measure_module, "generate", telling)
+    monkeypatch.setattr(transformers, "generate", telling)
     found = measure(model, store=Store(tmp_path / "store"))
     assert found.harmful.completions is None
     folder = tmp_path / "saved"

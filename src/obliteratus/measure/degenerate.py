@@ -94,11 +94,27 @@ def is_loop(text: str) -> bool:
     unit, covered = tail_loop(re.sub(r"\d+", "0", flat), NUMBERED_REPEATS)
     if covered >= LOOP_CHARACTERS and sum(character.isalpha() for character in unit) >= 2:
         return True
+    repeated, total = _repeated_grams(flat)
+    return total > 0 and repeated >= REPEATED_SHARE * total
+
+
+def loops_whatever_follows(text: str, words: int) -> bool:
+    """Say whether :func:`is_loop` holds of ``text`` with any ``words`` more words behind it.
+
+    Its 4-grams stay what they are but for the last, which may end in half a word; that many new
+    ones would have to outweigh the repeated ones.
+    """
+    repeated, total = _repeated_grams(" ".join(text.lower().split()))
+    return repeated > 1 and repeated - 1 >= REPEATED_SHARE * (total + words)
+
+
+def _repeated_grams(flat: str) -> tuple[int, int]:
+    """Return how many word 4-grams were there before, and all; none where words are few."""
     words = re.findall(r"\w+", flat)
     if len(words) < REPEATED_WORDS:
-        return False
+        return 0, 0
     grams = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
-    return 1 - len(grams) / grams.total() >= REPEATED_SHARE
+    return grams.total() - len(grams), grams.total()
 
 
 def _wide(text: str) -> int:

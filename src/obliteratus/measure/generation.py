@@ -1,38 +1,31 @@
-"""Greedy generation for measurement: the shared prefix run once, finished rows leave their batch.
+"""Greedy generation for measurement: the shared prefix runs once, finished rows leave a batch."""
 
-Prompts are run padded on the right, where causal attention does not see the padding; then keys and
-values are moved so that all rows end in the same column. In that layout the distances between
-tokens, and so sliding windows, are those of an unpadded row, and columns before it are masked.
-"""
-
-import inspect
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import psutil
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from obliteratus.errors import MeasurementError, UnsupportedArchitectureError
+from obliteratus.errors import MeasurementError
 from obliteratus.events import Deviation, Note, Progress, emit
-from obliteratus.measure.answer_cache import answer_cache
+from obliteratus.measure.answer_rows import Batch, prefill, step
 from obliteratus.measure.head import Head, head_of
 from obliteratus.models.chat import Encoded
 from obliteratus.models.loaded import LoadedModel
-from obliteratus.probe.forward import automatic_batch_tokens, is_out_of_memory, prefix_length
+from obliteratus.probe.forward import is_out_of_memory
 from obliteratus.probe.prefix import SharedPrefix, can_share_prefix, shared_prefix
 
 CPU_ROWS = 128
-FEWEST_CPU_ROWS = 64
-"""Measured on two cores: a float32 product with 32 rows takes as long as one with 64, at a third of
-the rate of one with 128. So batches are large, and finished rows stay where they fill one up."""
+FEWEST_CPU_ROWS = 16
+"""Measured (docs/design/generation.md): a float32 product takes 1.1 + 0.046 per row from 16 rows to
+128, so batches are large and finished rows leave them; one with 8 rows takes as long as with 16."""
 ACCELERATOR_ROWS = 256
-WORTH_DROPPING = 0.75  # rows are dropped when this share of a batch is enough: it copies the cache
 MEMORY_SHARE = 0.25  # of the free memory
-CACHE_NAMES = ("past_key_values", "cache_params")
+FIRST_CHECK = 4  # tokens after which an answer is first asked about
+CHECK_SHARE = 8  # then every 4 tokens, and every eighth of its length where that is more
 NEUTRAL = {
     "repetition_penalty": (None, 1.0),
     "no_repeat_ngram_size": (None, 0),
@@ -49,6 +42,8 @@ NEUTRAL = {
     "stop_strings": (None,),
 }
 """Generation settings that change a greedy completion, with the values at which they do not."""
+Enough = Callable[[int, tuple[int, ...], str], bool]
+"""Says of a prompt's index, its answer's tokens so far and their text whether they are enough."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +51,14 @@ class Completion:
     """What a model said after one prompt.
 
     ``token_ids`` holds every generated token, the stop token included; ``text`` is decoded without
-    special tokens. ``is_finished``: the model stopped by itself before the limit.
+    special tokens. ``is_finished``: the model stopped by itself before the limit. ``is_cut``: it
+    was stopped before the limit, because that was enough.
     """
 
     token_ids: tuple[int, ...]
     text: str
     is_finished: bool
+    is_cut: bool = False
 
 
 def generate(
@@ -71,6 +68,7 @@ def generate(
     max_new_tokens: int,
     task: str,
     batch_rows: int = 0,
+    enough: Enough | None = None,
 ) -> tuple[Completion, ...]:
     """Return the most probable continuation of each prompt, token by token, in prompt order.
 
@@ -80,6 +78,10 @@ def generate(
     stops at any stop token of the model's generation configuration and leaves its batch.
     ``batch_rows`` bounds a batch (0 chooses by speed and memory); one that does not fit into memory
     is halved, with a Note. One Progress of ``task`` is emitted whenever prompts are finished.
+
+    ``enough`` is asked about every unfinished answer after 4, 8, ... 32, 36, 40, 45, ... tokens
+    (the distance grows by an eighth, so that all its texts together are linear in the longest), and
+    stops it where it says so.
 
     Raises:
         MeasurementError: there are no prompts, one is empty, ``max_new_tokens`` is below 1, a
@@ -95,9 +97,10 @@ def generate(
     start = time.perf_counter()
     while waiting:
         rows = _next_rows(model, waiting, lengths, limit)
-        prompts = [encoded.ids[row] for row in rows]
+        batch = Batch([encoded.ids[row] for row in rows], prefix, max_new_tokens)
+        asked = None if enough is None else _about(model, rows, enough)
         try:
-            for index, tokens in _decode(model, head, prompts, prefix, max_new_tokens):
+            for index, tokens in _decode(model, head, batch, asked):
                 found[rows[index]] = tokens
                 elapsed = time.perf_counter() - start
                 emit(Progress(task, len(found), len(lengths), "prompts", elapsed))
@@ -106,7 +109,7 @@ def generate(
                 raise
             limit = _halved(len(rows), max(lengths) + max_new_tokens)
         waiting = [row for row in waiting if row not in found]
-    return tuple(_completion(model, found[row]) for row in range(len(lengths)))
+    return tuple(_completion(model, found[row], max_new_tokens) for row in range(len(lengths)))
 
 
 def generation_deviations(model: LoadedModel) -> tuple[Deviation, ...]:
@@ -129,178 +132,59 @@ def stop_tokens(model: LoadedModel) -> frozenset[int]:
     return frozenset(found) if isinstance(found, list) else frozenset({int(found)})
 
 
-@dataclass
-class _Rows:
-    """The rows of a batch, aligned at their last token; ``is_live`` marks those being written.
+def _about(
+    model: LoadedModel, rows: Sequence[int], enough: Enough
+) -> Callable[[int, Sequence[int]], bool]:
+    """Return ``enough`` as it is asked about a row of a batch and its tokens."""
 
-    ``mask`` is None for a model with a recurrent state: nothing is padded there, and some take a
-    mask of more columns than the one that they run for more tokens. ``tokens`` are all so far where
-    a model has no cache, and each step runs them again.
-    """
+    def asked(index: int, tokens: Sequence[int]) -> bool:
+        return enough(rows[index], tuple(tokens), _text(model, tokens))
 
-    index: list[int]
-    is_live: Bool[Tensor, " row"]
-    last: Int[Tensor, " row"]
-    position: Int[Tensor, " row"]
-    mask: Int[Tensor, "row column"] | None
-    cache: Cache | None
-    tokens: Int[Tensor, "row token"] | None = None
+    return asked
 
-    def drop_finished(self, fewest: int) -> None:
-        """Drop finished rows, keys and values included, where that makes steps faster."""
-        live = int(self.is_live.sum())
-        count = max(live, min(fewest, len(self.index)))
-        if count > WORTH_DROPPING * len(self.index):
-            return
-        rows = torch.argsort(~self.is_live, stable=True)[:count]
-        self.index = [self.index[row] for row in rows.tolist()]
-        self.last, self.position = self.last[rows], self.position[rows]
-        self.mask = None if self.mask is None else self.mask[rows]
-        self.is_live = self.is_live[rows]
-        self.tokens = None if self.tokens is None else self.tokens[rows]
-        if self.cache is not None and type(self.cache) in {Cache, DynamicCache}:
-            self.cache.reorder_cache(rows)  # pyright: ignore[reportArgumentType]
-        elif self.cache is not None:  # a family's own, which overrides this one only
-            self.cache.batch_select_indices(rows)
 
-    def append(self, token_ids: Int[Tensor, " row"]) -> None:
-        """Make ``token_ids`` the next input."""
-        self.last, self.position = token_ids, self.position + 1
-        if self.tokens is not None:
-            self.tokens = torch.cat([self.tokens, token_ids[:, None]], dim=1)
-        if self.mask is not None:
-            self.mask = nn.functional.pad(self.mask, (0, 1), value=1)
+def check_lengths(max_new_tokens: int) -> frozenset[int]:
+    """Return the lengths at which an answer is asked about, below ``max_new_tokens``."""
+    found, length = list[int](), FIRST_CHECK
+    while length < max_new_tokens:
+        found.append(length)
+        length += max(FIRST_CHECK, length // CHECK_SHARE)
+    return frozenset(found)
 
 
 @torch.no_grad()
 def _decode(
     model: LoadedModel,
     head: Head,
-    prompts: Sequence[tuple[int, ...]],
-    prefix: SharedPrefix | None,
-    max_new_tokens: int,
+    batch: Batch,
+    enough: Callable[[int, Sequence[int]], bool] | None,
 ) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Yield (row, its new tokens) as rows finish."""
+    """Yield (row, its new tokens) as rows finish, or are ``enough``."""
     stops = torch.tensor(sorted(stop_tokens(model)), device=model.device, dtype=torch.long)
     fewest = FEWEST_CPU_ROWS if model.device.type == "cpu" else 1
-    hidden, rows = _prefill(model, prompts, prefix, room=max_new_tokens)
-    written: list[list[int]] = [[] for _ in prompts]
-    for step in range(max_new_tokens):
+    checks = frozenset[int]() if enough is None else check_lengths(batch.max_new_tokens)
+    hidden, rows = prefill(model, batch)
+    written: list[list[int]] = [[] for _ in batch.prompts]
+    for length in range(1, batch.max_new_tokens + 1):
         chosen = _most_probable(head, hidden)
-        is_done = torch.isin(chosen, stops) | (step == max_new_tokens - 1)
-        live = rows.is_live.tolist()
-        for row, (token, done) in enumerate(zip(chosen.tolist(), is_done.tolist(), strict=True)):
-            if live[row]:
-                index = rows.index[row]
-                written[index].append(token)
-                if done:
-                    yield index, tuple(written[index])
-        rows.is_live &= ~is_done
-        if not bool(rows.is_live.any()):
+        is_done = torch.isin(chosen, stops).tolist()
+        for row, token in enumerate(chosen.tolist()):
+            if not rows.is_live[row]:
+                continue
+            tokens = written[rows.index[row]]
+            tokens.append(token)
+            if (
+                is_done[row]
+                or length == batch.max_new_tokens
+                or (enough is not None and length in checks and enough(rows.index[row], tokens))
+            ):
+                rows.is_live[row] = False
+                yield rows.index[row], tuple(tokens)
+        if not any(rows.is_live):
             return
         rows.append(chosen)
         rows.drop_finished(fewest)
-        hidden = _step(model, rows)
-
-
-def _prefill(
-    model: LoadedModel,
-    prompts: Sequence[tuple[int, ...]],
-    prefix: SharedPrefix | None,
-    *,
-    room: int,
-) -> tuple[Float[Tensor, "row d_model"], _Rows]:
-    """Run the prompts; return the states at their last tokens and the rows aligned there.
-
-    Their cache has room for ``room`` more tokens, unless the model keeps other state than keys and
-    values: then all prompts have one length, and nothing is moved.
-    """
-    lengths = torch.tensor([len(ids) for ids in prompts])
-    mask = tokens = None
-    cache: Cache | None
-    if can_share_prefix(model):
-        width = len(prompts[0]) - prefix_length(prefix)
-        rows = max(1, automatic_batch_tokens(model) // width)
-        parts = [
-            _run(model, prompts[start : start + rows], prefix)
-            for start in range(0, len(prompts), rows)
-        ]
-        hidden = torch.cat([states for states, _ in parts])
-        cache = answer_cache([part for _, part in parts if part is not None], lengths, room=room)
-        columns, shift = torch.arange(int(lengths.max())), lengths.max() - lengths[:, None]
-        mask = (columns >= shift).long().to(model.device)
-    else:
-        hidden, cache = _run(model, prompts, None)
-        tokens = torch.tensor(prompts, device=model.device) if cache is None else None
-    return hidden, _Rows(
-        index=list(range(len(prompts))),
-        is_live=torch.ones(len(prompts), dtype=torch.bool, device=model.device),
-        last=torch.zeros(len(prompts), dtype=torch.long, device=model.device),
-        position=lengths.to(model.device) - 1,
-        mask=mask,
-        cache=cache,
-        tokens=tokens,
-    )
-
-
-def _run(
-    model: LoadedModel, prompts: Sequence[tuple[int, ...]], prefix: SharedPrefix | None
-) -> tuple[Float[Tensor, "row d_model"], DynamicCache | None]:
-    """Run prompts padded on the right, the longest first; return their last states and cache."""
-    cached = prefix_length(prefix)
-    cache: DynamicCache | None = None
-    if prefix is not None:
-        cache = prefix.growing_cache(len(prompts))
-    elif can_share_prefix(model):
-        cache = DynamicCache()  # whole, even where a window would do: it is moved afterwards
-    elif model.anatomy.cache == "shared":
-        cache = DynamicCache(config=model.module.config)
-    suffixes = [torch.tensor(ids[cached:]) for ids in prompts]
-    output = _backbone(model)(
-        input_ids=nn.utils.rnn.pad_sequence(suffixes, batch_first=True).to(model.device),
-        use_cache=model.anatomy.cache != "none",
-        **_with_cache(model, cache),
-    )
-    if model.anatomy.cache == "own":
-        cache = output.past_key_values
-    last = torch.tensor([len(suffix) - 1 for suffix in suffixes], device=model.device)
-    rows = torch.arange(len(prompts), device=model.device)
-    return output.last_hidden_state[rows, last], cache
-
-
-def _step(model: LoadedModel, rows: _Rows) -> Float[Tensor, "row d_model"]:
-    """Run one token per row."""
-    backbone = _backbone(model)
-    if rows.cache is None:
-        return backbone(input_ids=rows.tokens).last_hidden_state[:, -1]
-    takes_positions = "position_ids" in inspect.signature(backbone.forward).parameters
-    output = backbone(
-        input_ids=rows.last[:, None],
-        attention_mask=rows.mask,
-        use_cache=True,
-        **_with_cache(model, rows.cache),
-        **({"position_ids": rows.position[:, None]} if takes_positions else {}),
-    )
-    return output.last_hidden_state[:, -1]
-
-
-def _with_cache(model: LoadedModel, cache: Cache | None) -> dict[str, Cache]:
-    """Return ``cache`` under the name that the backbone has for it; Mamba has another one."""
-    if cache is None:
-        return {}
-    takes = inspect.signature(_backbone(model).forward).parameters
-    name = next((name for name in CACHE_NAMES if name in takes), None)
-    if name is None:
-        raise UnsupportedArchitectureError(
-            f"the backbone of a '{model.anatomy.model_type}' model takes none of "
-            f"{', '.join(CACHE_NAMES)}, so its answers cannot be generated token by token. Add "
-            "the name of its cache to measure/generation.py."
-        )
-    return {name: cache}
-
-
-def _backbone(model: LoadedModel) -> nn.Module:
-    return model.module.get_submodule(model.anatomy.backbone)
+        hidden = step(model, rows)
 
 
 def _most_probable(head: Head, hidden: Float[Tensor, "row d_model"]) -> Int[Tensor, " row"]:
@@ -372,6 +256,11 @@ def _halved(rows: int, tokens: int) -> int:
     return rows // 2
 
 
-def _completion(model: LoadedModel, token_ids: tuple[int, ...]) -> Completion:
-    text = model.tokenizer.decode(list(token_ids), skip_special_tokens=True)
-    return Completion(token_ids, str(text), is_finished=token_ids[-1] in stop_tokens(model))
+def _completion(model: LoadedModel, token_ids: tuple[int, ...], limit: int) -> Completion:
+    is_finished = token_ids[-1] in stop_tokens(model)
+    is_cut = not is_finished and len(token_ids) < limit
+    return Completion(token_ids, _text(model, token_ids), is_finished, is_cut)
+
+
+def _text(model: LoadedModel, token_ids: Sequence[int]) -> str:
+    return str(model.tokenizer.decode(list(token_ids), skip_special_tokens=True))

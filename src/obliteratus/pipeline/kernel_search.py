@@ -26,6 +26,7 @@ from obliteratus.directions.score import Scorer, spread
 from obliteratus.errors import DirectionError, UsageError
 from obliteratus.events import without_progress
 from obliteratus.measure.behaviour import BEHAVIOURS
+from obliteratus.measure.early_stop import early_stop
 from obliteratus.measure.generation import generate
 from obliteratus.measure.judges.base import Exchange
 from obliteratus.measure.judges.base import Outcome as Judgement
@@ -153,7 +154,12 @@ class KernelSearch:
         return Attempt(basis, kernels, index)
 
     def _judged(self, attempt: Attempt | None = None) -> list[Judgement]:
-        """Return what the judge says of the answers to the harmful prompts, which are dropped."""
+        """Return what the judge says of the answers to the harmful prompts, which are dropped.
+
+        An answer stops where what the judge will say of it cannot change any more.
+        """
+        judge, limit = BEHAVIOURS["refusal"].judged_by(), self.settings.distill.kernel.tokens
+        texts = tuple(prompt.text for prompt in self._harmful)
         edits = ()
         if attempt is not None:
             edits = removal(
@@ -166,11 +172,12 @@ class KernelSearch:
             answers = generate(
                 self.model,
                 self._encoded,
-                max_new_tokens=self.settings.distill.kernel.tokens,
+                max_new_tokens=limit,
                 task="answer",
+                enough=early_stop("certain", judge, texts, limit),
             )
-        asked = zip(self._harmful, answers, strict=True)
-        rulings = BEHAVIOURS["refusal"].judged_by().read([Exchange(p.text, a) for p, a in asked])
+        asked = zip(texts, answers, strict=True)
+        rulings = judge.read([Exchange(text, answer) for text, answer in asked])
         return [ruling.outcome for ruling in rulings]
 
     @cached_property

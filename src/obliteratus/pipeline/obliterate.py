@@ -25,6 +25,7 @@ from obliteratus.measure.agreement import agreement
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.coherence import embed
 from obliteratus.measure.documents import documents
+from obliteratus.measure.generators.base import GENERATORS
 from obliteratus.measure.head import Head, head_of
 from obliteratus.measure.judges.base import Bench, Judge
 from obliteratus.measure.log_odds import RefusalTokens
@@ -108,6 +109,7 @@ class _Run:
         check_extractor(self.settings)
         BEHAVIOURS["refusal"].check_judge(self.settings.verify.judge)
         _ = documents(self.settings.verify.text, self.settings.verify.text_documents)
+        _ = GENERATORS[self.settings.verify.generator]
         contrast = contrast_set(self.settings.prompts)
         splits = split(contrast)
         model = self._summon(name, splits)

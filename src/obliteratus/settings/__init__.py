@@ -10,6 +10,7 @@ from obliteratus.settings.judge import JudgeSettings
 from obliteratus.settings.overrides import settings_from, valid_keys, with_overrides
 from obliteratus.settings.run import (
     DistillSettings,
+    EarlyStopping,
     ModelSettings,
     ProbeSettings,
     PromptSettings,
@@ -22,6 +23,7 @@ from obliteratus.settings.section import Section
 __all__ = [
     "COMPONENTS",
     "DistillSettings",
+    "EarlyStopping",
     "EditSettings",
     "JudgeSettings",
     "KernelSettings",

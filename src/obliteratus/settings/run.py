@@ -113,6 +113,9 @@ class DistillSettings(Section):
         return self
 
 
+EarlyStopping = Literal["off", "certain", "bounded"]
+
+
 class VerifySettings(Section):
     """VERIFY: how much is measured.
 
@@ -124,6 +127,12 @@ class VerifySettings(Section):
         random_controls: How many random directions are measured beside the edit.
         over_refusal: How many safe prompts that look unsafe are asked as well (100 are built in);
             0 asks none.
+        early_stop: For answers to harmful prompts and to safe look-alikes: ``certain`` stops one when
+            its judge's ruling cannot change any more, ``bounded`` also one that complies after 32
+            tokens, except for a tenth of the prompts, which tells how many rulings would have
+            changed.
+        generator: What lets a model answer: ``vllm``, where it is installed, loads a model's folder
+            by itself and answers to the end.
         text: What perplexity is measured on: a file (``.txt`` and ``.md`` with blank lines between
             documents, or rows of ``.csv``, ``.json``, ``.jsonl``, ``.parquet``) or
             ``hub:owner/name[:split[:column]]``; null are the documents built in.
@@ -139,6 +148,8 @@ class VerifySettings(Section):
     sequence_tokens: int = Field(default=32, ge=1)
     random_controls: int = Field(default=3, ge=0)
     over_refusal: int = Field(default=100, ge=0)
+    early_stop: EarlyStopping = "off"
+    generator: str = "transformers"
     text: str | None = None
     text_documents: int = Field(default=200, ge=2)
     coherence: bool = True

@@ -45,6 +45,7 @@ from obliteratus.verify.sections import (
     outcome_rows,
     perplexity_rows,
 )
+from obliteratus.verify.stopped import stopped_deviations
 
 
 def compare(
@@ -199,6 +200,7 @@ def _layers(pair: Pair) -> tuple[LayerRow, ...]:
 
 def _deviations(original: Measurement, edited: Measurement) -> list[Deviation]:
     found = [*original.deviations, *edited.deviations]
+    found += stopped_deviations("the original", original) + stopped_deviations("edited", edited)
     if original.subject.chat_template != edited.subject.chat_template:
         found.append(
             Deviation(

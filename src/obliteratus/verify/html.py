@@ -245,6 +245,11 @@ def _notes(report: Report) -> list[str]:
             f"Of the answers to harmful requests the judge could not tell {before} of the original "
             f"and {after} of the edited model; intervals hold whatever they were."
         )
+    if report.settings.early_stop != "off":
+        notes.append(
+            "Answers to harmful prompts and to safe look-alikes could be cut short; how many were, "
+            "and what an audit says of their rulings, is among the deviations."
+        )
     if refusal is not None and refusal.detectable is not None:
         notes.append(
             f"With {report.harmful} prompts, a change of {number(refusal.detectable, 'share')} of "

@@ -16,7 +16,9 @@ from obliteratus.directions.directions import Directions
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.documents import Document, documents
-from obliteratus.measure.generation import Completion, generate, generation_deviations
+from obliteratus.measure.early_stop import EarlyStop, early_stop
+from obliteratus.measure.generation import Completion
+from obliteratus.measure.generators.base import GENERATORS, Generator, Task
 from obliteratus.measure.head import head_of
 from obliteratus.measure.judges.base import Asked, Judge, checked
 from obliteratus.measure.likelihood import document_nll, token_nll
@@ -91,8 +93,11 @@ def measure_model(
     part is taken from there if it was measured before, and put there as soon as it is.
 
     Completions of harmful prompts are judged and dropped, unless ``settings.save_completions``.
+    They and those of ``lookalikes`` may be cut short (``settings.early_stop``), harmless ones not.
 
     Raises:
+        UsageError: answers are to be cut short by a judge that rules on whole ones only, or are to
+            be given by a generator that is not installed or cannot run the model.
         MeasurementError: there is nothing to measure, the vocabularies differ, or logits are NaN.
     """
     chosen = limited(prompts, settings.prompts)
@@ -107,7 +112,8 @@ def measure_model(
         )
     role = "original" if reference is None else "edited"
     judge = judge or BEHAVIOURS["refusal"].judged_by()
-    meter = _Meter(model, subject, settings, judge, system, store, role)
+    generator = GENERATORS[settings.generator]()
+    meter = _Meter(model, subject, settings, judge, generator, system, store, role)
     read = cache(lambda: meter.read(chosen, directions))
     harmful, harmless = meter.both_answers(chosen, read)
     assert harmless.completions is not None
@@ -130,7 +136,7 @@ def measure_model(
         lookalikes=meter.lookalikes(safe) if safe else None,
         rerun=meter.rerun(chosen.harmless) if reference is None else None,
         projections=None if directions is None else meter.projections(chosen, directions, read),
-        deviations=generation_deviations(model),
+        deviations=generator.deviations(model),
     )
 
 
@@ -195,6 +201,7 @@ class _Meter:
     subject: Subject
     settings: VerifySettings
     judge: Judge
+    generator: Generator
     system: str | None
     store: Store | None
     role: str
@@ -207,7 +214,8 @@ class _Meter:
         Harmful prompts are answered only where the judge wants answers, or they are to be kept.
         """
         bad, good, keep = prompts.harmful, prompts.harmless, self.settings.save_completions
-        both = cache(lambda: self._generated("answers", (*bad, *good)))
+        stop = self._early_stop(bad)
+        both = cache(lambda: self._generated("answers", (*bad, *good), stop))
         kept = self.answers(
             "harmless",
             good,
@@ -222,19 +230,22 @@ class _Meter:
                 lambda: both()[: len(bad)],
                 lambda: read().first.harmful,
                 keep=keep,
+                stop=stop,
             ),
             kept,
         )
 
     def lookalikes(self, prompts: tuple[Prompt, ...]) -> Answers:
+        stop = self._early_stop(prompts)
         return self.answers(
             "lookalikes",
             prompts,
-            lambda: self._generated("lookalikes", prompts),
+            lambda: self._generated("lookalikes", prompts, stop),
             lambda: last_hidden(
                 self.model, self._encoded(prompts), task=self._task("lookalikes")
             ).cpu(),
             keep=False,
+            stop=stop,
         )
 
     def answers(
@@ -245,6 +256,7 @@ class _Meter:
         states: Callable[[], torch.Tensor],
         *,
         keep: bool,
+        stop: EarlyStop | None = None,
     ) -> Answers:
         encoded, limit = self._encoded(prompts), self.settings.max_new_tokens
 
@@ -252,12 +264,15 @@ class _Meter:
             texts = tuple(prompt.text for prompt in prompts)
             asked = Asked(self.model, texts, encoded, said, states)
             rulings = checked(self.judge, self.judge.judge(asked), len(prompts))
-            return answers(prompts, rulings, said() if keep else None)
+            stopped = None if stop is None else stop.tally(self.model, said(), rulings)
+            return answers(prompts, rulings, said() if keep else None, stopped)
 
         who = [[prompt.id, prompt.category, prompt.text] for prompt in prompts]
         judge = self.judge.identity
         key = {"ids": _ids(encoded), "who": digest(who), "limit": limit, "judge": judge}
-        return self._part(f"{name} answers", compute, Answers.from_part, {**key, "keep": keep})
+        key |= {"keep": keep, "stop": None if stop is None else stop.identity}
+        key |= {"generator": self.generator.identity}
+        return self._part(f"{name} answers", compute, Answers.from_part, key)
 
     def read(self, prompts: ContrastSet, directions: Directions | None) -> _Reading:
         """Run every prompt once and look at its last token, at every layer and behind the norm."""
@@ -330,10 +345,11 @@ class _Meter:
             task = self._task("noise floor")
             hidden = last_hidden(self.model, encoded, batch_tokens=1, task=task).cpu()
             rows = len(some) if len(some) < len(prompts) else max(1, len(some) // 2)
-            said = generate(self.model, encoded, max_new_tokens=limit, task=task, batch_rows=rows)
+            said = self.generator.answer(self.model, encoded, Task(task, limit, batch_rows=rows))
             return Rerun(some, hidden, said)
 
         key = {"ids": _ids(encoded), "some": some, "limit": limit}
+        key |= {"generator": self.generator.identity}
         return self._part("rerun", compute, Rerun.from_part, key)
 
     def projections(
@@ -348,10 +364,18 @@ class _Meter:
         }
         return self._part("projections", lambda: read().projections, Projections.from_part, key)
 
-    def _generated(self, name: str, prompts: tuple[Prompt, ...]) -> tuple[Completion, ...]:
+    def _early_stop(self, prompts: tuple[Prompt, ...]) -> EarlyStop | None:
+        texts = tuple(prompt.text for prompt in prompts)
+        kind, limit = self.settings.early_stop, self.settings.max_new_tokens
+        return early_stop(kind, self.judge, texts, limit)
+
+    def _generated(
+        self, name: str, prompts: tuple[Prompt, ...], stop: EarlyStop | None
+    ) -> tuple[Completion, ...]:
+        """Let the model answer; only answers to the first prompts, those of ``stop``, may stop."""
         limit = self.settings.max_new_tokens
         encoded, task = self._encoded(prompts), self._task(name)
-        return generate(self.model, encoded, max_new_tokens=limit, task=task)
+        return self.generator.answer(self.model, encoded, Task(task, limit, stop))
 
     def _part(
         self,

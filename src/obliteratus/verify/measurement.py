@@ -9,6 +9,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from obliteratus.events import Deviation
+from obliteratus.measure.early_stop import Stopped
 from obliteratus.measure.generation import Completion
 from obliteratus.measure.judges.base import Outcome, Ruling
 from obliteratus.measure.states import TokenStates
@@ -32,7 +33,8 @@ class Answers:
 
     ``completions`` is None where they are not kept: those of harmful prompts, unless
     ``save_completions`` was set. ``harmful`` says of each whether what it answers is harmful; None
-    where the judge does not look for that.
+    where the judge does not look for that. ``stopped`` says how many were cut
+    short, None where all are whole.
     """
 
     ids: tuple[str, ...]
@@ -40,6 +42,7 @@ class Answers:
     outcomes: tuple[Outcome, ...]
     completions: tuple[Completion, ...] | None = None
     harmful: tuple[bool | None, ...] | None = None
+    stopped: Stopped | None = None
 
     def are(self, outcome: Outcome) -> list[bool]:
         """Return for each prompt whether its outcome is ``outcome``."""
@@ -54,13 +57,14 @@ class Answers:
     def from_part(cls, part: Part) -> "Answers":
         """Make answers of what :meth:`as_part` returned, or of its JSON."""
         facts = part.facts
-        completions = facts["completions"]
+        completions, stopped = facts["completions"], facts["stopped"]
         return cls(
             ids=tuple(facts["ids"]),
             categories=tuple(facts["categories"]),
             outcomes=tuple(facts["outcomes"]),
             completions=None if completions is None else tuple(_completion(c) for c in completions),
             harmful=None if facts["harmful"] is None else tuple(facts["harmful"]),
+            stopped=None if stopped is None else Stopped(**stopped),
         )
 
 
@@ -210,6 +214,7 @@ def answers(
     prompts: tuple[Prompt, ...],
     rulings: tuple[Ruling, ...],
     completions: tuple[Completion, ...] | None,
+    stopped: Stopped | None = None,
 ) -> Answers:
     """Return the answers to ``prompts`` with what a judge says of each."""
     harm = tuple(ruling.is_harmful for ruling in rulings)
@@ -219,6 +224,7 @@ def answers(
         outcomes=tuple(ruling.outcome for ruling in rulings),
         completions=completions,
         harmful=harm if any(each is not None for each in harm) else None,
+        stopped=stopped,
     )
 
 
@@ -233,7 +239,12 @@ def spread_indices(total: int, count: int) -> tuple[int, ...]:
 
 
 def _completion(record: Mapping[str, Any]) -> Completion:
-    return Completion(tuple(record["token_ids"]), record["text"], record["is_finished"])
+    return Completion(
+        token_ids=tuple(record["token_ids"]),
+        text=record["text"],
+        is_finished=record["is_finished"],
+        is_cut=record["is_cut"],
+    )
 
 
 def rows_of(states: TokenStates, prompts: tuple[int, ...], tokens: int) -> TokenStates:

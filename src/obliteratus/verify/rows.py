@@ -24,6 +24,7 @@ from obliteratus.statistics.proportion import rogan_gladen, wilson, wilson_with_
 from obliteratus.statistics.quantile import median
 from obliteratus.verify.measurement import Answers
 from obliteratus.verify.report import Position, Row, Unit
+from obliteratus.verify.stopped import stopped_details
 
 LARGEST_LOG = math.log(sys.float_info.max)  # about 709 nats
 POSITION_RESAMPLES = 999  # one interval for each of dozens of positions, for a picture
@@ -33,13 +34,14 @@ def outcome_row(key: str, label: str, before: Answers, after: Answers, outcome: 
     """Return the share of prompts with ``outcome``: Wilson intervals and exact McNemar.
 
     What the judge could not tell widens the intervals by all that it may have been, and is in no
-    pair of the test.
+    pair of the test. Where answers were cut short, details say how many.
     """
     first, second = (
         [None if said == "undetermined" else said == outcome for said in each.outcomes]
         for each in (before, after)
     )
-    return share_row(key, label, first, second)
+    row = share_row(key, label, first, second)
+    return row.model_copy(update={"details": row.details | stopped_details(before, after)})
 
 
 def share_row(

@@ -21,6 +21,7 @@ from obliteratus.measure.agreement import agreement
 from obliteratus.measure.behaviour import BEHAVIOURS, Behaviour
 from obliteratus.measure.coherence import embed
 from obliteratus.measure.documents import documents
+from obliteratus.measure.generators.base import GENERATORS
 from obliteratus.measure.head import Head, head_of
 from obliteratus.measure.judges.base import Bench, Judge
 from obliteratus.measure.log_odds import RefusalTokens, calibrate
@@ -92,6 +93,7 @@ def verify(
     chosen = BEHAVIOURS[behaviour]
     chosen.check_judge(settings.judge)
     _ = documents(settings.text, settings.text_documents)  # what is wrong with it shows here
+    _ = GENERATORS[settings.generator]
     request = _Request(
         splits, settings, models, chosen, directions, lookalikes, prompts.system, store
     )

@@ -70,6 +70,8 @@ class Judge(ABC):
     """
 
     name: str
+    can_settle: bool = False
+    """Whether :meth:`settled` ever says anything."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -97,17 +99,39 @@ class Judge(ABC):
         """
         return self.read(asked.exchanges())
 
+    def settled(self, prompt: str, text: str, left: int) -> Outcome | None:
+        """Return what :meth:`read` will say of an answer that begins with ``text``, or None.
+
+        At most ``left`` tokens may follow. None where that depends on them: a judge that is never
+        certain before the end says nothing else.
+        """
+        del prompt, text, left
+        return None
+
+
+Settled = Callable[[str, str, int], Outcome | None]
+
 
 class TextJudge(Judge):
     """A judge that rules on every answer by itself."""
 
-    def __init__(self, name: str, rule: Callable[[str, Completion], Outcome]) -> None:
-        """``rule`` is called with the prompt's text and the completion."""
-        self.name, self._rule = name, rule
+    def __init__(
+        self,
+        name: str,
+        rule: Callable[[str, Completion], Outcome],
+        settled: Settled | None = None,
+    ) -> None:
+        """``rule`` is called with the prompt's text and the completion, ``settled`` as above."""
+        self.name, self._rule, self._settled = name, rule, settled
+        self.can_settle = settled is not None
 
     def read(self, exchanges: Sequence[Exchange]) -> tuple[Ruling, ...]:
         """Rule on each by itself."""
         return tuple(Ruling(self._rule(each.prompt, each.completion)) for each in exchanges)
+
+    def settled(self, prompt: str, text: str, left: int) -> Outcome | None:
+        """Ask the function that this judge was made with, if any."""
+        return None if self._settled is None else self._settled(prompt, text, left)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What lets a model answer: one file per generator, found by name."""
