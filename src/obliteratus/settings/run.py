@@ -127,9 +127,9 @@ class VerifySettings(Section):
         random_controls: How many random directions are measured beside the edit.
         over_refusal: How many safe prompts that look unsafe are asked as well (100 are built in);
             0 asks none.
-        early_stop: For answers to harmful prompts and to safe look-alikes: ``certain`` stops one when
-            its judge's ruling cannot change any more, ``bounded`` also one that complies after 32
-            tokens, except for a tenth of the prompts, which tells how many rulings would have
+        early_stop: For answers to harmful prompts and to safe look-alikes: ``certain`` stops one
+            when its judge's ruling cannot change any more, ``bounded`` also one that complies after
+            32 tokens, except for a tenth of the prompts, which tells how many rulings would have
             changed.
         generator: What lets a model answer: ``vllm``, where it is installed, loads a model's folder
             by itself and answers to the end.
