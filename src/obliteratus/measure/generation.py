@@ -20,6 +20,7 @@ from obliteratus.errors import MeasurementError, UnsupportedArchitectureError
 from obliteratus.events import Deviation, Note, Progress, emit
 from obliteratus.measure.answer_cache import answer_cache
 from obliteratus.measure.head import Head, head_of
+from obliteratus.measure.writing import Completion, Limits, Writing
 from obliteratus.models.chat import Encoded
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.probe.forward import automatic_batch_tokens, is_out_of_memory, prefix_length
@@ -51,19 +52,6 @@ NEUTRAL = {
 """Generation settings that change a greedy completion, with the values at which they do not."""
 
 
-@dataclass(frozen=True)
-class Completion:
-    """What a model said after one prompt.
-
-    ``token_ids`` holds every generated token, the stop token included; ``text`` is decoded without
-    special tokens. ``is_finished``: the model stopped by itself before the limit.
-    """
-
-    token_ids: tuple[int, ...]
-    text: str
-    is_finished: bool
-
-
 def generate(
     model: LoadedModel,
     encoded: Encoded,
@@ -71,6 +59,7 @@ def generate(
     max_new_tokens: int,
     task: str,
     batch_rows: int = 0,
+    thought_tokens: int = 0,
 ) -> tuple[Completion, ...]:
     """Return the most probable continuation of each prompt, token by token, in prompt order.
 
@@ -81,32 +70,38 @@ def generate(
     ``batch_rows`` bounds a batch (0 chooses by speed and memory); one that does not fit into memory
     is halved, with a Note. One Progress of ``task`` is emitted whenever prompts are finished.
 
+    Where ``encoded`` lets the model think, ``thought_tokens`` bound the thought and
+    ``max_new_tokens`` the answer behind it (:mod:`obliteratus.measure.writing`).
+
     Raises:
         MeasurementError: there are no prompts, one is empty, ``max_new_tokens`` is below 1, a
             prompt and its answer are longer than the model takes, or one prompt alone does not fit
             into memory.
     """
-    lengths = _checked_lengths(model, encoded, max_new_tokens)
+    limits = Limits(max_new_tokens, thought_tokens if encoded.thinks else 0)
+    lengths = _checked_lengths(model, encoded, limits)
     head = head_of(model)
     prefix = _prefix(model, encoded, min(lengths) - 1)
-    limit = batch_rows or _automatic_rows(model, max(lengths) + max_new_tokens)
+    limit = batch_rows or _automatic_rows(model, max(lengths) + limits.all)
     waiting = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    found: dict[int, tuple[int, ...]] = {}
+    found: dict[int, Completion] = {}
+    stops = stop_tokens(model)
     start = time.perf_counter()
     while waiting:
         rows = _next_rows(model, waiting, lengths, limit)
         prompts = [encoded.ids[row] for row in rows]
+        pens = [Writing.after(encoded, model.tokenizer, stops, limits) for _ in rows]
         try:
-            for index, tokens in _decode(model, head, prompts, prefix, max_new_tokens):
-                found[rows[index]] = tokens
+            for index in _decode(model, head, prompts, prefix, pens):
+                found[rows[index]] = pens[index].completion()
                 elapsed = time.perf_counter() - start
                 emit(Progress(task, len(found), len(lengths), "prompts", elapsed))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            limit = _halved(len(rows), max(lengths) + max_new_tokens)
+            limit = _halved(len(rows), max(lengths) + limits.all)
         waiting = [row for row in waiting if row not in found]
-    return tuple(_completion(model, found[row]) for row in range(len(lengths)))
+    return tuple(found[row] for row in range(len(lengths)))
 
 
 def generation_deviations(model: LoadedModel) -> tuple[Deviation, ...]:
@@ -178,28 +173,24 @@ def _decode(
     head: Head,
     prompts: Sequence[tuple[int, ...]],
     prefix: SharedPrefix | None,
-    max_new_tokens: int,
-) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Yield (row, its new tokens) as rows finish."""
-    stops = torch.tensor(sorted(stop_tokens(model)), device=model.device, dtype=torch.long)
+    pens: Sequence[Writing],
+) -> Iterator[int]:
+    """Write a completion behind every prompt, and yield the rows as they finish."""
     fewest = FEWEST_CPU_ROWS if model.device.type == "cpu" else 1
-    hidden, rows = _prefill(model, prompts, prefix, room=max_new_tokens)
-    written: list[list[int]] = [[] for _ in prompts]
-    for step in range(max_new_tokens):
+    hidden, rows = _prefill(model, prompts, prefix, room=pens[0].limits.all)
+    live = [True] * len(prompts)
+    while True:
         chosen = _most_probable(head, hidden)
-        is_done = torch.isin(chosen, stops) | (step == max_new_tokens - 1)
-        live = rows.is_live.tolist()
-        for row, (token, done) in enumerate(zip(chosen.tolist(), is_done.tolist(), strict=True)):
-            if live[row]:
-                index = rows.index[row]
-                written[index].append(token)
-                if done:
-                    yield index, tuple(written[index])
-        rows.is_live &= ~is_done
-        if not bool(rows.is_live.any()):
+        for row, token in enumerate(chosen.tolist()):
+            if live[row] and pens[rows.index[row]].add(token):
+                live[row] = False
+                yield rows.index[row]
+        if not any(live):
             return
+        rows.is_live = torch.tensor(live, device=model.device)
         rows.append(chosen)
         rows.drop_finished(fewest)
+        live = rows.is_live.tolist()
         hidden = _step(model, rows)
 
 
@@ -312,19 +303,20 @@ def _most_probable(head: Head, hidden: Float[Tensor, "row d_model"]) -> Int[Tens
     return best.indices
 
 
-def _checked_lengths(model: LoadedModel, encoded: Encoded, max_new_tokens: int) -> list[int]:
+def _checked_lengths(model: LoadedModel, encoded: Encoded, limits: Limits) -> list[int]:
     lengths = [len(ids) for ids in encoded.ids]
-    if not lengths or min(lengths) == 0 or max_new_tokens < 1:
+    if not lengths or min(lengths) == 0 or limits.answer < 1:
         raise MeasurementError(
             f"generation needs prompts with at least one token each and max_new_tokens >= 1; got "
-            f"{len(lengths)} prompts, {lengths.count(0)} of them empty, and {max_new_tokens}."
+            f"{len(lengths)} prompts, {lengths.count(0)} of them empty, and {limits.answer}."
         )
     most = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
-    if most is not None and max(lengths) + max_new_tokens > most:
+    if most is not None and max(lengths) + limits.all > most:
+        settings = "verify.thought_tokens or " if limits.thought else ""
         raise MeasurementError(
             f"prompt {lengths.index(max(lengths))} (counted from 0) has {max(lengths)} tokens; "
-            f"with {max_new_tokens} new ones that is more than the {most} that the model takes. "
-            "Leave the prompt out or lower verify.max_new_tokens."
+            f"with {limits.all} new ones that is more than the {most} that the model takes. "
+            f"Leave the prompt out or lower {settings}verify.max_new_tokens."
         )
     return lengths
 
@@ -370,8 +362,3 @@ def _halved(rows: int, tokens: int) -> int:
         torch.cuda.empty_cache()
     emit(Note(f"memory ran out generating for {rows} prompts at once; going on with {rows // 2}."))
     return rows // 2
-
-
-def _completion(model: LoadedModel, token_ids: tuple[int, ...]) -> Completion:
-    text = model.tokenizer.decode(list(token_ids), skip_special_tokens=True)
-    return Completion(token_ids, str(text), is_finished=token_ids[-1] in stop_tokens(model))
