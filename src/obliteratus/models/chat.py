@@ -207,11 +207,11 @@ def _say(model: LoadedModel, reasoning: Reasoning, *, thinks: bool) -> None:
             "no marker that ends one, so that a thought cannot be told from an answer. Set "
             "verify.thoughts=skip, or add its markers to models/reasoning.py."
         )
-    done = "scored apart from answers" if thinks else f"skipped ({reasoning.how_skipped})"
+    skipped = f"its thoughts are skipped ({reasoning.how_skipped}), and answers follow the prompt."
+    done = "here it does, and its thoughts are scored apart." if thinks else skipped
     _note_once(
         model.tokenizer,
-        f"{name} thinks before it answers ({reasoning.around}, by its chat template): thoughts are "
-        f"{done}.",
+        f"{name} thinks before it answers ({reasoning.around}, by its chat template): {done}",
     )
 
 

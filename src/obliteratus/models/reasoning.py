@@ -111,7 +111,7 @@ class Reasoning:
         """What keeps the model from thinking."""
         parts = [] if self.switch is None else [f"{self.switch.name}={json.dumps(self.switch.off)}"]
         parts += ["an empty thought behind the generation prompt"] if self.suffix else []
-        return " and ".join(parts)
+        return " and ".join(parts) or "by the generation prompt itself"
 
 
 def detect(template: str, render: Render) -> Reasoning | None:

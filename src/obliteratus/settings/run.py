@@ -120,6 +120,10 @@ class VerifySettings(Section):
     between documents, or rows of ``.csv``, ``.json``, ``.jsonl``, ``.parquet``) or
     ``hub:owner/name[:split[:column]]``, of which the first ``text_documents`` are taken; null are
     the documents built in.
+
+    ``thoughts`` of a model that thinks before it answers are skipped, or it thinks and they are
+    scored ``apart`` from its answers. Each may take ``thought_tokens``, beside the
+    ``max_new_tokens`` of the answer; where one takes more, the answer is undetermined.
     """
 
     prompts: int = Field(default=0, ge=0)
@@ -130,8 +134,19 @@ class VerifySettings(Section):
     text: str | None = None
     text_documents: int = Field(default=200, ge=2)
     coherence: bool = True
+    thoughts: Literal["skip", "apart"] = "skip"
+    thought_tokens: int = Field(default=512, ge=1)
     save_completions: bool = False
     judge: JudgeSettings = JudgeSettings()
+
+    @model_validator(mode="after")
+    def _thoughts_stand_before_answers(self) -> "VerifySettings":
+        if self.thoughts == "apart" and self.judge.name in ("log_odds", "openings"):
+            raise ValueError(
+                f"verify.judge.name={self.judge.name} reads no answers, so there is no thought to "
+                "score apart; set verify.thoughts=skip or another judge"
+            )
+        return self
 
 
 class RunSettings(Section):

@@ -28,6 +28,7 @@ from obliteratus.verify.report import (
     EditFacts,
     JudgeAgreement,
     LayerRow,
+    ReasoningFacts,
     Report,
     Row,
 )
@@ -42,6 +43,8 @@ from obliteratus.verify.sections import (
     log_odds_rows,
     outcome_rows,
     perplexity_rows,
+    thought_counts,
+    thought_rows,
 )
 
 
@@ -83,6 +86,7 @@ def compare(
     rows = with_adjusted(
         [
             *outcome_rows(pair, agreement if original.settings.judge.correct else None),
+            *thought_rows(pair),
             *(log_odds_rows(pair, tokens) if tokens is not None else []),
             *divergence,
             *perplexity_rows(pair),
@@ -104,6 +108,7 @@ def compare(
         system=original.system,
         judge=original.judge,
         agreement=None if agreement is None else _agreement(agreement),
+        reasoning=_reasoning(pair),
         settings=original.settings,
         seed=seed,
         rows=rows,
@@ -122,6 +127,13 @@ def compare(
 
 def _agreement(found: Agreement) -> JudgeAgreement:
     return JudgeAgreement(precision=found.precision, recall=found.recall, kappa=found.kappa)
+
+
+def _reasoning(pair: Pair) -> ReasoningFacts | None:
+    before, after = pair.original.reasoning, pair.edited.reasoning
+    if before is None and after is None:
+        return None
+    return ReasoningFacts(original=before, edited=after, counts=thought_counts(pair))
 
 
 def _named(subject: Subject, name: str | None) -> Subject:

@@ -5,7 +5,7 @@ to the model, the settings that matter to it, the measuring code and the library
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 
 from obliteratus.directions.directions import Directions
-from obliteratus.errors import MeasurementError
+from obliteratus.errors import MeasurementError, UsageError
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.documents import Document, documents
 from obliteratus.measure.generation import Completion, generate, generation_deviations
@@ -21,9 +21,10 @@ from obliteratus.measure.head import head_of
 from obliteratus.measure.judges.base import Asked, Judge
 from obliteratus.measure.likelihood import document_nll, token_nll
 from obliteratus.measure.states import completion_hidden
-from obliteratus.models.chat import Encoded, encode
+from obliteratus.models.chat import Encoded, encode, reasoning_of
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.plumbing import capture
+from obliteratus.models.reasoning import Reasoning
 from obliteratus.probe.forward import forward_batches, last_hidden
 from obliteratus.prompts.contrast import ContrastSet, Prompt
 from obliteratus.settings import VerifySettings
@@ -51,6 +52,7 @@ from obliteratus.verify.measurement import (
     rows_of,
     spread_indices,
 )
+from obliteratus.verify.thoughts import determined, in_words, ruled, thought_deviations
 
 DEFAULTS = VerifySettings()
 RERUN_PROMPTS = 16  # prompts measured twice for the noise floor: enough for a mean, cheap to make
@@ -89,8 +91,14 @@ def measure_model(
 
     Completions of harmful prompts are judged and dropped, unless ``settings.save_completions``.
 
+    With ``settings.thoughts`` "apart" a model that thinks does so before its answers, and the
+    judge rules on both. What is read at a prompt's last token is read where its thoughts are
+    skipped all the same: there the first token is that of an answer, whatever would be thought.
+
     Raises:
-        MeasurementError: there is nothing to measure, the vocabularies differ, or logits are NaN.
+        MeasurementError: there is nothing to measure, the vocabularies differ, logits are NaN, or
+            no thought ends within its limit.
+        UsageError: thoughts are to be scored apart by a judge that reads no answers.
     """
     chosen = limited(prompts, settings.prompts)
     subject = subject_of(model, head_of(model))
@@ -101,11 +109,19 @@ def measure_model(
         )
     role = "original" if reference is None else "edited"
     judge = judge or BEHAVIOURS["refusal"].judged_by()
-    meter = _Meter(model, subject, settings, judge, system, store, role)
+    if settings.thoughts == "apart" and not judge.reads_answers:
+        raise UsageError(
+            f"the judge '{judge.name}' reads no answers, so there is no thought to score apart. "
+            "Set verify.thoughts=skip, or another verify.judge.name."
+        )
+    reasoning = reasoning_of(model, system=system)
+    meter = _Meter(model, subject, settings, judge, system, store, role, reasoning)
     read = cache(lambda: meter.read(chosen, directions))
     harmful, harmless = meter.both_answers(chosen, read)
     assert harmless.completions is not None
     forced = harmless.completions if reference is None else reference.completions
+    safe = meter.lookalikes(lookalikes) if lookalikes else None
+    said = [harmful, harmless, *([] if safe is None else [safe])]
     return Measurement(
         subject=subject,
         prompts=chosen.sha256,
@@ -118,10 +134,14 @@ def measure_model(
         first=meter.first_tokens(chosen, read),
         forced=meter.forced(chosen.harmless, forced),
         heldout=meter.heldout(texts or documents(settings.text, settings.text_documents)),
-        lookalikes=meter.lookalikes(lookalikes) if lookalikes else None,
+        lookalikes=safe,
         rerun=meter.rerun(chosen.harmless) if reference is None else None,
         projections=None if directions is None else meter.projections(chosen, directions, read),
-        deviations=generation_deviations(model),
+        reasoning=in_words(reasoning, settings),
+        deviations=(
+            *generation_deviations(model),
+            *thought_deviations(subject.name, reasoning, settings, said),
+        ),
     )
 
 
@@ -160,6 +180,12 @@ class _Meter:
     system: str | None
     store: Store | None
     role: str
+    reasoning: Reasoning | None
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model thinks before the answers that are measured."""
+        return self.settings.thoughts == "apart" and self.reasoning is not None
 
     def both_answers(
         self, prompts: ContrastSet, read: Callable[[], _Reading]
@@ -208,17 +234,22 @@ class _Meter:
         *,
         keep: bool,
     ) -> Answers:
-        encoded, limit = self._encoded(prompts), self.settings.max_new_tokens
+        encoded = self._encoded(prompts)
 
         def compute() -> Answers:
             texts = tuple(prompt.text for prompt in prompts)
             rulings = self.judge.judge(Asked(self.model, texts, encoded, said, states))
-            return answers(prompts, rulings, said() if keep else None)
+            if not (keep or self.judge.reads_answers):
+                return answers(prompts, rulings, None)
+            thoughts = ruled(self.judge, texts, said())
+            if self.judge.reads_answers:
+                rulings = determined(rulings, said(), self.settings)
+            return answers(prompts, rulings, said() if keep else None, thoughts)
 
         who = [[prompt.id, prompt.category, prompt.text] for prompt in prompts]
-        judge = self.judge.identity
-        key = {"ids": _ids(encoded), "who": digest(who), "limit": limit, "judge": judge}
-        return self._part(f"{name} answers", compute, Answers.from_part, {**key, "keep": keep})
+        key = {"ids": _ids(encoded), "who": digest(who), "judge": self.judge.identity}
+        key |= {"keep": keep, **self._spoken_key(prompts)}
+        return self._part(f"{name} answers", compute, Answers.from_part, key)
 
     def read(self, prompts: ContrastSet, directions: Directions | None) -> _Reading:
         """Run every prompt once and look at its last token, at every layer and behind the norm."""
@@ -248,16 +279,18 @@ class _Meter:
         return self._part("first tokens", lambda: read().first, FirstTokens.from_part, key)
 
     def forced(self, prompts: tuple[Prompt, ...], said: tuple[Completion, ...]) -> Forced:
-        encoded, settings = self._encoded(prompts), self.settings
-        some = spread_indices(len(prompts), settings.sequence_prompts)
+        spoken, settings = self._spoken(prompts), self.settings
+        answered = [row for row, each in enumerate(said) if not each.is_cut_in_thought]
+        some = spread_indices(len(answered), settings.sequence_prompts)
+        encoded = replace(spoken, ids=tuple(_before(spoken, said, row) for row in answered))
 
         def compute() -> Forced:
-            states = completion_hidden(
-                self.model, encoded, said, task=self._task("the original's answers")
-            )
-            nll = torch.zeros(len(said), dtype=torch.float64)
+            task = self._task("the original's answers")
+            whole = [said[row] for row in answered]
+            states = completion_hidden(self.model, encoded, whole, task=task)
+            nll = torch.zeros(len(whole), dtype=torch.float64)
             nll.index_add_(0, states.prompt, token_nll(states, head_of(self.model)))
-            tokens = torch.bincount(states.prompt, minlength=len(said))
+            tokens = torch.bincount(states.prompt, minlength=len(whole))
             return Forced(rows_of(states, some, settings.sequence_tokens), nll, tokens)
 
         key = {
@@ -282,19 +315,16 @@ class _Meter:
 
     def rerun(self, prompts: tuple[Prompt, ...]) -> Rerun:
         some = spread_indices(len(prompts), RERUN_PROMPTS)
-        encoded, limit = (
-            self._encoded(tuple(prompts[i] for i in some)),
-            self.settings.max_new_tokens,
-        )
+        chosen = tuple(prompts[index] for index in some)
+        encoded = self._encoded(chosen)
 
         def compute() -> Rerun:
             task = self._task("noise floor")
             hidden = last_hidden(self.model, encoded, batch_tokens=1, task=task).cpu()
             rows = len(some) if len(some) < len(prompts) else max(1, len(some) // 2)
-            said = generate(self.model, encoded, max_new_tokens=limit, task=task, batch_rows=rows)
-            return Rerun(some, hidden, said)
+            return Rerun(some, hidden, self._generated("noise floor", chosen, rows))
 
-        key = {"ids": _ids(encoded), "some": some, "limit": limit}
+        key = {"ids": _ids(encoded), "some": some, **self._spoken_key(chosen)}
         return self._part("rerun", compute, Rerun.from_part, key)
 
     def projections(
@@ -309,10 +339,24 @@ class _Meter:
         }
         return self._part("projections", lambda: read().projections, Projections.from_part, key)
 
-    def _generated(self, name: str, prompts: tuple[Prompt, ...]) -> tuple[Completion, ...]:
-        limit = self.settings.max_new_tokens
-        encoded, task = self._encoded(prompts), self._task(name)
-        return generate(self.model, encoded, max_new_tokens=limit, task=task)
+    def _generated(
+        self, name: str, prompts: tuple[Prompt, ...], batch_rows: int = 0
+    ) -> tuple[Completion, ...]:
+        return generate(
+            self.model,
+            self._spoken(prompts),
+            max_new_tokens=self.settings.max_new_tokens,
+            task=self._task(name),
+            batch_rows=batch_rows,
+            thought_tokens=self.settings.thought_tokens,
+        )
+
+    def _spoken_key(self, prompts: tuple[Prompt, ...]) -> dict[str, object]:
+        """Return what determines the answers to ``prompts``."""
+        settings = self.settings
+        thought = settings.thought_tokens if self.thinks else 0
+        ids = _ids(self._spoken(prompts))
+        return {"spoken": ids, "limit": settings.max_new_tokens, "thought": thought}
 
     def _part(
         self,
@@ -342,6 +386,11 @@ class _Meter:
     def _encoded(self, prompts: tuple[Prompt, ...]) -> Encoded:
         return encode(self.model, [prompt.text for prompt in prompts], system=self.system)
 
+    def _spoken(self, prompts: tuple[Prompt, ...]) -> Encoded:
+        """Return ``prompts`` as they are answered: where it is to think, the model is let."""
+        texts = [prompt.text for prompt in prompts]
+        return encode(self.model, texts, system=self.system, thinks=self.thinks)
+
     def _task(self, what: str) -> str:
         return f"{self.role}: {what}"
 
@@ -352,5 +401,12 @@ def _leading(directions: Directions) -> dict[Layer, torch.Tensor]:
     return {layer: directions.basis[layer][0] for layer in layers if len(directions.basis[layer])}
 
 
+def _before(encoded: Encoded, said: tuple[Completion, ...], row: int) -> tuple[int, ...]:
+    """Return everything that stood before an answer: the prompt, and the thought if it had one."""
+    thought = said[row].thought
+    return encoded.ids[row] if thought is None else (*encoded.ids[row], *thought.token_ids)
+
+
 def _ids(encoded: Encoded) -> str:
-    return digest([encoded.ids, encoded.shared_prefix])
+    how = None if encoded.reasoning is None else asdict(encoded.reasoning)
+    return digest([encoded.ids, encoded.shared_prefix, how, encoded.thinks])

@@ -9,9 +9,9 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from obliteratus.events import Deviation
-from obliteratus.measure.generation import Completion
 from obliteratus.measure.judges.base import Outcome, Ruling
 from obliteratus.measure.states import TokenStates
+from obliteratus.measure.writing import Completion, Thought
 from obliteratus.prompts.contrast import Prompt
 from obliteratus.settings import VerifySettings
 from obliteratus.shapes import Layer
@@ -27,12 +27,25 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Thoughts:
+    """What became of the thoughts in front of the answers to one class of prompts.
+
+    An outcome is None where there was no thought, or nothing in it; it is undetermined where the
+    limit cut the thought. ``opened`` counts the thoughts, ``unfinished`` those that were cut.
+    """
+
+    outcomes: tuple[Outcome | None, ...]
+    opened: int
+    unfinished: int
+
+
+@dataclass(frozen=True)
 class Answers:
     """What became of each prompt of one class.
 
     ``completions`` is None where they are not kept: those of harmful prompts, unless
     ``save_completions`` was set. ``harmful`` says of each whether what it answers is harmful; None
-    where the judge does not look for that.
+    where the judge does not look for that. ``thoughts`` is None where no answer had one.
     """
 
     ids: tuple[str, ...]
@@ -40,6 +53,7 @@ class Answers:
     outcomes: tuple[Outcome, ...]
     completions: tuple[Completion, ...] | None = None
     harmful: tuple[bool | None, ...] | None = None
+    thoughts: Thoughts | None = None
 
     def are(self, outcome: Outcome) -> list[bool]:
         """Return for each prompt whether its outcome is ``outcome``."""
@@ -54,13 +68,16 @@ class Answers:
     def from_part(cls, part: Part) -> "Answers":
         """Make answers of what :meth:`as_part` returned, or of its JSON."""
         facts = part.facts
-        completions = facts["completions"]
+        completions, thoughts = facts["completions"], facts["thoughts"]
         return cls(
             ids=tuple(facts["ids"]),
             categories=tuple(facts["categories"]),
             outcomes=tuple(facts["outcomes"]),
             completions=None if completions is None else tuple(_completion(c) for c in completions),
             harmful=None if facts["harmful"] is None else tuple(facts["harmful"]),
+            thoughts=None
+            if thoughts is None
+            else Thoughts(tuple(thoughts["outcomes"]), thoughts["opened"], thoughts["unfinished"]),
         )
 
 
@@ -83,10 +100,10 @@ class FirstTokens:
 
 @dataclass(frozen=True)
 class Forced:
-    """The model made to say the original's harmless completions.
+    """The model made to say the original's harmless completions, behind its thoughts.
 
     ``states`` predict the first tokens of some of them (for the KL by position); ``nll`` in nats
-    and ``tokens`` cover all of all of them.
+    and ``tokens`` cover all of all of them. Answers that a limit cut off in a thought are left out.
     """
 
     states: TokenStates
@@ -180,7 +197,8 @@ class Measurement:
 
     ``prompts`` is the hash of the test prompts and ``system`` their system prompt; ``forced`` is
     along the completions of the *original* (its own, for the original itself). ``lookalikes`` are
-    safe prompts that look unsafe. ``rerun`` is measured of an original only.
+    safe prompts that look unsafe. ``rerun`` is measured of an original only. ``reasoning`` says how
+    the thoughts of the model were treated; None for one that has none.
     """
 
     subject: Subject
@@ -197,6 +215,7 @@ class Measurement:
     lookalikes: Answers | None = None
     rerun: Rerun | None = None
     projections: Projections | None = None
+    reasoning: str | None = None
     deviations: tuple[Deviation, ...] = ()
 
     @property
@@ -210,6 +229,7 @@ def answers(
     prompts: tuple[Prompt, ...],
     rulings: tuple[Ruling, ...],
     completions: tuple[Completion, ...] | None,
+    thoughts: Thoughts | None = None,
 ) -> Answers:
     """Return the answers to ``prompts`` with what a judge says of each."""
     harm = tuple(ruling.is_harmful for ruling in rulings)
@@ -219,6 +239,7 @@ def answers(
         outcomes=tuple(ruling.outcome for ruling in rulings),
         completions=completions,
         harmful=harm if any(each is not None for each in harm) else None,
+        thoughts=thoughts,
     )
 
 
@@ -233,7 +254,10 @@ def spread_indices(total: int, count: int) -> tuple[int, ...]:
 
 
 def _completion(record: Mapping[str, Any]) -> Completion:
-    return Completion(tuple(record["token_ids"]), record["text"], record["is_finished"])
+    thought = record["thought"]
+    if thought is not None:
+        thought = Thought(tuple(thought["token_ids"]), thought["text"], thought["is_closed"])
+    return Completion(tuple(record["token_ids"]), record["text"], record["is_finished"], thought)
 
 
 def rows_of(states: TokenStates, prompts: tuple[int, ...], tokens: int) -> TokenStates:

@@ -66,9 +66,11 @@ class Judge(ABC):
 
     ``identity`` is JSON-ready and has everything that its rulings depend on, besides the exchanges:
     what is cached is found again by it. ``description`` is printed beside the rates.
+    ``reads_answers`` is False of a judge that looks at probabilities where an answer would begin.
     """
 
     name: str
+    reads_answers: bool = True
 
     @property
     def identity(self) -> dict[str, Any]:
