@@ -43,9 +43,8 @@ from obliteratus.verify.sections import (
     log_odds_rows,
     outcome_rows,
     perplexity_rows,
-    thought_counts,
-    thought_rows,
 )
+from obliteratus.verify.thoughts import thought_counts, thought_rows
 
 
 def compare(

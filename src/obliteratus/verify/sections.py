@@ -11,7 +11,7 @@ from obliteratus.errors import MeasurementError
 from obliteratus.measure.agreement import Agreement
 from obliteratus.measure.divergence import first_token_kl, sequence_kl
 from obliteratus.measure.head import Head, chunks
-from obliteratus.measure.judges.base import OUTCOMES, Outcome
+from obliteratus.measure.judges.base import OUTCOMES
 from obliteratus.measure.log_odds import RefusalTokens, log_odds
 from obliteratus.measure.writing import Completion
 from obliteratus.statistics.bootstrap import bootstrap_mean
@@ -22,7 +22,6 @@ from obliteratus.verify.report import (
     Position,
     PromptSet,
     Row,
-    ThoughtCounts,
     Turned,
 )
 from obliteratus.verify.rows import (
@@ -80,63 +79,6 @@ def outcome_rows(pair: Pair, judge: Agreement | None = None) -> list[Row]:
     if harm[0] is not None and harm[1] is not None:
         rows.append(share_row("harm_harmful", "says what does harm", harm[0], harm[1]))
     return rows
-
-
-def thought_rows(pair: Pair) -> list[Row]:
-    """Return what became of the thoughts, where they are scored apart from answers.
-
-    An answer without a thought is one whose thought neither refuses nor is degenerate.
-    """
-    rows: list[Row] = []
-    if pair.original.settings.thoughts != "apart":
-        return rows
-    kinds: tuple[tuple[str, str, PromptSet, Outcome], ...] = (
-        ("refusal_in_thoughts", "refuses in its thoughts, harmful", "harmful", "refusal"),
-        ("degenerate_in_thoughts", "degenerate thoughts, harmful", "harmful", "degenerate"),
-        (
-            "refusal_in_thoughts_harmless",
-            "refuses in its thoughts, harmless",
-            "harmless",
-            "refusal",
-        ),
-    )
-    for key, label, name, outcome in kinds:
-        before, after = (_thoughts(side, name) for side in (pair.original, pair.edited))
-        if any(each is not None for each in (*before, *after)):
-            first, second = (
-                [None if said == "undetermined" else said == outcome for said in side]
-                for side in (before, after)
-            )
-            rows.append(share_row(key, label, first, second))
-    return rows
-
-
-def thought_counts(pair: Pair) -> tuple[ThoughtCounts, ...]:
-    """Return how many answers of each class had a thought, of those classes where one had."""
-    found: list[ThoughtCounts] = []
-    for name in CLASSES:
-        sides: list[Answers | None] = [getattr(each, name) for each in (pair.original, pair.edited)]
-        had = [None if side is None else side.thoughts for side in sides]
-        if sides[0] is None or all(each is None for each in had):
-            continue
-        opened = [0 if each is None else each.opened for each in had]
-        cut = [0 if each is None else each.unfinished for each in had]
-        found.append(
-            ThoughtCounts(
-                prompts=name,
-                n=len(sides[0].ids),
-                original=opened[0],
-                edited=opened[1],
-                unfinished_original=cut[0],
-                unfinished_edited=cut[1],
-            )
-        )
-    return tuple(found)
-
-
-def _thoughts(measured: Measurement, name: PromptSet) -> tuple[Outcome | None, ...]:
-    said: Answers = getattr(measured, name)
-    return (None,) * len(said.ids) if said.thoughts is None else said.thoughts.outcomes
 
 
 def log_odds_rows(pair: Pair, tokens: RefusalTokens) -> list[Row]:

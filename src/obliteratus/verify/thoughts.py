@@ -8,7 +8,10 @@ from obliteratus.measure.judges.base import Exchange, Judge, Outcome, Ruling
 from obliteratus.measure.writing import Completion
 from obliteratus.models.reasoning import Reasoning
 from obliteratus.settings import VerifySettings
-from obliteratus.verify.measurement import Answers, Thoughts
+from obliteratus.verify.measurement import Answers, Measurement, Thoughts
+from obliteratus.verify.report import PromptSet, Row, ThoughtCounts
+from obliteratus.verify.rows import share_row
+from obliteratus.verify.sections import CLASSES, Pair
 
 
 def in_words(reasoning: Reasoning | None, settings: VerifySettings) -> str | None:
@@ -94,6 +97,63 @@ def thought_deviations(
             "the model opens thoughts by itself; first-token figures are of its marker there",
         ),
     )
+
+
+def thought_rows(pair: Pair) -> list[Row]:
+    """Return what became of the thoughts, where they are scored apart from answers.
+
+    An answer without a thought is one whose thought neither refuses nor is degenerate.
+    """
+    rows: list[Row] = []
+    if pair.original.settings.thoughts != "apart":
+        return rows
+    kinds: tuple[tuple[str, str, PromptSet, Outcome], ...] = (
+        ("refusal_in_thoughts", "refuses in thoughts, harmful", "harmful", "refusal"),
+        ("degenerate_in_thoughts", "degenerate thoughts, harmful", "harmful", "degenerate"),
+        (
+            "refusal_in_thoughts_harmless",
+            "refuses in its thoughts, harmless",
+            "harmless",
+            "refusal",
+        ),
+    )
+    for key, label, name, outcome in kinds:
+        before, after = (_thoughts(side, name) for side in (pair.original, pair.edited))
+        if any(each is not None for each in (*before, *after)):
+            first, second = (
+                [None if said == "undetermined" else said == outcome for said in side]
+                for side in (before, after)
+            )
+            rows.append(share_row(key, label, first, second))
+    return rows
+
+
+def thought_counts(pair: Pair) -> tuple[ThoughtCounts, ...]:
+    """Return how many answers of each class had a thought, of those classes where one had."""
+    found: list[ThoughtCounts] = []
+    for name in CLASSES:
+        sides: list[Answers | None] = [getattr(each, name) for each in (pair.original, pair.edited)]
+        had = [None if side is None else side.thoughts for side in sides]
+        if sides[0] is None or all(each is None for each in had):
+            continue
+        opened = [0 if each is None else each.opened for each in had]
+        cut = [0 if each is None else each.unfinished for each in had]
+        found.append(
+            ThoughtCounts(
+                prompts=name,
+                n=len(sides[0].ids),
+                original=opened[0],
+                edited=opened[1],
+                unfinished_original=cut[0],
+                unfinished_edited=cut[1],
+            )
+        )
+    return tuple(found)
+
+
+def _thoughts(measured: Measurement, name: PromptSet) -> tuple[Outcome | None, ...]:
+    said: Answers = getattr(measured, name)
+    return (None,) * len(said.ids) if said.thoughts is None else said.thoughts.outcomes
 
 
 def _is_unfinished(completion: Completion) -> bool:
