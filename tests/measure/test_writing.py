@@ -202,14 +202,19 @@ def scattered(family: str) -> tuple[object, Encoded, list[tuple[int, ...]]]:
             pad_token_id=0,
         )
         rows.append(tuple(output[0, len(ids) :].tolist()))
-    every = {token for row in rows for token in row if model.tokenizer.decode([token]).isalnum()}
+    every = {
+        token
+        for row in rows
+        for token in row
+        if "!" <= model.tokenizer.decode([token]) <= "~"  # no part of a longer character
+    }
 
     def ends(token: int) -> int:
         return len({row[:12].index(token) if token in row[:12] else -1 for row in rows})
 
     chosen = max(sorted(every), key=ends)
     closing = model.tokenizer.decode([chosen])
-    assert ends(chosen) > 2
+    assert ends(chosen) > 1
     reasoning = Reasoning(Markers("<open>", closing), None, prompt_opens=True, suffix="")
     return model, replace(encoded, reasoning=reasoning, thinks=True), rows
 
@@ -235,7 +240,7 @@ def test_in_batches_too_every_row_has_a_thought_and_an_answer_of_its_own(
         else:
             assert completion.thought == Thought(row[:12], completion.thought.text, False)
             assert completion.is_cut_in_thought
-    assert len({len(completion.thought.token_ids) for completion in found}) > 2
+    assert len({len(completion.thought.token_ids) for completion in found}) > 1
 
 
 def test_without_leave_to_think_the_same_model_writes_its_answer_at_once() -> None:

@@ -16,7 +16,7 @@ from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.probe.forward import last_hidden
 from obliteratus.prompts.contrast import ContrastSet
-from obliteratus.settings import RunSettings, VerifySettings, with_overrides
+from obliteratus.settings import VerifySettings, settings_from, with_overrides
 from obliteratus.store import Store
 from obliteratus.testing.thinking import TEMPLATES, scripted_model
 from obliteratus.testing.tiny import CHAT_TEMPLATE
@@ -54,10 +54,16 @@ def thinker() -> LoadedModel:
     return scripted_model(TEMPLATES["switched"], TURNS)
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
 @pytest.fixture
-def measure(pairs: ContrastSet, documents: tuple[Document, ...]) -> Measure:
+def measure(pairs: ContrastSet, documents: tuple[Document, ...], store: Store) -> Measure:
     def run(model: LoadedModel, settings: VerifySettings = APART, **options: object) -> Measurement:
-        return measure_model(model, pairs, settings, texts=documents, **options)  # pyright: ignore[reportArgumentType]
+        options = {"texts": documents, "store": store, **options}
+        return measure_model(model, pairs, settings, **options)  # pyright: ignore[reportArgumentType]
 
     return run
 
@@ -123,7 +129,7 @@ def test_answers_are_forced_behind_the_thought_that_led_to_them(thinker, measure
 
 
 def test_an_answer_that_was_not_reached_is_not_forced_or_compared(measure):
-    turns = {**TURNS, "mend a river": [f"<think>\n{LONG}</think>{CODE}", f"{SILENT}{CODE}"]}
+    turns = {"mend a river": [f"<think>\n{LONG}</think>{CODE}", f"{SILENT}{CODE}"], **TURNS}
     model = scripted_model(TEMPLATES["switched"], turns)
     original = measure(model)
     assert original.harmless.outcomes[2] == "undetermined"
@@ -152,7 +158,7 @@ def test_thoughts_have_rows_of_their_own(thinker, measure):
     assert thoughts.original is not None
     assert thoughts.edited is not None
     assert answers is not None
-    assert (thoughts.original.value, thoughts.edited.value) == (0.25, 0.0)
+    assert (thoughts.original.value, thoughts.edited.value) == (1 / 3, 0.0)
     assert thoughts.details == {"undetermined_original": 1.0, "undetermined_edited": 1.0}
     assert answers.original == answers.edited
     assert answers.details == thoughts.details
@@ -255,7 +261,9 @@ def test_templates_that_differ_are_still_a_deviation(thinker, measure):
 def test_judges_of_beginnings_have_no_thoughts_to_score(thinker, measure):
     for name in ("log_odds", "openings"):
         with pytest.raises(UsageError, match=r"reads no answers.*verify\.thoughts=skip"):
-            with_overrides(RunSettings(), [f"verify.judge.name={name}", "verify.thoughts=apart"])
+            settings_from(
+                with_overrides({}, [f"verify.judge.name={name}", "verify.thoughts=apart"])
+            )
     judge = TextJudge("first", lambda _, __: "compliance")
     judge.reads_answers = False
     with pytest.raises(UsageError, match=r"'first' reads no answers"):

@@ -45,6 +45,11 @@ class Completion:
     thought: Thought | None = None
 
     @property
+    def written(self) -> tuple[int, ...]:
+        """Every token behind the prompt, those of the thought first."""
+        return self.token_ids if self.thought is None else self.thought.token_ids + self.token_ids
+
+    @property
     def is_cut_in_thought(self) -> bool:
         """Whether the limit came before the answer: nothing is known of it then."""
         return self.thought is not None and not self.token_ids

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
 
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.testing.tiny import tiny_model
@@ -85,7 +86,7 @@ def scripted_model(
 
     ``turns`` maps a question to whole turns of the assistant, all that comes behind ``header``.
     What is already there, of the prompt or written before, chooses: the first turn that begins so
-    is gone on with. It keeps no cache, so that every token is a function of those before it.
+    is gone on with. Every token is a function of those before it, and of nothing that it learnt.
     """
     model = tiny_model("openai-gpt", dtype=torch.float32)
     model.tokenizer.chat_template = template
@@ -97,16 +98,14 @@ def scripted_model(
     head.weight = nn.Parameter(weight, requires_grad=False)
     script = _Script(model, turns, header)
 
-    def speak(module: nn.Module, args: Any, given: Mapping[str, Any], output: Any) -> Any:
-        del module
-        ids: Tensor = given["input_ids"] if "input_ids" in given else args[0]
-        following = torch.tensor([list(script.following(row)) for row in ids.tolist()])
-        output.last_hidden_state = SHARPNESS * weight[following]
-        return output
+    def speak(input_ids: Tensor, *_: object, **__: object) -> BaseModelOutput:
+        following = torch.tensor([list(script.following(row)) for row in input_ids.tolist()])
+        return BaseModelOutput(last_hidden_state=SHARPNESS * weight[following])  # pyright: ignore[reportArgumentType]
 
-    backbone = model.module.get_submodule(model.anatomy.backbone)
-    backbone.register_forward_hook(speak, with_kwargs=True)
+    backbone: Any = model.module.get_submodule(model.anatomy.backbone)
+    backbone.forward = speak  # its blocks are there, and are not run
     name = sha256(repr((template, sorted(turns.items()))).encode()).hexdigest()
+    model.module.config.scripted = name  # what is cached by the weights is cached by the script
     source = replace(model.source, asked="scripted", fingerprint=name)
     digest = sha256(template.encode()).hexdigest()
     return replace(model, source=source, chat_template_sha256=digest)

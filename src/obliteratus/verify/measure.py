@@ -5,7 +5,7 @@ to the model, the settings that matter to it, the measuring code and the library
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
@@ -52,7 +52,13 @@ from obliteratus.verify.measurement import (
     rows_of,
     spread_indices,
 )
-from obliteratus.verify.thoughts import determined, in_words, ruled, thought_deviations
+from obliteratus.verify.thoughts import (
+    behind_thoughts,
+    determined,
+    in_words,
+    ruled,
+    thought_deviations,
+)
 
 DEFAULTS = VerifySettings()
 RERUN_PROMPTS = 16  # prompts measured twice for the noise floor: enough for a mean, cheap to make
@@ -279,14 +285,12 @@ class _Meter:
         return self._part("first tokens", lambda: read().first, FirstTokens.from_part, key)
 
     def forced(self, prompts: tuple[Prompt, ...], said: tuple[Completion, ...]) -> Forced:
-        spoken, settings = self._spoken(prompts), self.settings
-        answered = [row for row, each in enumerate(said) if not each.is_cut_in_thought]
-        some = spread_indices(len(answered), settings.sequence_prompts)
-        encoded = replace(spoken, ids=tuple(_before(spoken, said, row) for row in answered))
+        settings = self.settings
+        encoded, whole = behind_thoughts(self._spoken(prompts), said)
+        some = spread_indices(len(whole), settings.sequence_prompts)
 
         def compute() -> Forced:
             task = self._task("the original's answers")
-            whole = [said[row] for row in answered]
             states = completion_hidden(self.model, encoded, whole, task=task)
             nll = torch.zeros(len(whole), dtype=torch.float64)
             nll.index_add_(0, states.prompt, token_nll(states, head_of(self.model)))
@@ -399,12 +403,6 @@ def _leading(directions: Directions) -> dict[Layer, torch.Tensor]:
     """Return row 0 of every layer that has one, in the order of the stream."""
     layers = sorted(directions.basis, key=lambda layer: -1 if layer == "embedding" else layer)
     return {layer: directions.basis[layer][0] for layer in layers if len(directions.basis[layer])}
-
-
-def _before(encoded: Encoded, said: tuple[Completion, ...], row: int) -> tuple[int, ...]:
-    """Return everything that stood before an answer: the prompt, and the thought if it had one."""
-    thought = said[row].thought
-    return encoded.ids[row] if thought is None else (*encoded.ids[row], *thought.token_ids)
 
 
 def _ids(encoded: Encoded) -> str:

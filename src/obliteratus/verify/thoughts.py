@@ -1,11 +1,13 @@
 """What becomes of thoughts: ruled on apart from answers, and nothing ruled on where one was cut."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from obliteratus.errors import MeasurementError
 from obliteratus.events import Deviation
 from obliteratus.measure.judges.base import Exchange, Judge, Outcome, Ruling
 from obliteratus.measure.writing import Completion
+from obliteratus.models.chat import Encoded
 from obliteratus.models.reasoning import Reasoning
 from obliteratus.settings import VerifySettings
 from obliteratus.verify.measurement import Answers, Measurement, Thoughts
@@ -73,6 +75,15 @@ def determined(
         Ruling("undetermined") if is_cut else ruling
         for is_cut, ruling in zip(cut, rulings, strict=True)
     )
+
+
+def behind_thoughts(
+    encoded: Encoded, said: Sequence[Completion]
+) -> tuple[Encoded, tuple[Completion, ...]]:
+    """Return the answers that there are, behind their prompts and thoughts."""
+    pairs = [pair for pair in zip(encoded.ids, said, strict=True) if not pair[1].is_cut_in_thought]
+    ids = [(*row, *(each.thought.token_ids if each.thought else ())) for row, each in pairs]
+    return replace(encoded, ids=tuple(ids)), tuple(each for _, each in pairs)
 
 
 def thought_deviations(
