@@ -106,7 +106,7 @@ class Objective:
         if count:
             with without_progress():
                 found = generate(self._model, kept, max_new_tokens=count, task="answer")
-            answers = [e.token_ids[:-1] if e.is_finished else e.token_ids for e in found]
+            answers = [e.written[:-1] if e.is_finished else e.written for e in found]
         self._kept_ids = [(*ids, *answer) for ids, answer in zip(kept.ids, answers, strict=True)]
         for batch in _batches(range(len(kept)), gradients=False):
             counts = [len(answers[row]) + 1 for row in batch]

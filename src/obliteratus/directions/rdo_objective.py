@@ -193,7 +193,7 @@ class RdoObjective:
             with hooks, without_progress():
                 said = generate(self._model, asked, max_new_tokens=self._tokens, task="targets")
             for row, ids, each in zip(missing, asked.ids, said, strict=True):
-                found[row] = _Answer((*ids, *each.token_ids[:-1]), each.token_ids)
+                found[row] = _Answer((*ids, *each.written[:-1]), each.written)
         return missing
 
     def _cut(self, answer: _Answer) -> _Answer:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import psutil
 import torch
@@ -13,6 +12,7 @@ from obliteratus.errors import MeasurementError
 from obliteratus.events import Deviation, Note, Progress, emit
 from obliteratus.measure.answer_rows import Batch, prefill, step
 from obliteratus.measure.head import Head, head_of
+from obliteratus.measure.writing import Completion, Limits, Writing
 from obliteratus.models.chat import Encoded
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.probe.forward import is_out_of_memory
@@ -46,21 +46,6 @@ Enough = Callable[[int, tuple[int, ...], str], bool]
 """Says of a prompt's index, its answer's tokens so far and their text whether they are enough."""
 
 
-@dataclass(frozen=True)
-class Completion:
-    """What a model said after one prompt.
-
-    ``token_ids`` holds every generated token, the stop token included; ``text`` is decoded without
-    special tokens. ``is_finished``: the model stopped by itself before the limit. ``is_cut``: it
-    was stopped before the limit, because that was enough.
-    """
-
-    token_ids: tuple[int, ...]
-    text: str
-    is_finished: bool
-    is_cut: bool = False
-
-
 def generate(
     model: LoadedModel,
     encoded: Encoded,
@@ -69,6 +54,7 @@ def generate(
     task: str,
     batch_rows: int = 0,
     enough: Enough | None = None,
+    thought_tokens: int = 0,
 ) -> tuple[Completion, ...]:
     """Return the most probable continuation of each prompt, token by token, in prompt order.
 
@@ -79,37 +65,43 @@ def generate(
     ``batch_rows`` bounds a batch (0 chooses by speed and memory); one that does not fit into memory
     is halved, with a Note. One Progress of ``task`` is emitted whenever prompts are finished.
 
-    ``enough`` is asked about every unfinished answer after 4, 8, ... 32, 36, 40, 45, ... tokens
-    (the distance grows by an eighth, so that all its texts together are linear in the longest), and
-    stops it where it says so.
+    Where ``encoded`` lets the model think, ``thought_tokens`` bound the thought and
+    ``max_new_tokens`` the answer behind it (:mod:`obliteratus.measure.writing`).
+
+    ``enough`` is asked about every unfinished answer when it has 4, 8, ... 32, 36, 40, 45, ...
+    tokens (the distance grows by an eighth, so that all its texts together are linear in the
+    longest), and stops it where it says so.
 
     Raises:
         MeasurementError: there are no prompts, one is empty, ``max_new_tokens`` is below 1, a
             prompt and its answer are longer than the model takes, or one prompt alone does not fit
             into memory.
     """
-    lengths = _checked_lengths(model, encoded, max_new_tokens)
+    limits = Limits(max_new_tokens, thought_tokens if encoded.thinks else 0)
+    lengths = _checked_lengths(model, encoded, limits)
     head = head_of(model)
     prefix = _prefix(model, encoded, min(lengths) - 1)
-    limit = batch_rows or _automatic_rows(model, max(lengths) + max_new_tokens)
+    limit = batch_rows or _automatic_rows(model, max(lengths) + limits.all)
     waiting = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    found: dict[int, tuple[int, ...]] = {}
+    found: dict[int, Completion] = {}
+    stops = stop_tokens(model)
     start = time.perf_counter()
     while waiting:
         rows = _next_rows(model, waiting, lengths, limit)
-        batch = Batch([encoded.ids[row] for row in rows], prefix, max_new_tokens)
-        asked = None if enough is None else _about(model, rows, enough)
+        batch = Batch([encoded.ids[row] for row in rows], prefix, limits.all)
+        pens = [Writing.after(encoded, model.tokenizer, stops, limits) for _ in rows]
+        asked = None if enough is None else _about(rows, pens, enough)
         try:
-            for index, tokens in _decode(model, head, batch, asked):
-                found[rows[index]] = tokens
+            for index in _decode(model, head, batch, pens, asked):
+                found[rows[index]] = pens[index].completion()
                 elapsed = time.perf_counter() - start
                 emit(Progress(task, len(found), len(lengths), "prompts", elapsed))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            limit = _halved(len(rows), max(lengths) + max_new_tokens)
+            limit = _halved(len(rows), max(lengths) + limits.all)
         waiting = [row for row in waiting if row not in found]
-    return tuple(_completion(model, found[row], max_new_tokens) for row in range(len(lengths)))
+    return tuple(found[row] for row in range(len(lengths)))
 
 
 def generation_deviations(model: LoadedModel) -> tuple[Deviation, ...]:
@@ -132,13 +124,15 @@ def stop_tokens(model: LoadedModel) -> frozenset[int]:
     return frozenset(found) if isinstance(found, list) else frozenset({int(found)})
 
 
-def _about(
-    model: LoadedModel, rows: Sequence[int], enough: Enough
-) -> Callable[[int, Sequence[int]], bool]:
-    """Return ``enough`` as it is asked about a row of a batch and its tokens."""
+def _about(rows: Sequence[int], pens: Sequence[Writing], enough: Enough) -> Callable[[int], bool]:
+    """Return ``enough`` as it is asked about a row of a batch; what it stops is marked as cut."""
+    checks = check_lengths(pens[0].limits.answer)
 
-    def asked(index: int, tokens: Sequence[int]) -> bool:
-        return enough(rows[index], tuple(tokens), _text(model, tokens))
+    def asked(index: int) -> bool:
+        pen = pens[index]
+        if pen.place == "answer" and len(pen.token_ids) - pen.begins in checks:
+            pen.is_cut = enough(rows[index], pen.answer, pen.answer_text())
+        return pen.is_cut
 
     return asked
 
@@ -157,29 +151,21 @@ def _decode(
     model: LoadedModel,
     head: Head,
     batch: Batch,
-    enough: Callable[[int, Sequence[int]], bool] | None,
-) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Yield (row, its new tokens) as rows finish, or are ``enough``."""
-    stops = torch.tensor(sorted(stop_tokens(model)), device=model.device, dtype=torch.long)
+    pens: Sequence[Writing],
+    enough: Callable[[int], bool] | None,
+) -> Iterator[int]:
+    """Write a completion behind every prompt; yield the rows as they finish, or are ``enough``."""
     fewest = FEWEST_CPU_ROWS if model.device.type == "cpu" else 1
-    checks = frozenset[int]() if enough is None else check_lengths(batch.max_new_tokens)
     hidden, rows = prefill(model, batch)
-    written: list[list[int]] = [[] for _ in batch.prompts]
-    for length in range(1, batch.max_new_tokens + 1):
+    while True:
         chosen = _most_probable(head, hidden)
-        is_done = torch.isin(chosen, stops).tolist()
         for row, token in enumerate(chosen.tolist()):
             if not rows.is_live[row]:
                 continue
-            tokens = written[rows.index[row]]
-            tokens.append(token)
-            if (
-                is_done[row]
-                or length == batch.max_new_tokens
-                or (enough is not None and length in checks and enough(rows.index[row], tokens))
-            ):
+            index = rows.index[row]
+            if pens[index].add(token) or (enough is not None and enough(index)):
                 rows.is_live[row] = False
-                yield rows.index[row], tuple(tokens)
+                yield index
         if not any(rows.is_live):
             return
         rows.append(chosen)
@@ -196,19 +182,20 @@ def _most_probable(head: Head, hidden: Float[Tensor, "row d_model"]) -> Int[Tens
     return best.indices
 
 
-def _checked_lengths(model: LoadedModel, encoded: Encoded, max_new_tokens: int) -> list[int]:
+def _checked_lengths(model: LoadedModel, encoded: Encoded, limits: Limits) -> list[int]:
     lengths = [len(ids) for ids in encoded.ids]
-    if not lengths or min(lengths) == 0 or max_new_tokens < 1:
+    if not lengths or min(lengths) == 0 or limits.answer < 1:
         raise MeasurementError(
             f"generation needs prompts with at least one token each and max_new_tokens >= 1; got "
-            f"{len(lengths)} prompts, {lengths.count(0)} of them empty, and {max_new_tokens}."
+            f"{len(lengths)} prompts, {lengths.count(0)} of them empty, and {limits.answer}."
         )
     most = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
-    if most is not None and max(lengths) + max_new_tokens > most:
+    if most is not None and max(lengths) + limits.all > most:
+        settings = "verify.thought_tokens or " if limits.thought else ""
         raise MeasurementError(
             f"prompt {lengths.index(max(lengths))} (counted from 0) has {max(lengths)} tokens; "
-            f"with {max_new_tokens} new ones that is more than the {most} that the model takes. "
-            "Leave the prompt out or lower verify.max_new_tokens."
+            f"with {limits.all} new ones that is more than the {most} that the model takes. "
+            f"Leave the prompt out or lower {settings}verify.max_new_tokens."
         )
     return lengths
 
@@ -254,13 +241,3 @@ def _halved(rows: int, tokens: int) -> int:
         torch.cuda.empty_cache()
     emit(Note(f"memory ran out generating for {rows} prompts at once; going on with {rows // 2}."))
     return rows // 2
-
-
-def _completion(model: LoadedModel, token_ids: tuple[int, ...], limit: int) -> Completion:
-    is_finished = token_ids[-1] in stop_tokens(model)
-    is_cut = not is_finished and len(token_ids) < limit
-    return Completion(token_ids, _text(model, token_ids), is_finished, is_cut)
-
-
-def _text(model: LoadedModel, token_ids: Sequence[int]) -> str:
-    return str(model.tokenizer.decode(list(token_ids), skip_special_tokens=True))

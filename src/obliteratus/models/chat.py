@@ -1,10 +1,12 @@
 """Prompts as token ids: the chat template applied once, and which of the tokens are the template's.
 
 A base model without a template gets the plain text, tokenised as its tokenizer does by default.
+A model that thinks before it answers is kept from it, unless it is asked to: the token that follows
+a prompt is then the first one of an answer, whatever is read or measured there.
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from obliteratus.errors import ModelSourceError, PromptError, UsageError
 from obliteratus.events import Note, emit
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.models.reasoning import QUESTION, Reasoning, detect
 
 PROBES = ("Why is it?", "7 + 5 = 12", "élan vital", "《春》", "(a) b c;", "the end")
 """Texts that begin and end with different kinds of characters: tokens that all of them share, and
@@ -23,7 +26,7 @@ PINNED_DATE = "26 Jul 2024"
 With today's date the same prompt would have other tokens, and another hash, tomorrow."""
 SHORTEST_PREFIX = 2  # one shared token (a BOS) is not worth a pass of its own
 
-_noted: weakref.WeakSet[PreTrainedTokenizerBase] = weakref.WeakSet()
+_noted: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, set[str]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -34,18 +37,34 @@ class Encoded:
     every row has at least one token after them. The last ``post_instruction`` tokens come from the
     template, after the user's text. Both are 0 for a base model (``has_template`` false), apart
     from special tokens that its tokenizer adds.
+
+    ``reasoning`` is None for a model that does not think. One that does is asked to where
+    ``thinks``, and kept from it otherwise.
     """
 
     ids: tuple[tuple[int, ...], ...]
     shared_prefix: int
     post_instruction: int
     has_template: bool
+    reasoning: Reasoning | None = None
+    thinks: bool = False
+
+    @property
+    def opens_thought(self) -> bool:
+        """Whether a thought is open behind every prompt."""
+        return self.thinks and self.reasoning is not None and self.reasoning.prompt_opens
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-def encode(model: LoadedModel, prompts: Sequence[str], *, system: str | None = None) -> Encoded:
+def encode(
+    model: LoadedModel,
+    prompts: Sequence[str],
+    *,
+    system: str | None = None,
+    thinks: bool = False,
+) -> Encoded:
     """Return the token ids of each prompt as one user turn, ready for the model's answer.
 
     The tokenizer applies its own chat template once, with the generation prompt and without adding
@@ -53,17 +72,23 @@ def encode(model: LoadedModel, prompts: Sequence[str], *, system: str | None = N
     None leaves the template's own default. For a base model a Note says, once, that the plain text
     is used.
 
+    A model that thinks before it answers (:mod:`obliteratus.models.reasoning`) is kept from it by
+    its template's own switch, else by an empty thought behind the generation prompt; with
+    ``thinks`` it is asked to think. A Note says which, once.
+
     Raises:
         PromptError: there is no prompt, or one encodes to no token at all.
-        UsageError: ``system`` is given and the model cannot take one.
+        UsageError: ``system`` is given and the model cannot take one, or ``thinks`` and what ends
+            its thoughts is not known.
         ModelSourceError: the template fails, or leaves the user's text out.
     """
     if not prompts:
         raise PromptError("there are no prompts to encode.")
     tokenizer = model.tokenizer
     has_template = tokenizer.chat_template is not None
+    reasoning = None
     if has_template:
-        rows = _with_template(model, (*prompts, *PROBES), system)
+        rows, reasoning = _with_template(model, (*prompts, *PROBES), system, thinks=thinks)
     else:
         rows = _plain(model, (*prompts, *PROBES), system)
     ids, probes = rows[: len(prompts)], rows[len(prompts) :]
@@ -84,7 +109,20 @@ def encode(model: LoadedModel, prompts: Sequence[str], *, system: str | None = N
         shared_prefix=prefix if prefix >= SHORTEST_PREFIX else 0,
         post_instruction=min(suffix, shortest),
         has_template=has_template,
+        reasoning=reasoning,
+        thinks=thinks and reasoning is not None,
     )
+
+
+def reasoning_of(model: LoadedModel, *, system: str | None = None) -> Reasoning | None:
+    """Return how ``model`` thinks before it answers, or None where it does not.
+
+    Raises:
+        UsageError, ModelSourceError: as :func:`encode`.
+    """
+    if model.tokenizer.chat_template is None:
+        return None
+    return encode(model, [QUESTION], system=system).reasoning
 
 
 def _plain(
@@ -105,21 +143,41 @@ def _plain(
 
 
 def _with_template(
-    model: LoadedModel, texts: Sequence[str], system: str | None
-) -> tuple[tuple[int, ...], ...]:
+    model: LoadedModel, texts: Sequence[str], system: str | None, *, thinks: bool
+) -> tuple[tuple[tuple[int, ...], ...], Reasoning | None]:
     tokenizer: Any = model.tokenizer
     before = [] if system is None else [{"role": "system", "content": system}]
     chats = [[*before, {"role": "user", "content": text}] for text in texts]
     try:
         template = tokenizer.get_chat_template()
-        options = {"date_string": PINNED_DATE} if "date_string" in template else {}
+        options: dict[str, Any] = {"date_string": PINNED_DATE} if "date_string" in template else {}
         if system is not None:
             shown = tokenizer.apply_chat_template(chats[-1], tokenize=False, **options)
             if system.strip() not in shown:
                 raise _no_system(model, "its chat template leaves the system prompt out")
-        rows = tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, tokenize=True, return_dict=False, **options
-        )
+
+        def render(answer: str | None, more: Mapping[str, Any]) -> str:
+            turns = [*before, {"role": "user", "content": QUESTION}]
+            turns += [] if answer is None else [{"role": "assistant", "content": answer}]
+            return tokenizer.apply_chat_template(
+                turns, add_generation_prompt=answer is None, tokenize=False, **options, **more
+            )
+
+        reasoning = detect(template, render)
+        if reasoning is not None:
+            _say(model, reasoning, thinks=thinks)
+            options |= reasoning.options(thinks=thinks)
+        suffix = "" if reasoning is None or thinks else reasoning.suffix
+        if suffix:
+            texts = tokenizer.apply_chat_template(
+                chats, add_generation_prompt=True, tokenize=False, **options
+            )
+            closed = [text + suffix for text in texts]
+            rows = tokenizer(closed, add_special_tokens=False)["input_ids"]
+        else:
+            rows = tokenizer.apply_chat_template(
+                chats, add_generation_prompt=True, tokenize=True, return_dict=False, **options
+            )
     except TemplateError as error:
         if system is not None:
             raise _no_system(model, f"its chat template says: {error}") from error
@@ -130,13 +188,31 @@ def _with_template(
         raise ModelSourceError(
             f"the chat template of {model.source.asked} cannot be chosen: {error}"
         ) from error
-    if "strftime_now" in template and not options:
+    if "strftime_now" in template and "date_string" not in options:
         _note_once(
             tokenizer,
             f"the chat template of {model.source.asked} writes today's date into every prompt: "
             "runs on different days see different tokens.",
         )
-    return tuple(tuple(row) for row in rows)
+    return tuple(tuple(row) for row in rows), reasoning
+
+
+def _say(model: LoadedModel, reasoning: Reasoning, *, thinks: bool) -> None:
+    """Say what was found and what becomes of it."""
+    name = model.source.asked
+    if thinks and reasoning.markers is None:
+        assert reasoning.switch is not None
+        raise UsageError(
+            f"the chat template of {name} turns thoughts on ({reasoning.switch.name}), but writes "
+            "no marker that ends one, so that a thought cannot be told from an answer. Set "
+            "verify.thoughts=skip, or add its markers to models/reasoning.py."
+        )
+    skipped = f"its thoughts are skipped ({reasoning.how_skipped}), and answers follow the prompt."
+    done = "here it does, and its thoughts are scored apart." if thinks else skipped
+    _note_once(
+        model.tokenizer,
+        f"{name} thinks before it answers ({reasoning.around}, by its chat template): {done}",
+    )
 
 
 def _no_system(model: LoadedModel, why: str) -> UsageError:
@@ -147,8 +223,8 @@ def _no_system(model: LoadedModel, why: str) -> UsageError:
 
 
 def _note_once(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
-    if tokenizer not in _noted:
-        _noted.add(tokenizer)
+    if text not in _noted.setdefault(tokenizer, set()):
+        _noted[tokenizer].add(text)
         emit(Note(text))
 
 

@@ -138,6 +138,10 @@ class VerifySettings(Section):
             ``hub:owner/name[:split[:column]]``; null are the documents built in.
         text_documents: How many of its documents are taken, from the first.
         coherence: Whether harmless answers are compared by their embeddings.
+        thoughts: Whether thoughts of a model that thinks before it answers are skipped, or it
+            thinks and they are scored ``apart`` from its answers.
+        thought_tokens: What each thought may take, beside ``max_new_tokens`` of the answer; where
+            one takes more, the answer is undetermined.
         save_completions: Whether answers to harmful prompts are kept.
         judge: Who judges the answers.
     """
@@ -153,8 +157,19 @@ class VerifySettings(Section):
     text: str | None = None
     text_documents: int = Field(default=200, ge=2)
     coherence: bool = True
+    thoughts: Literal["skip", "apart"] = "skip"
+    thought_tokens: int = Field(default=512, ge=1)
     save_completions: bool = False
     judge: JudgeSettings = JudgeSettings()
+
+    @model_validator(mode="after")
+    def _thoughts_stand_before_answers(self) -> "VerifySettings":
+        if self.thoughts == "apart" and self.judge.name in ("log_odds", "openings"):
+            raise ValueError(
+                f"verify.judge.name={self.judge.name} reads no answers, so there is no thought to "
+                "score apart; set verify.thoughts=skip or another judge"
+            )
+        return self
 
 
 class RunSettings(Section):

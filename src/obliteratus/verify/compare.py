@@ -29,6 +29,7 @@ from obliteratus.verify.report import (
     EditFacts,
     JudgeAgreement,
     LayerRow,
+    ReasoningFacts,
     Report,
     Row,
     Ruled,
@@ -46,6 +47,7 @@ from obliteratus.verify.sections import (
     perplexity_rows,
 )
 from obliteratus.verify.stopped import stopped_deviations
+from obliteratus.verify.thoughts import thought_counts, thought_rows
 
 
 def compare(
@@ -86,6 +88,7 @@ def compare(
     rows = with_adjusted(
         [
             *outcome_rows(pair, agreement if original.settings.judge.correct else None),
+            *thought_rows(pair),
             *(log_odds_rows(pair, tokens) if tokens is not None else []),
             *divergence,
             *perplexity_rows(pair),
@@ -107,6 +110,7 @@ def compare(
         system=original.system,
         judge=original.judge,
         agreement=None if agreement is None else _agreement(agreement),
+        reasoning=_reasoning(pair),
         settings=original.settings,
         seed=seed,
         rows=rows,
@@ -135,6 +139,13 @@ def _agreement(found: Agreement) -> JudgeAgreement:
         kappa=found.kappa,
         confusion=tuple(each for each in counts if each.count),
     )
+
+
+def _reasoning(pair: Pair) -> ReasoningFacts | None:
+    before, after = pair.original.reasoning, pair.edited.reasoning
+    if before is None and after is None:
+        return None
+    return ReasoningFacts(original=before, edited=after, counts=thought_counts(pair))
 
 
 def _named(subject: Subject, name: str | None) -> Subject:

@@ -23,7 +23,7 @@ from obliteratus.verify.measurement import (
     Rerun,
 )
 
-FORMAT = "obliteratus.measurement.1"
+FORMAT = "obliteratus.measurement.2"
 _KINDS = {
     "harmful": Answers,
     "harmless": Answers,
@@ -56,6 +56,7 @@ def save_measurement(measurement: Measurement, folder: Path) -> None:
             "judge": measurement.judge,
             "settings": measurement.settings.model_dump(mode="json"),
             "questions": list(measurement.questions),
+            "reasoning": measurement.reasoning,
             "deviations": [asdict(deviation) for deviation in measurement.deviations],
         },
     )
@@ -80,6 +81,7 @@ def load_measurement(folder: Path) -> Measurement:
         judge=record["judge"],
         settings=VerifySettings.model_validate(record["settings"]),
         questions=tuple(record["questions"]),
+        reasoning=record["reasoning"],
         deviations=tuple(Deviation(**deviation) for deviation in record["deviations"]),
         **parts,
     )

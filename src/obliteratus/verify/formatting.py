@@ -60,6 +60,28 @@ def judge_line(report: Report) -> str | None:
     )
 
 
+def reasoning_line(report: Report) -> str | None:
+    """Return what was done about the thoughts of both models, or None where neither has any."""
+    found = report.reasoning
+    if found is None:
+        return None
+    before, after = (each or "none by its chat template" for each in (found.original, found.edited))
+    return before if before == after else f"original: {before}; edited: {after}"
+
+
+def thought_lines(report: Report) -> list[str]:
+    """Return how many thoughts did not end within their limit, for every class that had any."""
+    if report.reasoning is None:
+        return []
+    return [
+        f"Before {each.n} answers to {each.prompts} prompts the original thought {each.original} "
+        f"times and the edited model {each.edited} times; {each.unfinished_original} and "
+        f"{each.unfinished_edited} of these thoughts did not end within their limit, and what "
+        "follows them is undetermined."
+        for each in report.reasoning.counts
+    ]
+
+
 def change(row: Row) -> str:
     """Return the paired change of ``row`` with a sign, or the ratio of perplexities."""
     if row.change is None:

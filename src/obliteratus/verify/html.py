@@ -20,7 +20,9 @@ from obliteratus.verify.formatting import (
     number,
     p_value,
     percent_change,
+    reasoning_line,
     shown,
+    thought_lines,
     tiny_share,
 )
 from obliteratus.verify.judge_picture import judge_by_label, judge_caption
@@ -226,6 +228,15 @@ def _notes(report: Report) -> list[str]:
     trust = judge_line(report)
     if trust is not None:
         notes.append(trust)
+    notes.extend(thought_lines(report))
+    if report.reasoning is not None and report.settings.thoughts == "apart":
+        notes.append(
+            "First-token KL and log-odds are where an answer would begin with thoughts skipped: "
+            "the first token of a thought says little of what the answer will be. Divergence "
+            "along answers, and their perplexity, are behind the original's own thoughts. The "
+            "judge was made for answers and held against labelled answers; how far it can be "
+            "believed of thoughts is not known."
+        )
     refusal = report.row("refusal_harmful")
     if refusal is not None and "corrected_edited" in refusal.details:
         found = refusal.details
@@ -274,6 +285,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         return ", ".join(parts)
 
     documents = sum(row.tokens for row in report.documents)
+    thoughts = reasoning_line(report)
     return [
         ("original", words("original")),
         ("edited", words("edited")),
@@ -283,6 +295,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ),
         ("system prompt", report.system or "none"),
         ("held-out text", f"{len(report.documents)} documents, {documents} tokens"),
+        *([] if thoughts is None else [("thoughts", thoughts)]),
         ("judge", report.judge),
         ("seed", str(report.seed)),
         ("versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),

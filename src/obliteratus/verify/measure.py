@@ -5,7 +5,7 @@ to the model, the settings that matter to it, the measuring code and the library
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 
 from obliteratus.directions.directions import Directions
-from obliteratus.errors import MeasurementError
+from obliteratus.errors import MeasurementError, UsageError
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.documents import Document, documents
 from obliteratus.measure.early_stop import EarlyStop, early_stop
@@ -23,9 +23,10 @@ from obliteratus.measure.head import head_of
 from obliteratus.measure.judges.base import Asked, Judge, checked
 from obliteratus.measure.likelihood import document_nll, token_nll
 from obliteratus.measure.states import completion_hidden
-from obliteratus.models.chat import Encoded, encode
+from obliteratus.models.chat import Encoded, encode, reasoning_of
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.plumbing import capture
+from obliteratus.models.reasoning import Reasoning
 from obliteratus.probe.forward import forward_batches, last_hidden
 from obliteratus.prompts.builtin import over_refusal
 from obliteratus.prompts.contrast import ContrastSet, Prompt
@@ -53,6 +54,13 @@ from obliteratus.verify.measurement import (
     answers,
     rows_of,
     spread_indices,
+)
+from obliteratus.verify.thoughts import (
+    behind_thoughts,
+    determined,
+    in_words,
+    ruled,
+    thought_deviations,
 )
 
 DEFAULTS = VerifySettings()
@@ -95,10 +103,16 @@ def measure_model(
     Completions of harmful prompts are judged and dropped, unless ``settings.save_completions``.
     They and those of ``lookalikes`` may be cut short (``settings.early_stop``), harmless ones not.
 
+    With ``settings.thoughts`` "apart" a model that thinks does so before its answers, and the
+    judge rules on both. What is read at a prompt's last token is read where its thoughts are
+    skipped all the same: there the first token is that of an answer, whatever would be thought.
+
     Raises:
         UsageError: answers are to be cut short by a judge that rules on whole ones only, or are to
-            be given by a generator that is not installed or cannot run the model.
-        MeasurementError: there is nothing to measure, the vocabularies differ, or logits are NaN.
+            be given by a generator that is not installed or cannot run the model, or thoughts are
+            to be scored apart by a judge that reads no answers.
+        MeasurementError: there is nothing to measure, the vocabularies differ, logits are NaN, or
+            no thought ends within its limit.
     """
     chosen = limited(prompts, settings.prompts)
     _check_size(chosen)
@@ -112,13 +126,22 @@ def measure_model(
         )
     role = "original" if reference is None else "edited"
     judge = judge or BEHAVIOURS["refusal"].judged_by()
+    if settings.thoughts == "apart" and not judge.reads_answers:
+        raise UsageError(
+            f"the judge '{judge.name}' reads no answers, so there is no thought to score apart. "
+            "Set verify.thoughts=skip, or another verify.judge.name."
+        )
+    reasoning = reasoning_of(model, system=system)
     generator = GENERATORS[settings.generator]()
-    meter = _Meter(model, subject, settings, judge, generator, system, store, role)
+    meter = _Meter(model, subject, settings, judge, generator, system, store, role, reasoning)
     read = cache(lambda: meter.read(chosen, directions))
     harmful, harmless = meter.both_answers(chosen, read)
     assert harmless.completions is not None
     forced = harmless.completions if reference is None else reference.completions
-    safe = built_in_lookalikes(settings.over_refusal) if lookalikes is None else lookalikes
+    if lookalikes is None:
+        lookalikes = built_in_lookalikes(settings.over_refusal)
+    safe = meter.lookalikes(lookalikes) if lookalikes else None
+    said = [harmful, harmless, *([] if safe is None else [safe])]
     return Measurement(
         subject=subject,
         prompts=chosen.sha256,
@@ -133,10 +156,14 @@ def measure_model(
         heldout=meter.heldout(
             documents(settings.text, settings.text_documents) if texts is None else texts
         ),
-        lookalikes=meter.lookalikes(safe) if safe else None,
+        lookalikes=safe,
         rerun=meter.rerun(chosen.harmless) if reference is None else None,
         projections=None if directions is None else meter.projections(chosen, directions, read),
-        deviations=generator.deviations(model),
+        reasoning=in_words(reasoning, settings),
+        deviations=(
+            *generator.deviations(model),
+            *thought_deviations(subject.name, reasoning, settings, said),
+        ),
     )
 
 
@@ -205,6 +232,12 @@ class _Meter:
     system: str | None
     store: Store | None
     role: str
+    reasoning: Reasoning | None
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model thinks before the answers that are measured."""
+        return self.settings.thoughts == "apart" and self.reasoning is not None
 
     def both_answers(
         self, prompts: ContrastSet, read: Callable[[], _Reading]
@@ -258,20 +291,24 @@ class _Meter:
         keep: bool,
         stop: EarlyStop | None = None,
     ) -> Answers:
-        encoded, limit = self._encoded(prompts), self.settings.max_new_tokens
+        encoded = self._encoded(prompts)
 
         def compute() -> Answers:
             texts = tuple(prompt.text for prompt in prompts)
             asked = Asked(self.model, texts, encoded, said, states)
             rulings = checked(self.judge, self.judge.judge(asked), len(prompts))
+            if not (keep or self.judge.reads_answers):
+                return answers(prompts, rulings, None)
+            thoughts = ruled(self.judge, texts, said())
+            if self.judge.reads_answers:
+                rulings = determined(rulings, said(), self.settings)
             stopped = None if stop is None else stop.tally(self.model, said(), rulings)
-            return answers(prompts, rulings, said() if keep else None, stopped)
+            return answers(prompts, rulings, said() if keep else None, stopped, thoughts)
 
         who = [[prompt.id, prompt.category, prompt.text] for prompt in prompts]
-        judge = self.judge.identity
-        key = {"ids": _ids(encoded), "who": digest(who), "limit": limit, "judge": judge}
+        key = {"ids": _ids(encoded), "who": digest(who), "judge": self.judge.identity}
         key |= {"keep": keep, "stop": None if stop is None else stop.identity}
-        key |= {"generator": self.generator.identity}
+        key |= self._spoken_key(prompts)
         return self._part(f"{name} answers", compute, Answers.from_part, key)
 
     def read(self, prompts: ContrastSet, directions: Directions | None) -> _Reading:
@@ -302,16 +339,16 @@ class _Meter:
         return self._part("first tokens", lambda: read().first, FirstTokens.from_part, key)
 
     def forced(self, prompts: tuple[Prompt, ...], said: tuple[Completion, ...]) -> Forced:
-        encoded, settings = self._encoded(prompts), self.settings
-        some = spread_indices(len(prompts), settings.sequence_prompts)
+        settings = self.settings
+        encoded, whole = behind_thoughts(self._spoken(prompts), said)
+        some = spread_indices(len(whole), settings.sequence_prompts)
 
         def compute() -> Forced:
-            states = completion_hidden(
-                self.model, encoded, said, task=self._task("the original's answers")
-            )
-            nll = torch.zeros(len(said), dtype=torch.float64)
+            task = self._task("the original's answers")
+            states = completion_hidden(self.model, encoded, whole, task=task)
+            nll = torch.zeros(len(whole), dtype=torch.float64)
             nll.index_add_(0, states.prompt, token_nll(states, head_of(self.model)))
-            tokens = torch.bincount(states.prompt, minlength=len(said))
+            tokens = torch.bincount(states.prompt, minlength=len(whole))
             return Forced(rows_of(states, some, settings.sequence_tokens), nll, tokens)
 
         key = {
@@ -336,20 +373,16 @@ class _Meter:
 
     def rerun(self, prompts: tuple[Prompt, ...]) -> Rerun:
         some = spread_indices(len(prompts), RERUN_PROMPTS)
-        encoded, limit = (
-            self._encoded(tuple(prompts[i] for i in some)),
-            self.settings.max_new_tokens,
-        )
+        chosen = tuple(prompts[index] for index in some)
+        encoded = self._encoded(chosen)
 
         def compute() -> Rerun:
             task = self._task("noise floor")
             hidden = last_hidden(self.model, encoded, batch_tokens=1, task=task).cpu()
             rows = len(some) if len(some) < len(prompts) else max(1, len(some) // 2)
-            said = self.generator.answer(self.model, encoded, Task(task, limit, batch_rows=rows))
-            return Rerun(some, hidden, said)
+            return Rerun(some, hidden, self._generated("noise floor", chosen, batch_rows=rows))
 
-        key = {"ids": _ids(encoded), "some": some, "limit": limit}
-        key |= {"generator": self.generator.identity}
+        key = {"ids": _ids(encoded), "some": some, **self._spoken_key(chosen)}
         return self._part("rerun", compute, Rerun.from_part, key)
 
     def projections(
@@ -370,12 +403,33 @@ class _Meter:
         return early_stop(kind, self.judge, texts, limit)
 
     def _generated(
-        self, name: str, prompts: tuple[Prompt, ...], stop: EarlyStop | None
+        self,
+        name: str,
+        prompts: tuple[Prompt, ...],
+        stop: EarlyStop | None = None,
+        *,
+        batch_rows: int = 0,
     ) -> tuple[Completion, ...]:
         """Let the model answer; only answers to the first prompts, those of ``stop``, may stop."""
-        limit = self.settings.max_new_tokens
-        encoded, task = self._encoded(prompts), self._task(name)
-        return self.generator.answer(self.model, encoded, Task(task, limit, stop))
+        task = Task(
+            self._task(name),
+            self.settings.max_new_tokens,
+            enough=stop,
+            batch_rows=batch_rows,
+            thought_tokens=self.settings.thought_tokens,
+        )
+        return self.generator.answer(self.model, self._spoken(prompts), task)
+
+    def _spoken_key(self, prompts: tuple[Prompt, ...]) -> dict[str, object]:
+        """Return what determines the answers to ``prompts``."""
+        settings = self.settings
+        thought = settings.thought_tokens if self.thinks else 0
+        return {
+            "spoken": _ids(self._spoken(prompts)),
+            "limit": settings.max_new_tokens,
+            "thought": thought,
+            "generator": self.generator.identity,
+        }
 
     def _part(
         self,
@@ -405,6 +459,11 @@ class _Meter:
     def _encoded(self, prompts: tuple[Prompt, ...]) -> Encoded:
         return encode(self.model, [prompt.text for prompt in prompts], system=self.system)
 
+    def _spoken(self, prompts: tuple[Prompt, ...]) -> Encoded:
+        """Return ``prompts`` as they are answered: where it is to think, the model is let."""
+        texts = [prompt.text for prompt in prompts]
+        return encode(self.model, texts, system=self.system, thinks=self.thinks)
+
     def _task(self, what: str) -> str:
         return f"{self.role}: {what}"
 
@@ -416,4 +475,5 @@ def _leading(directions: Directions) -> dict[Layer, torch.Tensor]:
 
 
 def _ids(encoded: Encoded) -> str:
-    return digest([encoded.ids, encoded.shared_prefix])
+    how = None if encoded.reasoning is None else asdict(encoded.reasoning)
+    return digest([encoded.ids, encoded.shared_prefix, how, encoded.thinks])

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from obliteratus.events import Deviation
 from obliteratus.measure.early_stop import Stopped
-from obliteratus.measure.generation import Completion
 from obliteratus.measure.judges.base import Outcome, Ruling
 from obliteratus.measure.states import TokenStates
+from obliteratus.measure.writing import Completion, Thought
 from obliteratus.prompts.contrast import Prompt
 from obliteratus.settings import VerifySettings
 from obliteratus.shapes import Layer
@@ -28,13 +28,26 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Thoughts:
+    """What became of the thoughts in front of the answers to one class of prompts.
+
+    An outcome is None where there was no thought, or nothing in it; it is undetermined where the
+    limit cut the thought. ``opened`` counts the thoughts, ``unfinished`` those that were cut.
+    """
+
+    outcomes: tuple[Outcome | None, ...]
+    opened: int
+    unfinished: int
+
+
+@dataclass(frozen=True)
 class Answers:
     """What became of each prompt of one class.
 
     ``completions`` is None where they are not kept: those of harmful prompts, unless
     ``save_completions`` was set. ``harmful`` says of each whether what it answers is harmful; None
-    where the judge does not look for that. ``stopped`` says how many were cut
-    short, None where all are whole.
+    where the judge does not look for that. ``stopped`` says how many were cut short, None where all
+    are whole. ``thoughts`` is None where no answer had one.
     """
 
     ids: tuple[str, ...]
@@ -43,6 +56,7 @@ class Answers:
     completions: tuple[Completion, ...] | None = None
     harmful: tuple[bool | None, ...] | None = None
     stopped: Stopped | None = None
+    thoughts: Thoughts | None = None
 
     def are(self, outcome: Outcome) -> list[bool]:
         """Return for each prompt whether its outcome is ``outcome``."""
@@ -58,6 +72,7 @@ class Answers:
         """Make answers of what :meth:`as_part` returned, or of its JSON."""
         facts = part.facts
         completions, stopped = facts["completions"], facts["stopped"]
+        thoughts = facts["thoughts"]
         return cls(
             ids=tuple(facts["ids"]),
             categories=tuple(facts["categories"]),
@@ -65,6 +80,9 @@ class Answers:
             completions=None if completions is None else tuple(_completion(c) for c in completions),
             harmful=None if facts["harmful"] is None else tuple(facts["harmful"]),
             stopped=None if stopped is None else Stopped(**stopped),
+            thoughts=None
+            if thoughts is None
+            else Thoughts(tuple(thoughts["outcomes"]), thoughts["opened"], thoughts["unfinished"]),
         )
 
 
@@ -87,10 +105,10 @@ class FirstTokens:
 
 @dataclass(frozen=True)
 class Forced:
-    """The model made to say the original's harmless completions.
+    """The model made to say the original's harmless completions, behind its thoughts.
 
     ``states`` predict the first tokens of some of them (for the KL by position); ``nll`` in nats
-    and ``tokens`` cover all of all of them.
+    and ``tokens`` cover all of all of them. Answers that a limit cut off in a thought are left out.
     """
 
     states: TokenStates
@@ -184,7 +202,8 @@ class Measurement:
 
     ``prompts`` is the hash of the test prompts and ``system`` their system prompt; ``forced`` is
     along the completions of the *original* (its own, for the original itself). ``lookalikes`` are
-    safe prompts that look unsafe. ``rerun`` is measured of an original only.
+    safe prompts that look unsafe. ``rerun`` is measured of an original only. ``reasoning`` says how
+    the thoughts of the model were treated; None for one that has none.
     """
 
     subject: Subject
@@ -201,6 +220,7 @@ class Measurement:
     lookalikes: Answers | None = None
     rerun: Rerun | None = None
     projections: Projections | None = None
+    reasoning: str | None = None
     deviations: tuple[Deviation, ...] = ()
 
     @property
@@ -215,6 +235,7 @@ def answers(
     rulings: tuple[Ruling, ...],
     completions: tuple[Completion, ...] | None,
     stopped: Stopped | None = None,
+    thoughts: Thoughts | None = None,
 ) -> Answers:
     """Return the answers to ``prompts`` with what a judge says of each."""
     harm = tuple(ruling.is_harmful for ruling in rulings)
@@ -225,6 +246,7 @@ def answers(
         completions=completions,
         harmful=harm if any(each is not None for each in harm) else None,
         stopped=stopped,
+        thoughts=thoughts,
     )
 
 
@@ -239,10 +261,14 @@ def spread_indices(total: int, count: int) -> tuple[int, ...]:
 
 
 def _completion(record: Mapping[str, Any]) -> Completion:
+    thought = record["thought"]
+    if thought is not None:
+        thought = Thought(tuple(thought["token_ids"]), thought["text"], thought["is_closed"])
     return Completion(
         token_ids=tuple(record["token_ids"]),
         text=record["text"],
         is_finished=record["is_finished"],
+        thought=thought,
         is_cut=record["is_cut"],
     )
 

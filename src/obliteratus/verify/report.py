@@ -391,6 +391,28 @@ class JudgeAgreement(Record):
     confusion: tuple[Ruled, ...] = ()
 
 
+class ThoughtCounts(Record):
+    """How many of the answers to one class had a thought, and how many thoughts a limit cut."""
+
+    prompts: PromptSet
+    n: int
+    original: int
+    edited: int
+    unfinished_original: int
+    unfinished_edited: int
+
+
+class ReasoningFacts(Record):
+    """What was done about the thoughts of each model, in words; None for one that has none.
+
+    ``counts`` are there where an answer had a thought.
+    """
+
+    original: str | None
+    edited: str | None
+    counts: tuple[ThoughtCounts, ...] = ()
+
+
 class Report(Record):
     """What is known about an edit.
 
@@ -437,6 +459,7 @@ class Report(Record):
     system: str | None
     judge: str
     agreement: JudgeAgreement | None = None
+    reasoning: ReasoningFacts | None = None
     settings: VerifySettings
     seed: int
     rows: tuple[Row, ...]

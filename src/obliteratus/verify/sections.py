@@ -7,11 +7,13 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from obliteratus.errors import MeasurementError
 from obliteratus.measure.agreement import Agreement
 from obliteratus.measure.divergence import first_token_kl, sequence_kl
 from obliteratus.measure.head import Head, chunks
 from obliteratus.measure.judges.base import OUTCOMES
 from obliteratus.measure.log_odds import RefusalTokens, log_odds
+from obliteratus.measure.writing import Completion
 from obliteratus.statistics.bootstrap import bootstrap_mean
 from obliteratus.verify.measurement import Answers, Measurement
 from obliteratus.verify.report import (
@@ -31,6 +33,8 @@ from obliteratus.verify.rows import (
     position_rows,
     share_row,
 )
+
+CLASSES: tuple[PromptSet, ...] = ("harmful", "harmless", "lookalikes")
 
 Embed = Callable[[Sequence[str]], Float[Tensor, "text dimension"]]
 """Maps texts to vectors; their cosine is the similarity of two texts."""
@@ -141,19 +145,33 @@ def coherence_rows(pair: Pair, embed: Embed) -> list[Row]:
     """Return the similarity of harmless answers: to the original's, and to their prompts.
 
     The null is the similarity to the original's answer to another prompt, half the set away so that
-    its category differs; ``ceiling`` is what the original reaches when it is run again.
+    its category differs; ``ceiling`` is what the original reaches when it is run again. Prompts at
+    which a thought of one of the two was cut have no answer and are left out.
+
+    Raises:
+        MeasurementError: fewer than two prompts are left.
     """
-    first, second = (
-        _unit(embed([completion.text for completion in measured.completions]))
-        for measured in (pair.original, pair.edited)
-    )
-    asked = _unit(embed(list(pair.original.questions)))
+    said = [measured.completions for measured in (pair.original, pair.edited)]
+    kept = [row for row, both in enumerate(zip(*said, strict=True)) if not _any_is_cut(*both)]
+    if len(kept) < 2:
+        raise MeasurementError(
+            f"{len(kept)} of {len(said[0])} harmless prompts have an answer of both models behind "
+            "their thoughts, too few to compare. Raise verify.thought_tokens."
+        )
+    first, second = (_unit(embed([side[row].text for row in kept])) for side in said)
+    asked = _unit(embed([pair.original.questions[row] for row in kept]))
     alike, shuffled = _cosine(first, second), _cosine(first.roll(len(first) // 2, dims=0), second)
     details: dict[str, float] = {}
     if pair.original.rerun is not None:
-        again = _unit(embed([completion.text for completion in pair.original.rerun.completions]))
-        ceiling = _cosine(first[list(pair.original.rerun.prompts)], again)
-        details["ceiling"] = float(ceiling.mean())
+        again, place = pair.original.rerun, {prompt: row for row, prompt in enumerate(kept)}
+        both = [
+            (place[prompt], text.text)
+            for prompt, text in zip(again.prompts, again.completions, strict=True)
+            if prompt in place and not text.is_cut_in_thought
+        ]
+        if both:
+            rows, texts = zip(*both, strict=True)
+            details["ceiling"] = float(_cosine(first[list(rows)], _unit(embed(texts))).mean())
     mean = replace(bootstrap_mean(alike.numpy(), seed=pair.seed), null=float(shuffled.mean()))
     to_prompt = (_cosine(first, asked), _cosine(second, asked))
     return [
@@ -174,6 +192,10 @@ def coherence_rows(pair: Pair, embed: Embed) -> list[Row]:
     ]
 
 
+def _any_is_cut(*said: Completion) -> bool:
+    return any(each.is_cut_in_thought for each in said)
+
+
 def _unit(vectors: Float[Tensor, "text dimension"]) -> Float64[Tensor, "text dimension"]:
     return torch.nn.functional.normalize(vectors.double().cpu(), dim=-1)
 
@@ -187,8 +209,7 @@ def _cosine(
 def categories(pair: Pair) -> tuple[Category, ...]:
     """Return the paired outcomes of each class as a whole (``all``) and of its categories."""
     found: list[Category] = []
-    names: tuple[PromptSet, ...] = ("harmful", "harmless", "lookalikes")
-    for name in names:
+    for name in CLASSES:
         before: Answers | None = getattr(pair.original, name)
         after: Answers | None = getattr(pair.edited, name)
         if before is None or after is None:

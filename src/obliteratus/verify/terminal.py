@@ -12,6 +12,7 @@ from obliteratus.verify.formatting import (
     change,
     p_value,
     percent_change,
+    reasoning_line,
     shown,
 )
 from obliteratus.verify.html import TITLES
@@ -44,6 +45,9 @@ def as_screen(report: Report) -> RenderableType:
                 style="dim",
             )
         )
+    thoughts = reasoning_line(report)
+    if thoughts is not None:
+        parts.append(Text(f"Thoughts {thoughts}", style="dim"))
     if report.ranking:
         parts.append(Text(rank_line(report.ranking)))
     if report.edit is not None:

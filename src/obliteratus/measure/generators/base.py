@@ -16,13 +16,15 @@ from obliteratus.registry import Registry
 class Task:
     """How long answers get, what progress calls them, and what stops one early.
 
-    ``batch_rows`` bounds a batch; 0 leaves it to the generator.
+    ``batch_rows`` bounds a batch; 0 leaves it to the generator. ``thought_tokens`` are those that a
+    thought may take before an answer, where the prompts let the model think.
     """
 
     name: str
     max_new_tokens: int
     enough: Enough | None = None
     batch_rows: int = 0
+    thought_tokens: int = 0
 
 
 class Generator(ABC):

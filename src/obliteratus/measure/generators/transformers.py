@@ -22,6 +22,7 @@ class TransformersGenerator(Generator):
             task=task.name,
             batch_rows=task.batch_rows,
             enough=task.enough,
+            thought_tokens=task.thought_tokens,
         )
 
     def deviations(self, model: LoadedModel) -> tuple[Deviation, ...]:

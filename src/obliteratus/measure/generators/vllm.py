@@ -13,9 +13,10 @@ import torch
 
 from obliteratus.errors import MeasurementError, UsageError
 from obliteratus.events import Deviation
-from obliteratus.measure.generation import Completion, generation_deviations, stop_tokens
+from obliteratus.measure.generation import generation_deviations, stop_tokens
 from obliteratus.measure.generators.base import GENERATORS, Generator, Task
 from obliteratus.measure.head import chunks, head_of
+from obliteratus.measure.writing import Completion, Limits, Writing
 from obliteratus.models.chat import Encoded
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.probe.forward import last_hidden
@@ -58,11 +59,12 @@ class VllmGenerator(Generator):
                 "vLLM answers to the end. Set verify.early_stop=off or "
                 "verify.generator=transformers."
             )
-        longest = max(map(len, encoded.ids)) + task.max_new_tokens
+        limits = Limits(task.max_new_tokens, task.thought_tokens if encoded.thinks else 0)
+        longest = max(map(len, encoded.ids)) + limits.all
         stops = stop_tokens(model)
         sampling = self._vllm.SamplingParams(
             temperature=0.0,
-            max_tokens=task.max_new_tokens,
+            max_tokens=limits.all,
             stop_token_ids=sorted(stops),
             ignore_eos=True,  # only the stop tokens above stop an answer
             detokenize=False,
@@ -70,7 +72,10 @@ class VllmGenerator(Generator):
         outputs = self._loaded(model, longest).generate(
             [{"prompt_token_ids": list(ids)} for ids in encoded.ids], sampling, use_tqdm=False
         )
-        said = tuple(_completion(model, output.outputs[0], stops) for output in outputs)
+        said = tuple(
+            _completion(output.outputs[0], Writing.after(encoded, model.tokenizer, stops, limits))
+            for output in outputs
+        )
         _check_first_tokens(model, encoded, said)
         return said
 
@@ -136,18 +141,20 @@ def _place(model: LoadedModel) -> tuple[str, str | None]:
     return source.identifier, None
 
 
-def _completion(model: LoadedModel, output: Any, stops: frozenset[int]) -> Completion:
+def _completion(output: Any, pen: Writing) -> Completion:
     token_ids = tuple(int(token) for token in output.token_ids)
     is_finished = output.finish_reason == "stop"
-    if not token_ids or is_finished != (token_ids[-1] in stops):
+    ends = bool(token_ids) and token_ids[-1] in pen.stops
+    if not token_ids or is_finished != ends:
         raise MeasurementError(
             f"vLLM says that an answer of {len(token_ids)} tokens ended with "
-            f"'{output.finish_reason}', and its last token is "
-            f"{'a' if token_ids and token_ids[-1] in stops else 'no'} stop token of the model. Set "
-            "verify.generator=transformers."
+            f"'{output.finish_reason}', and its last token is {'a' if ends else 'no'} stop token "
+            "of the model. Set verify.generator=transformers."
         )
-    text = model.tokenizer.decode(list(token_ids), skip_special_tokens=True)
-    return Completion(token_ids, str(text), is_finished)
+    for token in token_ids:
+        if pen.add(token):
+            break  # of a thought and an answer that have limits of their own
+    return pen.completion()
 
 
 def _check_first_tokens(model: LoadedModel, encoded: Encoded, said: tuple[Completion, ...]) -> None:
@@ -155,7 +162,7 @@ def _check_first_tokens(model: LoadedModel, encoded: Encoded, said: tuple[Comple
     head = head_of(model)
     with torch.no_grad():
         first = torch.cat([head.logits(rows).argmax(dim=-1) for rows in chunks(hidden)]).tolist()
-    same = sum(a == each.token_ids[0] for a, each in zip(first, said, strict=True))
+    same = sum(a == each.written[0] for a, each in zip(first, said, strict=True))
     if same < SAME_FIRST_TOKENS * len(said):
         raise MeasurementError(
             f"vLLM begins {same} of {len(said)} answers as the model in memory does, and at least "

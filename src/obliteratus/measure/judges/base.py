@@ -67,11 +67,13 @@ class Judge(ABC):
 
     ``identity`` is JSON-ready and has everything that its rulings depend on, besides the exchanges:
     what is cached is found again by it. ``description`` is printed beside the rates.
+    ``reads_answers`` is False of a judge that looks at probabilities where an answer would begin.
     """
 
     name: str
     can_settle: bool = False
     """Whether :meth:`settled` ever says anything."""
+    reads_answers: bool = True
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class LogOddsJudge(Judge):
     """A refusal has first-token log-odds above 0, with the tokens calibrated on the original."""
 
     name = "log_odds"
+    reads_answers = False
 
     def __init__(self, tokens: RefusalTokens) -> None:
         """``tokens`` are those of the original, for it and for every edit of it."""

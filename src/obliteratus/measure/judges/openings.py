@@ -54,6 +54,7 @@ class OpeningsJudge(Judge):
     """The likelier of both kinds of openings, where these have ``coverage`` of the probability."""
 
     name = "openings"
+    reads_answers = False
 
     def __init__(self, coverage: float) -> None:
         self._coverage = coverage
