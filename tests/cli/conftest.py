@@ -18,6 +18,7 @@ QUICK = (
     "verify.sequence_prompts=4",
     "verify.sequence_tokens=8",
     "verify.random_controls=1",
+    "verify.dose=false",
     "verify.coherence=false",
 )
 """The settings of ``testing.refuser.tiny_settings``: a run takes seconds."""

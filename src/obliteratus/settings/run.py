@@ -119,7 +119,8 @@ class VerifySettings(Section):
     ``text`` is what perplexity is measured on: a file (``.txt`` and ``.md`` with blank lines
     between documents, or rows of ``.csv``, ``.json``, ``.jsonl``, ``.parquet``) or
     ``hub:owner/name[:split[:column]]``, of which the first ``text_documents`` are taken; null are
-    the documents built in.
+    the documents built in. ``dose`` measures the edit at shares of its strength (not of two models
+    that are given: there is no plan to scale).
     """
 
     prompts: int = Field(default=0, ge=0)
@@ -127,6 +128,7 @@ class VerifySettings(Section):
     sequence_prompts: int = Field(default=64, ge=1)
     sequence_tokens: int = Field(default=32, ge=1)
     random_controls: int = Field(default=3, ge=0)
+    dose: bool = True
     text: str | None = None
     text_documents: int = Field(default=200, ge=2)
     coherence: bool = True
@@ -145,3 +147,12 @@ class RunSettings(Section):
     distill: DistillSettings = DistillSettings()
     edit: EditSettings = EditSettings()
     verify: VerifySettings = VerifySettings()
+
+    @model_validator(mode="after")
+    def _chosen_by_dose(self) -> "RunSettings":
+        if self.edit.auto_regularize and not self.verify.dose:
+            raise ValueError(
+                "edit.auto_regularize=true chooses the strength by what verify.dose measures; set "
+                "verify.dose=true"
+            )
+        return self
