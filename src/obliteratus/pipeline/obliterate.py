@@ -267,9 +267,9 @@ class _Run:
                 planned,
                 splits.test,
                 random=random,
-                permuted=[
-                    plan(model, shuffled, self.settings.edit).scaled(self._applied)
-                ] if seeds else [],
+                permuted=[plan(model, shuffled, self.settings.edit).scaled(self._applied)]
+                if seeds
+                else [],
                 tokens=tokens,
                 system=self.settings.prompts.system,
                 seed=self.settings.seed,

@@ -13,6 +13,7 @@ from obliteratus.settings import RunSettings
 from obliteratus.verify.claims import LARGEST_KL, LARGEST_PERPLEXITY_CHANGE
 from obliteratus.verify.dose import measure_dose
 from obliteratus.verify.dose_words import FLAG, figures, share_words
+from obliteratus.verify.formatting import number
 from obliteratus.verify.report import Dose
 
 ONE_PASS = "the first one was scaled to the largest strength that passes; another would add to it."
@@ -63,8 +64,9 @@ def regularized(planned: EditPlan, dose: Dose) -> tuple[EditPlan, Dose]:
         raise EditError(
             f"no strength passes on the select prompts: {share_words(dose, least.share)} has "
             f"{figures(least)}; all of the first interval must lie below {LARGEST_KL:g} and of the "
-            f"second within {LARGEST_PERPLEXITY_CHANGE:.0%}. Leave {FLAG} out, edit fewer layers "
-            "(edit.layers), or choose another --method; intervals are shorter with more prompts."
+            f"second within {number(LARGEST_PERPLEXITY_CHANGE, 'share')}. Leave {FLAG} out, edit "
+            "fewer layers (edit.layers), or choose another --method; more prompts make the first "
+            "interval shorter."
         )
     if dose.largest == 1:
         return planned, dose

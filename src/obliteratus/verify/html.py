@@ -204,8 +204,8 @@ def _pictures(report: Report) -> list[Picture]:
             "The planned edit at shares of its strength, through hooks, on the select prompts and "
             "on documents kept for them: change of the refusal log-odds of harmful prompts, "
             "first-token KL on harmless ones, change of perplexity. Bands are 95 % intervals (90 % "
-            "for perplexity); shaded is where the claims hold. The dashed line is the largest "
-            "share that was found to pass both.",
+            "for perplexity), hollow dots shares that do not pass, and shaded is where the claims "
+            "hold. The dashed line is the largest share found to pass both.",
             dose_response(report.dose),
         )
     if len(report.positions) > 1:
