@@ -45,7 +45,7 @@ def dose_response(dose: Dose | None) -> Figure:
         panels: list[Axes] = list(np.atleast_1d(axes))
         if has_odds:
             _panel(panels[0], dose, changes, "log-odds change")
-        _panel(panels[-2], dose, [row.kl for row in dose.rows], "first-token KL", (0, LARGEST_KL))
+        _panel(panels[-2], dose, [row.kl for row in dose.rows], "first-token KL", (0.0, LARGEST_KL))
         percent = [_percent(row.perplexity) for row in dose.rows]
         _panel(panels[-1], dose, percent, "perplexity (%)", (-bound, bound))
         _mark(panels, dose)
