@@ -49,7 +49,12 @@ TRIALS = "kernel-search"  # the same search as heretic's, with as many trials
 SHORTER: Mapping[str, tuple[str, ...]] = {"cone": ("distill.rdo.steps=10",)}
 """Rows that take hours as the preset has them, and what is set for the table instead."""
 NORMS = ("none", "frobenius", "column", "row")
-BASE = ("verify.random_controls=0", "verify.coherence=false", "verify.over_refusal=0")
+BASE = (
+    "verify.random_controls=0",
+    "verify.dose=false",
+    "verify.over_refusal=0",
+    "verify.coherence=false",
+)
 """What no column shows is not measured; --set comes after and may ask for it."""
 PICTURES: dict[str, Divergence] = {"pareto": "kl_first", "pareto-sequence": "kl_sequence"}
 

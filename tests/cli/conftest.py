@@ -19,6 +19,7 @@ QUICK = (
     "verify.sequence_tokens=8",
     "verify.random_controls=1",
     "verify.over_refusal=4",
+    "verify.dose=false",
     "verify.coherence=false",
 )
 """The settings of ``testing.refuser.tiny_settings``: a run takes seconds."""

@@ -235,3 +235,29 @@ def test_a_leak_is_allowed_by_a_flag_only(place, tiny, monkeypatch, flags):
     )
     assert place.run("obliterate", tiny, *flags).code == 0
     assert jobs[0].settings.edit.allow_leak == bool(flags)
+
+
+@pytest.mark.parametrize("flags", [(), ("--auto-regularize",)])
+def test_the_strength_is_scaled_by_a_flag_only(place, tiny, monkeypatch, flags):
+    jobs = []
+    monkeypatch.setattr(
+        "obliteratus.cli.main_job.run", lambda _screen, job, *_a, **_k: jobs.append(job)
+    )
+    assert place.run("obliterate", tiny, *flags).code == 0
+    assert jobs[0].settings.edit.auto_regularize == bool(flags)
+
+
+def test_what_the_flag_needs_cannot_be_left_out(place, tiny):
+    outcome = place.run("obliterate", tiny, "--auto-regularize", "--set", "verify.dose=false")
+    assert outcome.code == 2
+    assert outcome.is_one_paragraph()
+    assert outcome.err.startswith("error: edit.auto_regularize=true chooses the strength by what")
+
+
+def test_the_demo_measures_no_doses(place, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(
+        "obliteratus.cli.main_job.run", lambda _screen, job, *_a, **_k: jobs.append(job)
+    )
+    assert place.run("demo").code == 0
+    assert not jobs[0].settings.verify.dose

@@ -39,3 +39,14 @@ def test_its_plan_can_be_streamed_again(place, tiny):
     assert result["folder"] == "two"
     one, two = (place.work / name / "model.safetensors" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_strength_cannot_be_found_on_disk(place, tiny):
+    file = directions_file(tiny, place.work / "directions.safetensors")
+    outcome = place.run(
+        "obliterate", tiny, "--stream", "--directions", str(file), "--auto-regularize", "-o", "out"
+    )
+    assert outcome.code == 2
+    assert outcome.is_one_paragraph()
+    assert "finds a strength by running prompts, and an edit on disk runs none" in outcome.err
+    assert place.is_unchanged()

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -6,7 +7,7 @@ import pytest
 
 from obliteratus.errors import MeasurementError, PromptError
 from obliteratus.events import Event, Note, listening
-from obliteratus.measure.documents import documents, heldout
+from obliteratus.measure.documents import documents, heldout, select_text
 
 ONE = "The first document tells of a harbour and its boats."
 TWO = "The second document is about bread,\nand it goes on in a second line."
@@ -24,6 +25,22 @@ def texts(path: Path | str, most: int = 100) -> list[str]:
 
 def test_without_a_source_they_are_those_built_in() -> None:
     assert documents(None, 3) == heldout()
+
+
+def passages(text: str, words: int = 8) -> set[tuple[str, ...]]:
+    found = re.findall(r"\w+", text.lower())
+    return {tuple(found[start : start + words]) for start in range(len(found) - words + 1)}
+
+
+def test_the_documents_that_choose_a_strength_are_not_those_that_are_reported() -> None:
+    chosen, reported = select_text(), heldout()
+    assert len(chosen) == len({document.text for document in chosen}) == 16
+    assert all(90 <= len(document.text.split()) <= 140 for document in chosen)
+    assert {document.genre for document in chosen} == {document.genre for document in reported}
+    assert not {document.id for document in chosen} & {document.id for document in reported}
+    known = set().union(*(passages(document.text) for document in reported))
+    assert [document.id for document in chosen if passages(document.text) & known] == []
+    assert passages(reported[0].text[40:]) & known  # a copied passage would be seen
 
 
 @pytest.mark.parametrize("ending", ["txt", "md"])

@@ -1,5 +1,6 @@
 """The report as JSON, page, screen and pictures: complete, self-contained, reproducible."""
 
+import html
 import io
 import re
 from pathlib import Path
@@ -15,6 +16,8 @@ from obliteratus.testing.planted_measurement import Plant, bag_of_words, planted
 from obliteratus.verify import pictures
 from obliteratus.verify.compare import compare
 from obliteratus.verify.controls import Controls
+from obliteratus.verify.dose_picture import dose_response
+from obliteratus.verify.dose_words import dose_line
 from obliteratus.verify.formatting import change, number, p_value, percent_change, shown
 from obliteratus.verify.html import as_html, save_html
 from obliteratus.verify.layers import layer_ranges
@@ -23,6 +26,8 @@ from obliteratus.verify.rank_picture import layers_ranked
 from obliteratus.verify.report import (
     CandidateRow,
     ControlRow,
+    Dose,
+    DoseRow,
     RankRow,
     Report,
     load_report,
@@ -72,6 +77,32 @@ def ranking(layers: int, strong: tuple[int, ...] = (1, 2)) -> tuple[RankRow, ...
         )
         for layer in range(layers)
     )
+
+
+def dosed(largest: float | None, *, applied: float = 1.0, odds: bool = True) -> Dose:
+    """Return doses of strength 0.8 of which those up to ``largest`` pass."""
+    shares = sorted({0.0, 0.05, 0.25, 0.5, 0.75, 1.0, largest or 0.0})
+
+    def row(share: float) -> DoseRow:
+        is_good = share <= (largest or 0.0)
+        verdict = "supported" if is_good else "not_supported"
+        size = 0.05 * share if is_good else 0.3 * share + 0.1
+        return DoseRow(
+            share=share,
+            kl=Estimate(size, (0.9 * size, 1.1 * size), n=32, verdict=verdict),
+            perplexity=Estimate(1 + size, (1 + size / 2, 1 + 2 * size), n=16, verdict=verdict),
+            log_odds_change=Estimate(-share, (-1.5 * share, -share / 2), n=32) if odds else None,
+        )
+
+    words = None if largest is None else f"{0.8 * largest:g}"
+    rows = tuple(map(row, shares))
+    return Dose(rows=rows, strength="0.8", largest=largest, largest_strength=words, applied=applied)
+
+
+@pytest.fixture(scope="module")
+def harmed() -> Report:
+    """A report whose perplexity claim fails."""
+    return made(Plant(prompts=16, layers=4, documents=12, perplexity=1.2))
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +300,100 @@ def test_changes_carry_their_sign(report: Report):
     assert percent_change(250.0) == "×250"
     assert p_value(0.0001) == "< 0.001"
     assert shown(None, "share") == change(row.model_copy(update={"change": None})) == "–"
+
+
+def test_doses_survive_the_disk(harmed: Report, tmp_path: Path):
+    dosed_report = harmed.model_copy(update={"dose": dosed(0.6, applied=0.6)})
+    save_report(dosed_report, tmp_path / "report.json")
+    assert load_report(tmp_path / "report.json") == dosed_report
+    assert load_report(tmp_path / "report.json") != harmed
+
+
+@pytest.mark.parametrize(
+    ("dose", "sentence"),
+    [
+        (
+            dosed(0.6),
+            "The largest strength that passes on the select prompts is 0.48 (0.6 of the edit): "
+            "--auto-regularize applies it.",
+        ),
+        (
+            dosed(1.0),
+            "On the select prompts the edit passes in full (first-token KL 0.050 (0.045 to 0.055), "
+            "perplexity +5.0 % (+2.5 to +10.0 %)), so --auto-regularize would keep it; set "
+            "edit.strength for a weaker one.",
+        ),
+        (
+            dosed(0.6, applied=0.6),
+            "--auto-regularize has applied the largest strength that passes on the select prompts, "
+            "0.6 of strength 0.8.",
+        ),
+        (
+            dosed(None),
+            "No strength passes on the select prompts: 0.05 of strength 0.8 has first-token KL "
+            "0.115 (0.104 to 0.127), perplexity +11.5 % (+5.8 to +23.0 %).",
+        ),
+    ],
+    ids=["weaker", "in full", "applied", "none"],
+)
+def test_a_claim_that_fails_names_the_largest_strength(harmed: Report, dose: Dose, sentence: str):
+    found = harmed.model_copy(update={"dose": dose})
+    assert dose_line(found) == sentence
+    page = html.unescape(as_html(found))
+    assert page.count(sentence) == 1
+    rule = next(claim.rule for claim in harmed.claims if claim.key == "perplexity")
+    assert f"{rule}<br>{sentence}" in page  # beside the claim that it helps
+    lines = screen(found)
+    assert sentence in " ".join(" ".join(lines).split())
+    assert len(lines) <= 30
+
+
+def test_where_the_claims_hold_no_weaker_edit_is_named(report: Report):
+    held = {claim.key: claim.estimate.verdict for claim in report.claims}
+    assert held["kl"] == held["perplexity"] == "supported"
+    found = report.model_copy(update={"dose": dosed(0.6)})
+    assert dose_line(found) is None
+    assert "--auto-regularize" not in as_html(found)
+    assert "Dose and response" in as_html(found)
+    assert screen(found) == screen(report)
+
+
+def test_without_doses_nothing_is_said_of_them(harmed: Report):
+    assert dose_line(harmed) is None
+    assert "Dose" not in as_html(harmed)
+
+
+def test_every_dose_is_in_a_table_with_its_verdict(harmed: Report):
+    page = as_html(harmed.model_copy(update={"dose": dosed(0.6)}))
+    table = page[page.index("Dose by dose") :]
+    table = table[: table.index("</table>")]
+    assert re.findall(r"<tr><td>([^<]*)</td>", table) == ["0", "0.05", "0.25", "0.5", "0.6",
+                                                          "0.75", "1"]  # fmt: skip
+    assert re.findall(r'data-label="passes">(\w+)<', table) == ["yes"] * 5 + ["no"] * 2
+
+
+@pytest.mark.parametrize(("largest", "words"), [(0.6, "largest that passes: 0.6"),
+                                                (None, "no strength passes")])  # fmt: skip
+def test_doses_are_drawn_over_one_axis_with_what_passes(largest: float | None, words: str):
+    picture = dose_response(dosed(largest))
+    odds, kl, perplexity = picture.axes
+    assert [text.get_text() for text in odds.texts] == [words]
+    assert perplexity.get_xlabel() == "share of strength 0.8"
+    for axes in (odds, kl, perplexity):
+        vertical = [line for line in axes.lines if list(line.get_xdata()) == [largest, largest]]
+        assert len(vertical) == (largest is not None)
+        low, high = axes.get_ylim()
+        assert all(low < y < high for line in axes.lines for y in line.get_ydata()
+                   if line.get_marker() == "o")  # fmt: skip
+    assert (len(odds.patches), len(kl.patches), len(perplexity.patches)) == (0, 1, 1)
+    dots = [line for line in kl.lines if line.get_marker() == "o"]
+    hollow = [dot for dot in dots if dot.get_markerfacecolor() == LIGHT["page"]]
+    assert len(dots) == len(dosed(largest).rows)
+    assert len(hollow) == sum(not row.passes for row in dosed(largest).rows)
+    assert as_svg(picture) == as_svg(dose_response(dosed(largest)))
+
+
+def test_doses_without_log_odds_have_two_panels_and_none_are_refused():
+    assert len(dose_response(dosed(0.6, odds=False)).axes) == 2
+    with pytest.raises(MeasurementError, match=r"no doses.*verify\.dose=true"):
+        dose_response(None)

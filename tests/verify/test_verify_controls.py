@@ -15,8 +15,9 @@ from obliteratus.operator.removal import everywhere, removal, site_edit
 from obliteratus.prompts.contrast import ContrastSet
 from obliteratus.store import Store
 from obliteratus.testing.keystone import random_directions
-from obliteratus.verify import controls as controls_module
-from obliteratus.verify.controls import edited_head, measure_controls, nothing
+from obliteratus.verify import effects
+from obliteratus.verify.controls import measure_controls
+from obliteratus.verify.effects import edited_head
 
 TOKENS = RefusalTokens((40, 41, 42))
 
@@ -90,18 +91,11 @@ def test_effects_are_measured_once(
         raise AssertionError("measured again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(controls_module, "last_hidden", refuse)
+        patch.setattr(effects, "last_hidden", refuse)
         again = measure_controls(model, planned, pairs, tokens=TOKENS, store=Store(tmp_path))
         assert again == first
         with pytest.raises(AssertionError, match="measured again"):
             measure_controls(model, plan_along(model, 4), pairs, store=Store(tmp_path))
-
-
-def test_nothing_keeps_the_sites_and_takes_the_strengths(model: LoadedModel):
-    planned = plan_along(model, 3)
-    empty = nothing(planned)
-    assert [edit.site for edit in empty] == [edit.site for edit in planned]
-    assert not any(bool(edit.strengths.any()) for edit in empty)
 
 
 def test_a_set_without_harmless_prompts_is_refused(model: LoadedModel, pairs: ContrastSet):

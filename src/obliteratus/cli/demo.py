@@ -14,6 +14,8 @@ MODEL = "smollm2-refuser"
 OUTPUT = Path("out/demo")
 TEST_PROMPTS = 64  # of each class, half of them: measuring takes most of the time
 SELECT_PROMPTS = 16  # of each class, half of what a run scores directions on
+NO_DOSES = "verify.dose=false"  # up to nine more passes over prompts and documents
+NO_OVER_REFUSAL = "verify.over_refusal=0"  # answers to 100 more prompts
 NEW_TOKENS = 32  # of an answer, half of what a run reads: its refusals say so in a sentence
 WHAT = (
     "This demo takes smollm2-refuser, a language model of 135 million parameters that was trained "
@@ -56,7 +58,8 @@ def demo(
             f"verify.prompts={TEST_PROMPTS}",
             f"verify.max_new_tokens={NEW_TOKENS}",
             f"distill.select_prompts={SELECT_PROMPTS}",
-            "verify.over_refusal=0",
+            NO_OVER_REFUSAL,
+            NO_DOSES,
         )
         settings = settings_for(DEFAULT_METHOD, smaller)
         run(screen, Job(MODEL, settings), output, force=force)

@@ -69,6 +69,14 @@ def obliterate(
             metavar=options.NO_VALUE,
         ),
     ] = False,
+    auto_regularize: Annotated[
+        bool,
+        typer.Option(
+            "--auto-regularize",
+            help="Edit at the largest strength whose KL and perplexity pass.",
+            metavar=options.NO_VALUE,
+        ),
+    ] = False,
 ) -> None:
     """Map how MODEL refuses, remove it, verify the result and save it to a folder.
 
@@ -91,7 +99,7 @@ def obliterate(
             system=system,
         ),
         probe=options.section(save_activations=save_activations),
-        edit=options.section(allow_leak=allow_leak),
+        edit=options.section(allow_leak=allow_leak, auto_regularize=auto_regularize),
         verify=options.section(
             save_completions=save_completions,
             judge=options.section(name=judge, model=judge_model, url=judge_url) or None,

@@ -53,10 +53,15 @@ def with_mean(
 
 
 def affine_target(edits: Sequence[WeightEdit]) -> Float64[Tensor, " d_model"] | None:
-    """Return R Rᵀμ + c r, what the stream holds within R after ``edits``; None without a shift."""
-    shifts = [edit for edit in edits if edit.bias_shift is not None]
+    """Return t = R Rᵀμ + c r, to which ``edits`` bring the stream within R; None without a shift.
+
+    Affine edits have one strength s (1, or a share of it: ``EditPlan.scaled``), and their shift is
+    s t: x' = x − s R Rᵀ (x − t).
+    """
     total = [
-        edit.bias_shift * edit.site.multiplier for edit in shifts if edit.bias_shift is not None
+        edit.bias_shift * edit.site.multiplier / edit.strengths[0]
+        for edit in edits
+        if edit.bias_shift is not None
     ]
     return torch.stack(total).sum(0) if total else None
 

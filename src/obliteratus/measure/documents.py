@@ -16,6 +16,7 @@ from obliteratus.prompts.hub import PREFIX, open_hub
 from obliteratus.prompts.records import text_column
 
 HELDOUT_FILE = "heldout.jsonl"
+SELECT_FILE = "select_text.jsonl"
 FEWEST = 2  # one document has no variance between documents, and so no interval
 SHORTEST = 32  # characters; headings and separators of a data set are no documents
 BUILDERS = {
@@ -40,7 +41,19 @@ class Document:
 
 def heldout() -> tuple[Document, ...]:
     """Return the built-in documents, written for this project: prose of several genres."""
-    path = resources.files("obliteratus.measure") / "data" / HELDOUT_FILE
+    return _built_in(HELDOUT_FILE)
+
+
+def select_text() -> tuple[Document, ...]:
+    """Return the built-in documents by which a strength is chosen; none of them is reported on.
+
+    They are shorter and fewer than those of :func:`heldout` and share no passage with them.
+    """
+    return _built_in(SELECT_FILE)
+
+
+def _built_in(name: str) -> tuple[Document, ...]:
+    path = resources.files("obliteratus.measure") / "data" / name
     lines = path.read_text(encoding="utf-8").splitlines()
     return tuple(Document(**json.loads(line)) for line in lines)
 

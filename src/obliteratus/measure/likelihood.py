@@ -35,13 +35,15 @@ class Likelihood:
         return float(self.nll.sum() / self.tokens.sum())
 
 
-def document_nll(model: LoadedModel, texts: Sequence[str], *, task: str) -> Likelihood:
+def document_nll(
+    model: LoadedModel, texts: Sequence[str], *, task: str, head: Head | None = None
+) -> Likelihood:
     """Return −Σ log p(token | the tokens before it) of every text, without a chat template.
 
     The tokenizer decides on a beginning-of-sequence token: with one, every token of the text is
     scored; without, the first token has nothing before it and is not. No end token is added. A text
     longer than the context is cut into windows that overlap by half, and each token is scored once,
-    with at least half a window before it.
+    with at least half a window before it. ``head`` is that of the model unless it is given.
 
     Raises:
         MeasurementError: there is no text, or one with nothing to score.
@@ -57,7 +59,7 @@ def document_nll(model: LoadedModel, texts: Sequence[str], *, task: str) -> Like
             scored.append(count)
             owner.append(document)
     encoded = Encoded(tuple(windows), shared_prefix=0, post_instruction=0, has_template=False)
-    head, owners = head_of(model), torch.tensor(owner)
+    head, owners = head or head_of(model), torch.tensor(owner)
     nll = torch.zeros(len(texts), dtype=torch.float64)
     tokens = torch.zeros(len(texts), dtype=torch.int64)
     for states in predicting_states(model, encoded, scored, task=task):

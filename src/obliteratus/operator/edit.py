@@ -1,8 +1,9 @@
 """An edit as data: which matrix, along which bases, how strongly."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float64
 from torch import Tensor
 
@@ -35,6 +36,18 @@ class WeightEdit:
         """The parameter name of the bias that the norm behind the site adds, if it has one."""
         norm = self.site.post_norm
         return None if norm is None or self.stream_basis is None else norm.bias
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the edit changes anything: a strength is not 0, or there is a shift."""
+        return bool(self.strengths.any()) or self.bias_shift is not None
+
+    def scaled(self, share: float) -> "WeightEdit":
+        """Return the edit with strengths and shift multiplied by ``share``; 0 leaves neither."""
+        if share == 0:
+            return replace(self, strengths=torch.zeros_like(self.strengths), bias_shift=None)
+        shift = None if self.bias_shift is None else share * self.bias_shift
+        return replace(self, strengths=share * self.strengths, bias_shift=shift)
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,24 @@ class EditPlan:
         """Whether what is written along the directions only grows: no strength > 0, one < 0."""
         strengths = [float(alpha) for edit in self.edits for alpha in edit.strengths]
         return amplifying(strengths)
+
+    @property
+    def strength_range(self) -> str:
+        """The least and the largest strength of what the plan edits: ``0.3`` or ``0.2 to 1.4``."""
+        found = {
+            float(alpha) for edit in self.edits if edit.is_active for alpha in edit.strengths
+        } or {0.0}
+        return " to ".join(f"{alpha:g}" for alpha in sorted({min(found), max(found)}))
+
+    def scaled(self, share: float) -> "EditPlan":
+        """Return the plan at ``share`` of its strengths, of every matrix and direction alike.
+
+        The strengths α become share · α, and so does a shift: x' = x − α R Rᵀ (x − t) keeps its
+        target t. Share 1 is this very plan; at 0 every strength is 0 and nothing is shifted.
+        """
+        if share == 1:
+            return self
+        return replace(self, edits=tuple(edit.scaled(share) for edit in self.edits))
 
     def __iter__(self) -> Iterator[WeightEdit]:
         return iter(self.edits)

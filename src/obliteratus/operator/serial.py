@@ -78,7 +78,7 @@ def load_plan(path_json: Path, path_tensors: Path | None = None) -> EditPlan:
 
 def explain(plan: EditPlan) -> str:
     """Return in words what ``plan`` does: how much, where, how strongly, and what it does not."""
-    active = [edit for edit in plan if bool(edit.strengths.any()) or edit.bias_shift is not None]
+    active = [edit for edit in plan if edit.is_active]
     if not active:
         return "Changes nothing: every strength is 0."
     ranks = sorted({len(edit.strengths) for edit in active})

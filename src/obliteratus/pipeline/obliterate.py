@@ -38,6 +38,7 @@ from obliteratus.pipeline.journal import Journal
 from obliteratus.pipeline.passes import Pass, carry_out
 from obliteratus.pipeline.record import run_record
 from obliteratus.pipeline.refinement import Reference, check_extractor, next_pass
+from obliteratus.pipeline.regularize import ONE_PASS, dosed
 from obliteratus.pipeline.stages import ACTIVATIONS_FILE, Laboratory
 from obliteratus.probe.activations import Activations
 from obliteratus.probe.files import save_activations
@@ -55,7 +56,7 @@ from obliteratus.verify.layers import layer_ranges
 from obliteratus.verify.left import edit_facts, pass_line
 from obliteratus.verify.measure import measure_model
 from obliteratus.verify.measurement import Measurement
-from obliteratus.verify.report import REPORT_FILE, PassTried, Report, save_report
+from obliteratus.verify.report import REPORT_FILE, Dose, PassTried, Report, save_report
 
 PROOF_PROMPTS = 4
 """Prompts run to prove an edit: every layer and every position of each is looked at."""
@@ -104,6 +105,7 @@ class _Run:
         self.journal = Journal(self.store)
         self.leaks: list[Deviation] = []
         self.tried: list[PassTried] = []
+        self.dose: Dose | None = None
 
     def execute(self, name: str, output: Path, *, force: bool, fingerprint: str | None) -> Report:
         check_extractor(self.settings)
@@ -126,6 +128,9 @@ class _Run:
         tokens, directions = self._distill(first, activations)
         model = self._unpacked(model)
         planned = plan(model, directions, self.settings.edit)
+        planned, self.dose = dosed(
+            model, planned, splits.select, self.settings, tokens, self.journal
+        )
         bench = Bench(self.settings.verify.judge, tokens, self.store)
         judge = BEHAVIOURS["refusal"].judged_by(bench)
         original = self._measure_original(model, splits, directions, judge)
@@ -264,7 +269,9 @@ class _Run:
                 planned,
                 splits.test,
                 random=random,
-                permuted=[plan(model, shuffled, self.settings.edit)] if seeds else [],
+                permuted=[plan(model, shuffled, self.settings.edit).scaled(self._applied)]
+                if seeds
+                else [],
                 tokens=tokens,
                 system=self.settings.prompts.system,
                 seed=self.settings.seed,
@@ -273,6 +280,11 @@ class _Run:
             self.journal.deviate(*controls.deviations)
             note.text = f"{len(controls.rows)} edits through hooks, strength 0 among them"
         return controls
+
+    @property
+    def _applied(self) -> float:
+        """The share of the planned strengths that is carried out."""
+        return 1.0 if self.dose is None else self.dose.applied
 
     def _kept_head(self, model: LoadedModel) -> Head | None:
         """Return a copy of the original's head where it will be edited, else None."""
@@ -293,6 +305,10 @@ class _Run:
             reference = self._reference(model, splits, tokens)
             done = [self._edit(model, splits, directions, planned)]
             while len(done) < self.settings.edit.passes:
+                if self._applied < 1:
+                    self.tried.append(PassTried(number=len(done) + 1, rows=(), reason=ONE_PASS))
+                    emit(Note(pass_line(self.tried[-1])))
+                    break
                 laboratory = Laboratory(model, splits, self.settings, self.store)
                 following = next_pass(
                     laboratory, tokens, [each.directions for each in done], reference
@@ -315,7 +331,7 @@ class _Run:
         self, model: LoadedModel, splits: Splits, tokens: RefusalTokens | None
     ) -> Reference | None:
         """Return what the untouched model predicts where later passes measure their divergence."""
-        if self.settings.edit.passes == 1:
+        if self.settings.edit.passes == 1 or self._applied < 1:
             return None
         return Laboratory(model, splits, self.settings, self.store).scorer(tokens).log_probabilities
 
@@ -400,6 +416,7 @@ class _Run:
                 embed=embed if settings.verify.coherence else None,
                 directions=passes[0].directions,
                 controls=controls,
+                dose=self.dose,
                 edit=edit_facts(
                     [each.receipt for each in passes],
                     passes[0].directions,

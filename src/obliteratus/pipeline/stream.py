@@ -18,7 +18,7 @@ from obliteratus.directions.directions import Directions
 from obliteratus.edits.planner import check_architecture, plan
 from obliteratus.edits.receipt import Receipt
 from obliteratus.edits.shards import ShardsPlan, excise_shards, plan_shards
-from obliteratus.errors import EditError, StorageError
+from obliteratus.errors import EditError, StorageError, UsageError
 from obliteratus.events import Deviation, DeviationRecorded, emit
 from obliteratus.models.checkpoint import Checkpoint, read_checkpoint
 from obliteratus.models.folders import INDEX, PICKLES, combined
@@ -61,11 +61,17 @@ def stream(
     it stopped. Everything that can be refused is refused before a byte is written.
 
     Raises:
+        UsageError: a strength is to be found by running prompts.
         EditError: directions or plan are of another model, or do not fit this one.
         ModelSourceError: a shard is missing or damaged, or the index is.
         StorageError: ``output`` exists (without ``force``) or the disk has too little room.
     """
     start = time.perf_counter()
+    if settings.edit.auto_regularize:
+        raise UsageError(
+            "edit.auto_regularize=true finds a strength by running prompts, and an edit on disk "
+            "runs none. Give a strength with --set edit.strength, or the plan of a run in memory."
+        )
     check_target(output, replace=force)
     journal = Journal(store or Store())
     with journal.stage("summon", f"read the outline of {name}") as note:

@@ -11,6 +11,7 @@ from obliteratus.models.loaded import ModelSource
 from obliteratus.operator.edit import EditPlan
 from obliteratus.operator.serial import explain
 from obliteratus.settings import RunSettings
+from obliteratus.verify.dose_words import dose_line
 from obliteratus.verify.formatting import VERDICT_WORDS, change, interval, number, shown
 from obliteratus.verify.left import left_lines
 from obliteratus.verify.report import Report
@@ -55,6 +56,7 @@ def write_card(
         shown=shown,
         change=change,
         left=[] if report.edit is None else left_lines(report.edit),
+        weaker=dose_line(report),
     )
     (folder / CARD).write_text(text, encoding="utf-8")
 

@@ -121,6 +121,11 @@ class EditSettings(Section):
     ``passes`` re-probe the edited model and distill again; what they find is removed where it beats
     random directions of the same energy. ``allow_leak`` goes on where a proof
     finds something left, and says so in the report.
+
+    ``auto_regularize`` scales all strengths by the largest share at which first-token KL and
+    perplexity pass on the select prompts (:mod:`obliteratus.verify.dose`), before anything is
+    edited. An edit that passes in full stays what it is, to the bit; after one that was scaled no
+    further pass is made.
     """
 
     strength: FiniteFloat | None = None
@@ -133,6 +138,7 @@ class EditSettings(Section):
     affine_offset: FiniteFloat = 0.0
     passes: int = Field(default=1, ge=1, le=10)
     allow_leak: bool = False
+    auto_regularize: bool = False
 
     @field_validator("layers", mode="before")
     @classmethod

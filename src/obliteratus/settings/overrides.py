@@ -56,7 +56,8 @@ def settings_from(values: dict[str, Any]) -> RunSettings:
             _check_key(where, RunSettings)
         what = first["msg"].removeprefix("Value error, ").removesuffix(".")
         end = "" if what.endswith("?") else "."
-        raise UsageError(f"setting {where or 'prompts'}: {what}{end}") from error
+        start = f"setting {where}: " if where else ""
+        raise UsageError(f"{start}{what}{end}") from error
 
 
 def _check_key(key: str, schema: type[Section]) -> None:

@@ -125,6 +125,8 @@ class VerifySettings(Section):
         sequence_prompts: Harmless prompts along whose answers the divergence is measured.
         sequence_tokens: Tokens of each of these answers.
         random_controls: How many random directions are measured beside the edit.
+        dose: Whether the edit is measured at shares of its strength (not of two models that are
+            given: there is no plan to scale).
         over_refusal: How many safe prompts that look unsafe are asked as well (100 are built in);
             0 asks none.
         early_stop: For answers to harmful prompts and to safe look-alikes: ``certain`` stops one
@@ -151,6 +153,7 @@ class VerifySettings(Section):
     sequence_prompts: int = Field(default=64, ge=1)
     sequence_tokens: int = Field(default=32, ge=1)
     random_controls: int = Field(default=3, ge=0)
+    dose: bool = True
     over_refusal: int = Field(default=100, ge=0)
     early_stop: EarlyStopping = "off"
     generator: str = "transformers"
@@ -183,3 +186,12 @@ class RunSettings(Section):
     distill: DistillSettings = DistillSettings()
     edit: EditSettings = EditSettings()
     verify: VerifySettings = VerifySettings()
+
+    @model_validator(mode="after")
+    def _chosen_by_dose(self) -> "RunSettings":
+        if self.edit.auto_regularize and not self.verify.dose:
+            raise ValueError(
+                "edit.auto_regularize=true chooses the strength by what verify.dose measures; set "
+                "verify.dose=true"
+            )
+        return self

@@ -60,7 +60,7 @@ def refuser_folder(path: Path, *, seed: int = 0) -> Path:
 
 
 def tiny_settings(folder: Path, method: str = "advanced", *assignments: str) -> RunSettings:
-    """Return settings for runs of seconds: the refuser's own prompts, few tokens, no MiniLM."""
+    """Return settings for runs of seconds: its own prompts, few tokens, no doses, no MiniLM."""
     base = {
         "prompts": {
             "harmful": str(folder / "harmful.jsonl"),
@@ -73,6 +73,7 @@ def tiny_settings(folder: Path, method: str = "advanced", *assignments: str) -> 
             "sequence_tokens": 8,
             "random_controls": 1,
             "over_refusal": 4,
+            "dose": False,
             "coherence": False,
         },
     }

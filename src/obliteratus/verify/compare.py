@@ -26,6 +26,7 @@ from obliteratus.verify.layers import candidate_rows, layer_rows, rank_rows
 from obliteratus.verify.measurement import Measurement
 from obliteratus.verify.report import (
     Claim,
+    Dose,
     EditFacts,
     JudgeAgreement,
     LayerRow,
@@ -61,6 +62,7 @@ def compare(
     embed: Embed | None = None,
     directions: Directions | None = None,
     controls: Controls | None = None,
+    dose: Dose | None = None,
     edit: EditFacts | None = None,
     deviations: Sequence[Deviation] = (),
     edited_name: str | None = None,
@@ -71,10 +73,10 @@ def compare(
     The original's head may be left out where both are equal bit for bit, as after every edit of
     writers. ``agreement`` says how far the judge can be believed, ``tokens`` adds refusal log-odds,
     ``embed`` coherence, ``directions`` the candidates they were selected from and the rank of every
-    layer, ``controls`` the nulls, ``edit`` what the executor measured, and whether refusal was to
-    grow: then that is the first claim, not that it is nearly gone. ``edited_name`` is printed
-    instead of the name that the edited model was loaded under (a temporary folder, say). All
-    resampling uses ``seed``.
+    layer, ``controls`` the nulls, ``dose`` what weaker and the planned edit do, ``edit`` what the
+    executor measured, and whether refusal was to grow: then that is the first claim, not that it is
+    nearly gone. ``edited_name`` is printed instead of the name that the edited model was loaded
+    under (a temporary folder, say). All resampling uses ``seed``.
 
     Raises:
         MeasurementError: the two were not measured on the same prompts and documents, or a head is
@@ -118,6 +120,7 @@ def compare(
         positions=positions,
         documents=documents(pair),
         controls=() if controls is None else controls.rows,
+        dose=dose,
         layers=_layers(pair),
         candidates=() if directions is None else candidate_rows(directions),
         ranking=() if directions is None else rank_rows(directions),

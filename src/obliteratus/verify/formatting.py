@@ -87,8 +87,7 @@ def change(row: Row) -> str:
     if row.change is None:
         return "–"
     if row.unit == "perplexity":
-        low, high = (percent_change(end) for end in row.change.interval)
-        return f"{percent_change(row.change.value)} ({low.removesuffix(' %')} to {high})"
+        return ratio(row.change)
     unit = row.unit
     value = signed(row.change.value, unit)
     low, high = (signed(end, unit) for end in row.change.interval)
@@ -106,6 +105,12 @@ def percent_change(ratio: float) -> str:
     value = 100 * (ratio - 1)
     text = f"{value:+.1f} %" if abs(value) < 1000 else f"×{ratio:.3g}"
     return text.replace("-", MINUS)
+
+
+def ratio(estimate: Estimate) -> str:
+    """Return a ratio as ``+1.2 % (−0.3 to +2.7 %)``."""
+    low, high = (percent_change(end) for end in estimate.interval)
+    return f"{percent_change(estimate.value)} ({low.removesuffix(' %')} to {high})"
 
 
 def p_value(value: float | None) -> str:

@@ -12,6 +12,8 @@ from obliteratus.errors import StorageError
 from obliteratus.statistics.estimate import Verdict
 from obliteratus.verify import pictures
 from obliteratus.verify.claims import SIGNIFICANT
+from obliteratus.verify.dose_picture import dose_response
+from obliteratus.verify.dose_words import dose_line, is_too_strong
 from obliteratus.verify.formatting import (
     VERDICT_SIGNS,
     VERDICT_WORDS,
@@ -20,6 +22,7 @@ from obliteratus.verify.formatting import (
     number,
     p_value,
     percent_change,
+    ratio,
     reasoning_line,
     shown,
     thought_lines,
@@ -74,13 +77,14 @@ def as_html(report: Report) -> str:
         "utf-8"
     )
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    weaker = dose_line(report)
     measured = {claim.key.replace("amplification", "refusal") for claim in report.claims}
     return environment.from_string(text).render(
         report=report,
         title=TITLES[report.verdict],
         light=LIGHT,
         dark=DARK,
-        claims=[_claim(claim) for claim in report.claims],
+        claims=[_claim(claim, weaker) for claim in report.claims],
         unmeasured=[word for key, word in ALL_CLAIMS.items() if key not in measured],
         rows=[_row(row) for row in report.rows],
         pictures=_pictures(report),
@@ -88,12 +92,13 @@ def as_html(report: Report) -> str:
         facts=_facts(report),
         left=[] if report.edit is None else left_lines(report.edit),
         tiny_share=tiny_share,
+        ratio_words=ratio,
         shown=shown,
         unbroken=unbroken,
     )
 
 
-def _claim(claim: Claim) -> dict[str, Any]:
+def _claim(claim: Claim, weaker: str | None) -> dict[str, Any]:
     low, high = _axis(claim)
 
     def place(value: float) -> float:
@@ -116,6 +121,7 @@ def _claim(claim: Claim) -> dict[str, Any]:
         "sign": VERDICT_SIGNS[claim.estimate.verdict],
         "text": claim.text,
         "rule": claim.rule,
+        "weaker": weaker if is_too_strong(claim) else None,
         "value": unbroken(value),
         "bound": number(claim.bound, claim.unit),
         "allowed": (allowed[0], round(allowed[1] - allowed[0], 2)),
@@ -194,6 +200,16 @@ def _pictures(report: Report) -> list[Picture]:
             "labels, and at strength 0, all through hooks. A null that moves as far as the edit "
             "would mean that the direction does not matter.",
             pictures.controls(report),
+        )
+    if report.dose is not None:
+        add(
+            "Dose and response",
+            "The planned edit at shares of its strength, through hooks, on the select prompts and "
+            "on documents kept for them: change of the refusal log-odds of harmful prompts, "
+            "first-token KL on harmless ones, change of perplexity. Bands are 95 % intervals (90 % "
+            "for perplexity), hollow dots shares that do not pass, and shaded is where the claims "
+            "hold. The dashed line is the largest share found to pass both.",
+            dose_response(report.dose),
         )
     if len(report.positions) > 1:
         add(

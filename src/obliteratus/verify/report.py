@@ -239,6 +239,44 @@ class ControlRow(Record):
     is_bitwise: bool | None = None
 
 
+class DoseRow(Record):
+    """What a share of the plan's strengths does, through hooks; share 0 is the original.
+
+    On the select prompts and documents: ``kl`` is that of the first token on harmless prompts,
+    ``perplexity`` the ratio with its 90 % interval, both with the verdicts of the report's claims;
+    ``log_odds_change`` is paired by harmful prompt.
+    """
+
+    share: float
+    kl: Estimate
+    perplexity: Estimate
+    log_odds_change: Estimate | None = None
+
+    @property
+    def passes(self) -> bool:
+        """Whether the claims on KL and perplexity are both supported at this share."""
+        return self.kl.verdict == self.perplexity.verdict == "supported"
+
+
+class Dose(Record):
+    """The effects of the planned edit by its strength, and how strong it may be.
+
+    ``strength`` is that of the whole plan, ``largest`` the largest share of it found to pass (None:
+    none did) and ``largest_strength`` the strength there. ``applied`` is the share that was carried
+    out: less than 1 only with ``edit.auto_regularize``.
+    """
+
+    rows: tuple[DoseRow, ...]
+    strength: str
+    largest: float | None
+    largest_strength: str | None
+    applied: float = 1.0
+
+    def at(self, share: float) -> DoseRow:
+        """Return the row of ``share``, which was measured."""
+        return next(row for row in self.rows if row.share == share)
+
+
 class LayerLeft(Record):
     """The share of the stream's energy along the directions at one layer: |R x|² / |x|².
 
@@ -467,6 +505,7 @@ class Report(Record):
     positions: tuple[Position, ...]
     documents: tuple[DocumentChange, ...]
     controls: tuple[ControlRow, ...] = ()
+    dose: Dose | None = None
     layers: tuple[LayerRow, ...] = ()
     candidates: tuple[CandidateRow, ...] = ()
     ranking: tuple[RankRow, ...] = ()

@@ -6,12 +6,13 @@ from rich.text import Text
 
 from obliteratus.statistics.estimate import Verdict
 from obliteratus.verify.claims import SIGNIFICANT
+from obliteratus.verify.dose_words import dose_line
 from obliteratus.verify.formatting import (
     VERDICT_SIGNS,
     VERDICT_WORDS,
     change,
     p_value,
-    percent_change,
+    ratio,
     reasoning_line,
     shown,
 )
@@ -34,8 +35,11 @@ def as_screen(report: Report) -> RenderableType:
         (f" {VERDICT_SIGNS[report.verdict]} ", f"bold reverse {colour}"),
         (f" {TITLES[report.verdict]}", f"bold {colour}"),
     )
-    parts: list[RenderableType] = [title, Text(report.headline), Text(), _claims(report), Text()]
-    parts.append(_rows(report))
+    parts: list[RenderableType] = [title, Text(report.headline), Text(), _claims(report)]
+    weaker = dose_line(report)
+    if weaker is not None:
+        parts.append(Text(weaker, style="yellow"))
+    parts += [Text(), _rows(report)]
     if report.agreement is not None:
         found = report.agreement
         parts.append(
@@ -73,10 +77,7 @@ def _claims(report: Report) -> Table:
 
 
 def _value(claim: Claim) -> str:
-    if claim.key != "perplexity":
-        return shown(claim.estimate, claim.unit)
-    low, high = (percent_change(end) for end in claim.estimate.interval)
-    return f"{percent_change(claim.estimate.value)} ({low.removesuffix(' %')} to {high})"
+    return ratio(claim.estimate) if claim.key == "perplexity" else shown(claim.estimate, claim.unit)
 
 
 def _rows(report: Report) -> Table:
