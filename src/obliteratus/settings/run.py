@@ -120,6 +120,11 @@ class VerifySettings(Section):
     between documents, or rows of ``.csv``, ``.json``, ``.jsonl``, ``.parquet``) or
     ``hub:owner/name[:split[:column]]``, of which the first ``text_documents`` are taken; null are
     the documents built in.
+
+    ``capability`` names tasks: ``multiple_choice`` and ``word_problems`` are built in, others are
+    tasks or groups of lm-eval, also of YAML files in the folder ``capability_files``.
+    ``capability_items`` of each are run (0: all); more cost time and find smaller losses. With
+    ``capability_chat_template`` those of lm-eval are put to a model through its chat template.
     """
 
     prompts: int = Field(default=0, ge=0)
@@ -129,6 +134,10 @@ class VerifySettings(Section):
     random_controls: int = Field(default=3, ge=0)
     text: str | None = None
     text_documents: int = Field(default=200, ge=2)
+    capability: tuple[str, ...] = ()
+    capability_items: int = Field(default=200, ge=0)
+    capability_files: str | None = None
+    capability_chat_template: bool = True
     coherence: bool = True
     save_completions: bool = False
     judge: JudgeSettings = JudgeSettings()

@@ -15,11 +15,14 @@ import torch
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.behaviour import BEHAVIOURS
+from obliteratus.measure.capability import CapabilityTask
+from obliteratus.measure.capability_tasks import capability_tasks
 from obliteratus.measure.documents import Document, documents
 from obliteratus.measure.generation import Completion, generate, generation_deviations
 from obliteratus.measure.head import head_of
 from obliteratus.measure.judges.base import Asked, Judge
 from obliteratus.measure.likelihood import document_nll, token_nll
+from obliteratus.measure.spread import spread_indices
 from obliteratus.measure.states import completion_hidden
 from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
@@ -40,6 +43,7 @@ from obliteratus.verify.identity import (
 )
 from obliteratus.verify.measurement import (
     Answers,
+    Capability,
     FirstTokens,
     Forced,
     Heldout,
@@ -49,7 +53,6 @@ from obliteratus.verify.measurement import (
     Rerun,
     answers,
     rows_of,
-    spread_indices,
 )
 
 DEFAULTS = VerifySettings()
@@ -90,7 +93,9 @@ def measure_model(
     Completions of harmful prompts are judged and dropped, unless ``settings.save_completions``.
 
     Raises:
-        MeasurementError: there is nothing to measure, the vocabularies differ, or logits are NaN.
+        MeasurementError: there is nothing to measure, the vocabularies differ, logits are NaN, or
+            a task of ``settings.capability`` cannot be given to this model.
+        UsageError: there is no such task.
     """
     chosen = limited(prompts, settings.prompts)
     subject = subject_of(model, head_of(model))
@@ -121,6 +126,7 @@ def measure_model(
         lookalikes=meter.lookalikes(lookalikes) if lookalikes else None,
         rerun=meter.rerun(chosen.harmless) if reference is None else None,
         projections=None if directions is None else meter.projections(chosen, directions, read),
+        capability=meter.capability(capability_tasks(settings)),
         deviations=generation_deviations(model),
     )
 
@@ -308,6 +314,19 @@ class _Meter:
             "harmless": _ids(self._encoded(prompts.harmless)),
         }
         return self._part("projections", lambda: read().projections, Projections.from_part, key)
+
+    def capability(self, tasks: tuple[CapabilityTask, ...]) -> Capability | None:
+        parts = [self._scored(task) for task in tasks]
+        return Capability(tuple(one for part in parts for one in part.tasks)) if parts else None
+
+    def _scored(self, task: CapabilityTask) -> Capability:
+        def compute() -> Capability:
+            return Capability(
+                (task.score(self.model, self.system, progress=self._task(task.name)),)
+            )
+
+        key = {"items": digest(task.identity(self.model, self.system))}
+        return self._part(f"capability {task.name}", compute, Capability.from_part, key)
 
     def _generated(self, name: str, prompts: tuple[Prompt, ...]) -> tuple[Completion, ...]:
         limit = self.settings.max_new_tokens

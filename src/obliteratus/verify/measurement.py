@@ -9,6 +9,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from obliteratus.events import Deviation
+from obliteratus.measure.capability import ItemScores
 from obliteratus.measure.generation import Completion
 from obliteratus.measure.judges.base import Outcome, Ruling
 from obliteratus.measure.states import TokenStates
@@ -175,12 +176,47 @@ class Projections:
 
 
 @dataclass(frozen=True)
+class Capability:
+    """The scores on the items of each task that was asked for."""
+
+    tasks: tuple[ItemScores, ...]
+
+    @property
+    def deviations(self) -> tuple[Deviation, ...]:
+        """One per task of which the model did not read all."""
+        return tuple(
+            Deviation(
+                "verify",
+                f"{each.task} as it is",
+                f"{each.cut} of its requests without their beginning",
+                "they are longer than the model takes",
+            )
+            for each in self.tasks
+            if each.cut
+        )
+
+    def as_part(self) -> Part:
+        """Return this as facts alone."""
+        return Part({"tasks": [asdict(task) for task in self.tasks]}, {})
+
+    @classmethod
+    def from_part(cls, part: Part) -> "Capability":
+        """Make it of what :meth:`as_part` returned, or of its JSON."""
+        listed = [
+            {**task, "ids": tuple(task["ids"]), "scores": tuple(task["scores"])}
+            for task in part.facts["tasks"]
+        ]
+        return cls(tuple(ItemScores(**task) for task in listed))
+
+
+@dataclass(frozen=True)
 class Measurement:
     """Everything that :func:`obliteratus.verify.measure.measure_model` found out about one model.
 
     ``prompts`` is the hash of the test prompts and ``system`` their system prompt; ``forced`` is
     along the completions of the *original* (its own, for the original itself). ``lookalikes`` are
-    safe prompts that look unsafe. ``rerun`` is measured of an original only.
+    safe prompts that look unsafe. ``rerun`` is measured of an original only, ``capability`` where
+    tasks were named.
     """
 
     subject: Subject
@@ -197,6 +233,7 @@ class Measurement:
     lookalikes: Answers | None = None
     rerun: Rerun | None = None
     projections: Projections | None = None
+    capability: Capability | None = None
     deviations: tuple[Deviation, ...] = ()
 
     @property
@@ -220,16 +257,6 @@ def answers(
         completions=completions,
         harmful=harm if any(each is not None for each in harm) else None,
     )
-
-
-def spread_indices(total: int, count: int) -> tuple[int, ...]:
-    """Return ``count`` of ``total`` indices at equal distances (all of them if there are fewer).
-
-    Prompts are ordered by category, so every category keeps its share.
-    """
-    if count >= total:
-        return tuple(range(total))
-    return tuple(int(index * total / count) for index in range(count))
 
 
 def _completion(record: Mapping[str, Any]) -> Completion:

@@ -19,6 +19,7 @@ from obliteratus.events import (
 )
 from obliteratus.measure.agreement import agreement
 from obliteratus.measure.behaviour import BEHAVIOURS, Behaviour
+from obliteratus.measure.capability_tasks import capability_tasks
 from obliteratus.measure.coherence import embed
 from obliteratus.measure.documents import documents
 from obliteratus.measure.head import Head, head_of
@@ -91,6 +92,7 @@ def verify(
     chosen = BEHAVIOURS[behaviour]
     chosen.check_judge(settings.judge)
     _ = documents(settings.text, settings.text_documents)  # what is wrong with it shows here
+    _ = capability_tasks(settings)
     request = _Request(
         splits, settings, models, chosen, directions, lookalikes, prompts.system, store
     )
