@@ -91,6 +91,12 @@ def test_without_lm_eval_its_tasks_are_refused_with_what_to_install(
     assert capability_tasks(VerifySettings(capability=("word_problems",), capability_items=2))
 
 
+def test_a_folder_that_is_not_there_is_refused():
+    settings = VerifySettings(capability=("a",), capability_files="/nowhere")
+    with pytest.raises(UsageError, match="there is no folder /nowhere"):
+        capability_tasks(settings)
+
+
 def test_files_without_a_name_are_refused():
     settings = VerifySettings(capability=("word_problems",), capability_files="tasks")
     with pytest.raises(UsageError, match=r"verify\.capability names none of them"):

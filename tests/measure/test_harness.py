@@ -289,12 +289,6 @@ def test_an_unknown_name_is_answered_with_the_nearest(load: Load):
         load("tiny_capital")
 
 
-def test_a_folder_that_is_not_there_is_refused(task_files: str):
-    settings = VerifySettings(capability=("a",), capability_files="/nowhere")
-    with pytest.raises(UsageError, match="there is no folder /nowhere"):
-        capability_tasks(settings)
-
-
 def test_the_identity_changes_with_the_items_and_the_code_of_a_task(
     load: Load, task_files: str, tmp_path: Path
 ):

@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any
 
 from obliteratus.measure.capability import ItemScores
 from obliteratus.measure.generation import generate
@@ -25,7 +25,7 @@ class MultipleChoice:
     """Questions with four choices, answered by the most probable letter; ``items`` 0 is all."""
 
     items: int
-    name: ClassVar[str] = "multiple_choice"
+    name: str = field(default="multiple_choice", init=False)
 
     def identity(self, model: LoadedModel, system: str | None) -> dict[str, Any]:
         """Return the questions, as tokens and as text."""
@@ -53,7 +53,7 @@ class WordProblems:
 
     items: int
     new_tokens: int = NEW_TOKENS
-    name: ClassVar[str] = "word_problems"
+    name: str = field(default="word_problems", init=False)
 
     def identity(self, model: LoadedModel, system: str | None) -> dict[str, Any]:
         """Return the problems, as tokens and as text, and how long an answer may be."""
@@ -78,7 +78,7 @@ class WordProblems:
 
 
 Item = Question | WordProblem
-BUILT_IN = (MultipleChoice, WordProblems)
+BUILT_IN = {"multiple_choice": MultipleChoice, "word_problems": WordProblems}
 
 
 def _identity(model: LoadedModel, system: str | None, items: Sequence[Item]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """From the names that a user types to tasks, before any model is loaded."""
 
+from pathlib import Path
+
 from obliteratus.errors import UsageError, did_you_mean
 from obliteratus.measure.built_in_tasks import BUILT_IN
 from obliteratus.measure.capability import CapabilityTask
@@ -17,22 +19,26 @@ def capability_tasks(settings: VerifySettings) -> tuple[CapabilityTask, ...]:
         UsageError: there is no such task, lm-eval is not installed, or see
             :func:`obliteratus.measure.harness.harness_tasks`.
     """
-    own = {each.name: each for each in BUILT_IN}
-    others = [name for name in settings.capability if name not in own]
+    others = [name for name in settings.capability if name not in BUILT_IN]
     if settings.capability_files is not None and not others:
         raise UsageError(
             "verify.capability_files holds tasks, and verify.capability names none of them. Add "
             "their names."
         )
+    if settings.capability_files is not None and not Path(settings.capability_files).is_dir():
+        raise UsageError(
+            f"verify.capability_files: there is no folder {settings.capability_files}. Give the "
+            "folder of your task files (.yaml)."
+        )
     if others and not is_installed():
         raise UsageError(
-            f"no built-in task is called '{others[0]}'.{did_you_mean(others[0], own)} Other names "
-            f"are tasks of lm-eval, which is not installed: {INSTALL}."
+            f"no built-in task is called '{others[0]}'.{did_you_mean(others[0], BUILT_IN)} Other "
+            f"names are tasks of lm-eval, which is not installed: {INSTALL}."
         )
     found: dict[str, CapabilityTask] = {}
     for name in settings.capability:
-        if name in own:
-            found.setdefault(name, own[name](settings.capability_items))
+        if name in BUILT_IN:
+            found.setdefault(name, BUILT_IN[name](settings.capability_items))
             continue
         for task in harness_tasks(
             name,

@@ -15,7 +15,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,6 +80,7 @@ class HarnessTask:
                     harness,
                     {"tasks": parts},
                     samples=chosen,
+                    log_samples=True,
                     bootstrap_iters=0,  # intervals are those of the pairs
                     system_instruction=system,
                     apply_chat_template=has_template,
@@ -93,7 +93,7 @@ class HarnessTask:
                     f"{str(error).rstrip('.')}. Leave it out of verify.capability."
                 ) from error
         assert found is not None
-        metric, ids, scores = self._numbers(found["samples"])
+        metric, ids, scores = self._numbers(found.get("samples") or {})
         source = f"{PACKAGE} {importlib.metadata.version(PACKAGE)}"
         return ItemScores(self.name, metric, source, ids, scores, harness.cut)
 
@@ -166,7 +166,7 @@ class HarnessTask:
         for where in dict.fromkeys(row["filter"] for row in rows):
             here = [row for row in rows if row["filter"] == where]
             for metric in here[0]["metrics"]:
-                values = [row.get(metric) for row in here]
+                values: list[Any] = [row.get(metric) for row in here]
                 if more_is_better.get(metric, True) and all(isinstance(v, NUMBERS) for v in values):
                     found[metric, where] = [float(value) for value in values]
         return found
@@ -242,11 +242,6 @@ def _alone(tasks: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 def _manager_of(name: str, files: str | None) -> Any:
     """Return what knows ``name``; lm-eval's thousands of files are read only where they must be."""
     if files is not None:
-        if not Path(files).is_dir():
-            raise UsageError(
-                f"verify.capability_files: there is no folder {files}. Give the folder of your "
-                "task files (.yaml)."
-            )
         own = _manager(files, defaults=False)
         if all(member in own.task_index for member in _members(own, name)):
             return own

@@ -21,7 +21,7 @@ import psutil
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
-from lm_eval.models.huggingface import HFLM
+from lm_eval.models import huggingface
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from obliteratus.errors import MeasurementError
@@ -33,11 +33,12 @@ from obliteratus.models.quiet import quiet
 from obliteratus.probe.forward import MEMORY_SHARE, automatic_batch_tokens, is_out_of_memory
 
 T = TypeVar("T")
+Base: Any = huggingface.HFLM  # its decorator hides from type checkers that it is this class
 LOGIT_COPIES = 3  # of a batch alive at once: logits, their log_softmax and what a model casts
 SEEDS = (0, 1234)  # lm-eval's own, for random and for numpy, torch and few-shot examples
 
 
-class HarnessModel(HFLM):
+class HarnessModel(Base):
     """``model`` behind lm-eval's interface; ``cut`` counts requests that lose their beginning.
 
     The module is used as it is. The tokenizer is a copy: lm-eval gives it a padding token.
@@ -69,10 +70,11 @@ class HarnessModel(HFLM):
             MeasurementError: what is to be generated leaves no room for a context, or one context
                 alone does not fit into memory.
         """
-        lengths = [len(self.tok_encode(request.args[0])) for request in requests]
+        asked: list[tuple[Any, ...]] = [request.args for request in requests]
+        lengths = [len(self.tok_encode(context)) for context, _ in asked]
         wanted = [
-            int(normalize_gen_kwargs(dict(request.args[1]), self.max_gen_toks)["max_gen_toks"])
-            for request in requests
+            normalize_gen_kwargs(dict(given), self.max_gen_toks).get("max_gen_toks", 0)
+            for _, given in asked
         ]
         if max(wanted) >= self.max_length:
             raise MeasurementError(

@@ -80,8 +80,7 @@ def _finding(row: Row) -> str:
     beyond = f"a loss of more than {number(worst, row.unit)}" if worst > 0 else "any loss"
     if row.adjusted_p is not None and row.adjusted_p < SIGNIFICANT:
         turn = "loss" if row.change.value < 0 else "gain"
-        return (
-            f"a significant {turn} of {number(abs(row.change.value), row.unit)} (p "
-            f"{p_value(row.adjusted_p)}); the interval rules out {beyond}."
-        )
+        size, p = number(abs(row.change.value), row.unit), p_value(row.adjusted_p)
+        p = p if p.startswith("<") else f"= {p}"
+        return f"a significant {turn} of {size} (p {p}); the interval rules out {beyond}."
     return f"no significant loss; the interval rules out {beyond}."

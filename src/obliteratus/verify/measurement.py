@@ -202,11 +202,7 @@ class Capability:
     @classmethod
     def from_part(cls, part: Part) -> "Capability":
         """Make it of what :meth:`as_part` returned, or of its JSON."""
-        listed = [
-            {**task, "ids": tuple(task["ids"]), "scores": tuple(task["scores"])}
-            for task in part.facts["tasks"]
-        ]
-        return cls(tuple(ItemScores(**task) for task in listed))
+        return cls(tuple(_scores(task) for task in part.facts["tasks"]))
 
 
 @dataclass(frozen=True)
@@ -256,6 +252,17 @@ def answers(
         outcomes=tuple(ruling.outcome for ruling in rulings),
         completions=completions,
         harmful=harm if any(each is not None for each in harm) else None,
+    )
+
+
+def _scores(record: Mapping[str, Any]) -> ItemScores:
+    return ItemScores(
+        task=record["task"],
+        metric=record["metric"],
+        source=record["source"],
+        ids=tuple(record["ids"]),
+        scores=tuple(record["scores"]),
+        cut=record["cut"],
     )
 
 
