@@ -160,6 +160,24 @@ def test_the_model_is_as_it_was(load: Load, model_type: str):
     assert model.tokenizer.pad_token is None
 
 
+@pytest.mark.parametrize("model_type", ["llama", "mamba", "openai-gpt"])
+def test_an_answer_does_not_depend_on_the_others_in_its_batch(task_files: str, model_type: str):
+    from lm_eval.api.instance import Instance
+
+    from obliteratus.measure.harness_model import HarnessModel, undisturbed
+
+    limit = {"until": ["\n"], "do_sample": False, "max_gen_toks": 6}
+    asked = [
+        Instance("generate_until", {}, (f"Count {'to ' * n}ten:", dict(limit)), n)
+        for n in (0, 3, 9)
+    ]
+    with undisturbed():
+        harness = HarnessModel(tiny_model(model_type), progress="test")
+        together = harness.generate_until(asked)
+        assert together == [harness.generate_until([one])[0] for one in asked]
+    assert any(together)
+
+
 def test_it_says_nothing_draws_nothing_and_asks_nobody(
     load: Load, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

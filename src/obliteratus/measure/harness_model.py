@@ -31,6 +31,7 @@ from obliteratus.models.chat import PINNED_DATE
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.quiet import quiet
 from obliteratus.probe.forward import MEMORY_SHARE, automatic_batch_tokens, is_out_of_memory
+from obliteratus.probe.prefix import can_share_prefix
 
 T = TypeVar("T")
 Base: Any = huggingface.HFLM  # its decorator hides from type checkers that it is this class
@@ -86,7 +87,8 @@ class HarnessModel(Base):
             sum(n > self.max_length - new for n, new in zip(lengths, wanted, strict=True))
         )
         longest = min(self.max_length, max(map(sum, zip(lengths, wanted, strict=True))))
-        rows = automatic_rows(self._loaded, longest)
+        # lm-eval pads on the left, which enters what a model without keys and values remembers
+        rows = automatic_rows(self._loaded, longest) if can_share_prefix(self._loaded) else 1
 
         def run() -> list[str]:
             self.set_cache_hook(_Ticker(self._progress, len(requests)))
