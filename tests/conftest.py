@@ -1,4 +1,4 @@
-"""One tiny refuser, trained once per session."""
+"""One tiny refuser, trained once per session, and tasks for lm-eval in a folder of their own."""
 
 from pathlib import Path
 
@@ -6,7 +6,24 @@ import pytest
 
 from obliteratus.testing.refuser import refuser_folder
 
+TASKS = Path(__file__).parent / "harness_tasks"
+
 
 @pytest.fixture(scope="session")
 def refuser(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return refuser_folder(tmp_path_factory.mktemp("model") / "tiny-refuser")
+
+
+@pytest.fixture(scope="session")
+def data_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where ``datasets`` keeps what it has read; tasks in memory refer to it all session."""
+    return tmp_path_factory.mktemp("data sets")
+
+
+@pytest.fixture
+def task_files(data_sets: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The folder of the tasks, as the working folder: their data are named relative to it."""
+    pytest.importorskip("lm_eval", reason="lm-eval comes with the dev extra")
+    monkeypatch.chdir(TASKS)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", data_sets)
+    return str(TASKS)

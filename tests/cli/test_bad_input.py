@@ -87,6 +87,11 @@ def hub(status, code):
         thread.join()
 
 
+def without_lm_eval(_place, monkeypatch):
+    monkeypatch.setattr("obliteratus.measure.capability_tasks.is_installed", lambda: False)
+
+
+TASK_FLAGS = ["--capability", "tiny_sums", "--set"]
 PROMPT_FLAGS = ["--harmful", "bad.txt", "--harmless", "good.txt"]
 LINES = {
     "stream along nothing": (
@@ -299,6 +304,30 @@ LINES = {
         lambda place, _: place.prompts("thesis.txt", "mine"),
         1,
         "thesis.txt is a file",
+    ),
+    "an unknown task": (
+        ["obliterate", "./missing", "--capability", "word_problem"],
+        without_lm_eval,
+        2,
+        "no built-in task is called 'word_problem'. Did you mean 'word_problems'?",
+    ),
+    "a task of lm-eval without it": (
+        ["verify", "{tiny}", "{tiny}", "--capability", "gsm8k,multiple_choice"],
+        without_lm_eval,
+        2,
+        r"'gsm8k'.* tasks of lm-eval, which is not installed: pip install 'obliteratus\[capab",
+    ),
+    "a folder of tasks that is not there": (
+        ["obliterate", "./missing", *TASK_FLAGS, "verify.capability_files=tasks"],
+        without_lm_eval,
+        2,
+        "there is no folder tasks. Give the folder of your task files",
+    ),
+    "items below zero": (
+        ["obliterate", "{tiny}", *TASK_FLAGS, "verify.capability_items=-1"],
+        None,
+        2,
+        "setting verify.capability_items: Input should be greater than or equal to 0",
     ),
     "verify an unknown key": (
         ["verify", "{tiny}", "{tiny}", "-o", "report", "--set", "verify.promts=3"],

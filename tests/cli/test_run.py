@@ -186,3 +186,30 @@ def test_verify_measures_two_models_and_writes_the_report(finished, shared, quic
         "report.html",
         "report.json",
     ]
+
+
+def test_capability_is_measured_and_printed_as_nothing_but_its_rows(
+    finished, shared, quick, task_files, tmp_path
+):
+    original, *prompts = quick[:3]
+    flags = [*prompts, *(flag for flag in quick if "verify." in flag and "controls" not in flag)]
+    flags += ["--capability", "tiny_sums,multiple_choice", "--set", "verify.capability_items=5"]
+    flags += ["--set", f"verify.capability_files={task_files}", "-o", str(tmp_path / "report")]
+    outcome = shared.run("verify", original, str(finished), *flags, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err == ""
+    events = [json.loads(line) for line in outcome.out.splitlines()]
+    report = events[-1]["report"]
+    assert [(each["task"], each["items"]) for each in report["capability"]] == [
+        ("tiny_sums", 5),
+        ("multiple_choice", 5),
+    ]
+    rows = {row["key"]: row for row in report["rows"]}
+    assert rows["capability_tiny_sums"]["label"] == "tiny_sums, exact_match"
+    assert rows["capability_multiple_choice"]["change"]["n"] == 5
+    assert {event["task"] for event in events if event["event"] == "progress"} == {
+        f"{role}: {task}"
+        for role in ("original", "edited")
+        for task in ("tiny_sums", "multiple_choice")
+    }
+    assert shared.is_unchanged()

@@ -46,7 +46,7 @@ def test_a_word_problem_has_the_answer_worked_out_by_hand(template, answer: int)
 def test_word_problems_differ_and_a_longer_list_begins_with_the_shorter() -> None:
     some, more = word_problems(120), word_problems(300)
     assert more[:120] == some
-    assert len({each.question for each in more}) == 300
+    assert len({each.prompt for each in more}) == 300
     assert all(each.answer > 0 for each in more)
     assert word_problems(20, seed=1) != some[:20]
 

@@ -15,6 +15,7 @@ from obliteratus.measure.generation import Completion, generate
 from obliteratus.measure.generators import transformers
 from obliteratus.measure.head import head_of
 from obliteratus.measure.judges.base import Outcome, TextJudge
+from obliteratus.measure.spread import spread_indices
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.probe.capture import probe
 from obliteratus.prompts.contrast import ContrastSet
@@ -24,7 +25,7 @@ from obliteratus.verify import measure as measure_module
 from obliteratus.verify.compare import compare
 from obliteratus.verify.files import load_measurement, save_measurement
 from obliteratus.verify.measure import limited, measure_model
-from obliteratus.verify.measurement import Measurement, rows_of, spread_indices
+from obliteratus.verify.measurement import Measurement, rows_of
 
 Weaken = Callable[[LoadedModel], LoadedModel]
 Measure = Callable[..., Measurement]

@@ -58,6 +58,7 @@ def obliterate(
     judge: options.JudgeName = None,
     judge_model: options.JudgeModel = None,
     judge_url: options.JudgeUrl = None,
+    capability: options.Capability = None,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -103,6 +104,7 @@ def obliterate(
         verify=options.section(
             save_completions=save_completions,
             judge=options.section(name=judge, model=judge_model, url=judge_url) or None,
+            capability=options.split_names(capability),
         ),
     )
     with rendering(as_json=as_json, quiet=quiet, resumes=True) as screen:

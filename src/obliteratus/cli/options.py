@@ -68,6 +68,14 @@ JudgeUrl = Annotated[
         metavar="URL",
     ),
 ]
+Capability = Annotated[
+    str | None,
+    _output(
+        "--capability",
+        help="Tasks, with commas: multiple_choice, word_problems, or those of lm-eval.",
+        metavar="A,B",
+    ),
+]
 Harmful = Annotated[
     str | None,
     _prompt(

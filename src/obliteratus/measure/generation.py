@@ -81,7 +81,7 @@ def generate(
     lengths = _checked_lengths(model, encoded, limits)
     head = head_of(model)
     prefix = _prefix(model, encoded, min(lengths) - 1)
-    limit = batch_rows or _automatic_rows(model, max(lengths) + limits.all)
+    limit = batch_rows or automatic_rows(model, max(lengths) + limits.all)
     waiting = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     found: dict[int, Completion] = {}
     stops = stop_tokens(model)
@@ -215,7 +215,7 @@ def _next_rows(model: LoadedModel, waiting: list[int], lengths: list[int], limit
     return [row for row in rows if lengths[row] == lengths[rows[0]]]
 
 
-def _automatic_rows(model: LoadedModel, tokens: int) -> int:
+def automatic_rows(model: LoadedModel, tokens: int) -> int:
     """Return how many rows of ``tokens`` run fastest and fit: keys, values and a row of logits."""
     config = model.module.config.get_text_config()
     width = model.anatomy.d_model

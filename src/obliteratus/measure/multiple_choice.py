@@ -61,17 +61,24 @@ def multiple_choice(*, seed: int = 0) -> tuple[Question, ...]:
     return tuple(questions)
 
 
-def chosen(model: LoadedModel, questions: tuple[Question, ...]) -> tuple[int, ...]:
+def chosen(
+    model: LoadedModel,
+    questions: tuple[Question, ...],
+    *,
+    system: str | None = None,
+    task: str = "multiple choice",
+) -> tuple[int, ...]:
     """Return the choice of each question whose letter the model makes most probable as its answer.
 
     A letter counts with and without a space before it, as the tokenizer of the model has it.
+    ``system`` goes before each question; Progress events name ``task``.
 
     Raises:
         MeasurementError: the tokenizer has no single token for a letter, or logits are NaN.
     """
     letters = [_letter_tokens(model, letter) for letter in LETTERS]
-    encoded = encode(model, [question.prompt for question in questions])
-    hidden, head = last_hidden(model, encoded, task="multiple choice"), head_of(model)
+    encoded = encode(model, [question.prompt for question in questions], system=system)
+    hidden, head = last_hidden(model, encoded, task=task), head_of(model)
     found: list[int] = []
     for row in hidden:
         log_p = head.log_probabilities(row)

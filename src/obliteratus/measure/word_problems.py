@@ -20,7 +20,7 @@ PLACES = ("a bakery", "a school", "a library", "a farm", "a workshop", "a museum
 class WordProblem:
     """A question as it is put to the model, and its answer, a whole number."""
 
-    question: str
+    prompt: str
     answer: int
 
 

@@ -23,6 +23,7 @@ from obliteratus.errors import ModelSourceError
 from obliteratus.events import Deviation, DeviationRecorded, Note, emit
 from obliteratus.measure.agreement import agreement
 from obliteratus.measure.behaviour import BEHAVIOURS
+from obliteratus.measure.capability_tasks import capability_tasks
 from obliteratus.measure.coherence import embed
 from obliteratus.measure.documents import documents
 from obliteratus.measure.generators.base import GENERATORS
@@ -112,6 +113,7 @@ class _Run:
         BEHAVIOURS["refusal"].check_judge(self.settings.verify.judge)
         _ = documents(self.settings.verify.text, self.settings.verify.text_documents)
         _ = GENERATORS[self.settings.verify.generator]
+        _ = capability_tasks(self.settings.verify)
         contrast = contrast_set(self.settings.prompts)
         splits = split(contrast)
         model = self._summon(name, splits)

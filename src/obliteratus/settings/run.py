@@ -139,6 +139,13 @@ class VerifySettings(Section):
             documents, or rows of ``.csv``, ``.json``, ``.jsonl``, ``.parquet``) or
             ``hub:owner/name[:split[:column]]``; null are the documents built in.
         text_documents: How many of its documents are taken, from the first.
+        capability: Tasks: ``multiple_choice`` and ``word_problems`` are built in, others are tasks
+            or groups of lm-eval, also of YAML files in the folder ``capability_files``.
+        capability_items: How many items of each task are run; 0 runs all. More cost time and find
+            smaller losses.
+        capability_files: A folder with tasks of lm-eval as YAML files.
+        capability_chat_template: Whether tasks of lm-eval are put to a model through its chat
+            template.
         coherence: Whether harmless answers are compared by their embeddings.
         thoughts: Whether thoughts of a model that thinks before it answers are skipped, or it
             thinks and they are scored ``apart`` from its answers.
@@ -159,6 +166,10 @@ class VerifySettings(Section):
     generator: str = "transformers"
     text: str | None = None
     text_documents: int = Field(default=200, ge=2)
+    capability: tuple[str, ...] = ()
+    capability_items: int = Field(default=200, ge=0)
+    capability_files: str | None = None
+    capability_chat_template: bool = True
     coherence: bool = True
     thoughts: Literal["skip", "apart"] = "skip"
     thought_tokens: int = Field(default=512, ge=1)

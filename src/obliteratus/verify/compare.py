@@ -11,6 +11,7 @@ from obliteratus.measure.agreement import Agreement
 from obliteratus.measure.head import Head
 from obliteratus.measure.judges.base import OUTCOMES
 from obliteratus.measure.log_odds import RefusalTokens
+from obliteratus.verify.capability import capability_rows, check_same_items, task_facts
 from obliteratus.verify.claims import (
     amplification_claim,
     coherence_claim,
@@ -95,6 +96,7 @@ def compare(
             *divergence,
             *perplexity_rows(pair),
             *coherence,
+            *capability_rows(pair),
         ]
     )
     made = () if controls is None else controls.deviations
@@ -119,6 +121,7 @@ def compare(
         categories=categories(pair),
         positions=positions,
         documents=documents(pair),
+        capability=task_facts(pair),
         controls=() if controls is None else controls.rows,
         dose=dose,
         layers=_layers(pair),
@@ -174,6 +177,7 @@ def _check(original: Measurement, edited: Measurement) -> None:
             "the two models were measured on different documents, or cut them into different "
             "tokens. Measure both on the same documents."
         )
+    check_same_items(original, edited)
 
 
 def _checked_head(head: Head, measured: Measurement) -> Head:
@@ -215,6 +219,8 @@ def _layers(pair: Pair) -> tuple[LayerRow, ...]:
 def _deviations(original: Measurement, edited: Measurement) -> list[Deviation]:
     found = [*original.deviations, *edited.deviations]
     found += stopped_deviations("the original", original) + stopped_deviations("edited", edited)
+    for capability in (original.capability, edited.capability):
+        found += [] if capability is None else capability.deviations
     if original.subject.chat_template != edited.subject.chat_template:
         found.append(
             Deviation(

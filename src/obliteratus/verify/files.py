@@ -14,6 +14,7 @@ from obliteratus.store import read_json, write_json
 from obliteratus.verify.identity import Subject
 from obliteratus.verify.measurement import (
     Answers,
+    Capability,
     FirstTokens,
     Forced,
     Heldout,
@@ -33,6 +34,7 @@ _KINDS = {
     "lookalikes": Answers,
     "rerun": Rerun,
     "projections": Projections,
+    "capability": Capability,
 }
 
 

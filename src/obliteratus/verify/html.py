@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from obliteratus.errors import StorageError
 from obliteratus.statistics.estimate import Verdict
 from obliteratus.verify import pictures
+from obliteratus.verify.capability import capability_notes
 from obliteratus.verify.claims import SIGNIFICANT
 from obliteratus.verify.dose_picture import dose_response
 from obliteratus.verify.dose_words import dose_line, is_too_strong
@@ -287,6 +288,7 @@ def _notes(report: Report) -> list[str]:
     if coherence is not None and "ceiling" in coherence.details:
         ceiling = number(coherence.details["ceiling"], "similarity")
         notes.append(f"Run again in other batches, the original reaches a coherence of {ceiling}.")
+    notes += capability_notes(report)
     if not report.settings.save_completions:
         notes.append("Answers to harmful prompts were judged and dropped: none is stored.")
     return notes

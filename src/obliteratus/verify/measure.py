@@ -15,6 +15,8 @@ import torch
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import MeasurementError, UsageError
 from obliteratus.measure.behaviour import BEHAVIOURS
+from obliteratus.measure.capability import CapabilityTask
+from obliteratus.measure.capability_tasks import capability_tasks
 from obliteratus.measure.documents import Document, documents
 from obliteratus.measure.early_stop import EarlyStop, early_stop
 from obliteratus.measure.generation import Completion
@@ -22,6 +24,7 @@ from obliteratus.measure.generators.base import GENERATORS, Generator, Task
 from obliteratus.measure.head import head_of
 from obliteratus.measure.judges.base import Asked, Judge, checked
 from obliteratus.measure.likelihood import document_nll, token_nll
+from obliteratus.measure.spread import spread_indices
 from obliteratus.measure.states import completion_hidden
 from obliteratus.models.chat import Encoded, encode, reasoning_of
 from obliteratus.models.loaded import LoadedModel
@@ -44,6 +47,7 @@ from obliteratus.verify.identity import (
 )
 from obliteratus.verify.measurement import (
     Answers,
+    Capability,
     FirstTokens,
     Forced,
     Heldout,
@@ -53,7 +57,6 @@ from obliteratus.verify.measurement import (
     Rerun,
     answers,
     rows_of,
-    spread_indices,
 )
 from obliteratus.verify.thoughts import (
     behind_thoughts,
@@ -109,10 +112,10 @@ def measure_model(
 
     Raises:
         UsageError: answers are to be cut short by a judge that rules on whole ones only, or are to
-            be given by a generator that is not installed or cannot run the model, or thoughts are
-            to be scored apart by a judge that reads no answers.
-        MeasurementError: there is nothing to measure, the vocabularies differ, logits are NaN, or
-            no thought ends within its limit.
+            be given by a generator that is not installed or cannot run the model, thoughts are to
+            be scored apart by a judge that reads no answers, or there is no such task.
+        MeasurementError: there is nothing to measure, the vocabularies differ, logits are NaN, no
+            thought ends within its limit, or a task cannot be given to this model.
     """
     chosen = limited(prompts, settings.prompts)
     _check_size(chosen)
@@ -160,6 +163,7 @@ def measure_model(
         rerun=meter.rerun(chosen.harmless) if reference is None else None,
         projections=None if directions is None else meter.projections(chosen, directions, read),
         reasoning=in_words(reasoning, settings),
+        capability=meter.capability(capability_tasks(settings)),
         deviations=(
             *generator.deviations(model),
             *thought_deviations(subject.name, reasoning, settings, said),
@@ -430,6 +434,19 @@ class _Meter:
             "thought": thought,
             "generator": self.generator.identity,
         }
+
+    def capability(self, tasks: tuple[CapabilityTask, ...]) -> Capability | None:
+        parts = [self._scored(task) for task in tasks]
+        return Capability(tuple(one for part in parts for one in part.tasks)) if parts else None
+
+    def _scored(self, task: CapabilityTask) -> Capability:
+        def compute() -> Capability:
+            return Capability(
+                (task.score(self.model, self.system, progress=self._task(task.name)),)
+            )
+
+        key = {"items": digest(task.identity(self.model, self.system))}
+        return self._part(f"capability {task.name}", compute, Capability.from_part, key)
 
     def _part(
         self,

@@ -9,6 +9,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from obliteratus.events import Deviation
+from obliteratus.measure.capability import ItemScores
 from obliteratus.measure.early_stop import Stopped
 from obliteratus.measure.judges.base import Outcome, Ruling
 from obliteratus.measure.states import TokenStates
@@ -197,13 +198,44 @@ class Projections:
 
 
 @dataclass(frozen=True)
+class Capability:
+    """The scores on the items of each task that was asked for."""
+
+    tasks: tuple[ItemScores, ...]
+
+    @property
+    def deviations(self) -> tuple[Deviation, ...]:
+        """One per task of which the model did not read all."""
+        return tuple(
+            Deviation(
+                "verify",
+                f"{each.task} as it is",
+                f"{each.cut} of its requests without their beginning",
+                "they are longer than the model takes",
+            )
+            for each in self.tasks
+            if each.cut
+        )
+
+    def as_part(self) -> Part:
+        """Return this as facts alone."""
+        return Part({"tasks": [asdict(task) for task in self.tasks]}, {})
+
+    @classmethod
+    def from_part(cls, part: Part) -> "Capability":
+        """Make it of what :meth:`as_part` returned, or of its JSON."""
+        return cls(tuple(_scores(task) for task in part.facts["tasks"]))
+
+
+@dataclass(frozen=True)
 class Measurement:
     """Everything that :func:`obliteratus.verify.measure.measure_model` found out about one model.
 
     ``prompts`` is the hash of the test prompts and ``system`` their system prompt; ``forced`` is
     along the completions of the *original* (its own, for the original itself). ``lookalikes`` are
     safe prompts that look unsafe. ``rerun`` is measured of an original only. ``reasoning`` says how
-    the thoughts of the model were treated; None for one that has none.
+    the thoughts of the model were treated; None for one that has none. ``capability`` is measured
+    where tasks were named.
     """
 
     subject: Subject
@@ -221,6 +253,7 @@ class Measurement:
     rerun: Rerun | None = None
     projections: Projections | None = None
     reasoning: str | None = None
+    capability: Capability | None = None
     deviations: tuple[Deviation, ...] = ()
 
     @property
@@ -250,14 +283,15 @@ def answers(
     )
 
 
-def spread_indices(total: int, count: int) -> tuple[int, ...]:
-    """Return ``count`` of ``total`` indices at equal distances (all of them if there are fewer).
-
-    Prompts are ordered by category, so every category keeps its share.
-    """
-    if count >= total:
-        return tuple(range(total))
-    return tuple(int(index * total / count) for index in range(count))
+def _scores(record: Mapping[str, Any]) -> ItemScores:
+    return ItemScores(
+        task=record["task"],
+        metric=record["metric"],
+        source=record["source"],
+        ids=tuple(record["ids"]),
+        scores=tuple(record["scores"]),
+        cut=record["cut"],
+    )
 
 
 def _completion(record: Mapping[str, Any]) -> Completion:

@@ -16,7 +16,7 @@ from obliteratus.verify.identity import Subject
 SCHEMA_VERSION = 1
 REPORT_FILE = "report.json"
 
-Unit = Literal["share", "nats", "ratio", "perplexity", "similarity", "log-odds"]
+Unit = Literal["share", "nats", "ratio", "perplexity", "similarity", "log-odds", "score"]
 PromptSet = Literal["harmful", "harmless", "lookalikes"]
 ControlKind = Literal["edit", "random", "permuted", "identity"]
 
@@ -139,6 +139,15 @@ class DocumentChange(Record):
     genre: str
     tokens: int
     change: float
+
+
+class TaskFacts(Record):
+    """What a row of capability is: the metric, how many items, and who wrote the task."""
+
+    task: str
+    metric: str
+    items: int
+    source: str
 
 
 class Separation(Record):
@@ -504,6 +513,7 @@ class Report(Record):
     categories: tuple[Category, ...]
     positions: tuple[Position, ...]
     documents: tuple[DocumentChange, ...]
+    capability: tuple[TaskFacts, ...] = ()
     controls: tuple[ControlRow, ...] = ()
     dose: Dose | None = None
     layers: tuple[LayerRow, ...] = ()

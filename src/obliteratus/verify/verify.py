@@ -19,6 +19,7 @@ from obliteratus.events import (
 )
 from obliteratus.measure.agreement import agreement
 from obliteratus.measure.behaviour import BEHAVIOURS, Behaviour
+from obliteratus.measure.capability_tasks import capability_tasks
 from obliteratus.measure.coherence import embed
 from obliteratus.measure.documents import documents
 from obliteratus.measure.generators.base import GENERATORS
@@ -94,6 +95,7 @@ def verify(
     chosen.check_judge(settings.judge)
     _ = documents(settings.text, settings.text_documents)  # what is wrong with it shows here
     _ = GENERATORS[settings.generator]
+    _ = capability_tasks(settings)
     request = _Request(
         splits, settings, models, chosen, directions, lookalikes, prompts.system, store
     )
