@@ -160,8 +160,12 @@ def test_the_model_is_as_it_was(load: Load, model_type: str):
     assert model.tokenizer.pad_token is None
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mamba", "openai-gpt"])
-def test_an_answer_does_not_depend_on_the_others_in_its_batch(task_files: str, model_type: str):
+@pytest.mark.parametrize(
+    ("model_type", "is_alone"), [("llama", False), ("mamba", True), ("openai-gpt", True)]
+)
+def test_an_answer_does_not_depend_on_the_others_in_its_batch(
+    task_files: str, model_type: str, is_alone: bool
+):
     from lm_eval.api.instance import Instance
 
     from obliteratus.measure.harness_model import HarnessModel, undisturbed
@@ -174,6 +178,7 @@ def test_an_answer_does_not_depend_on_the_others_in_its_batch(task_files: str, m
     with undisturbed():
         harness = HarnessModel(tiny_model(model_type), progress="test")
         together = harness.generate_until(asked)
+        assert (harness.batch_size == 1) == is_alone  # padding would enter what it remembers
         assert together == [harness.generate_until([one])[0] for one in asked]
     assert any(together)
 
@@ -290,7 +295,6 @@ def test_a_score_of_the_whole_corpus_cannot_be_paired(load: Load):
     [
         ("tiny_programs", "tiny_programs runs programs that the model writes"),
         ("tiny_texts", "predicts whole texts. Give them as verify.text"),
-        ("tiny_absent", r"tiny_absent of lm-eval cannot be loaded: .*absent\.jsonl"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_a_model_is_there(
@@ -298,6 +302,11 @@ def test_what_cannot_be_measured_is_refused_before_a_model_is_there(
 ):
     with pytest.raises(UsageError, match=match):
         load(name)
+
+
+def test_data_that_cannot_be_had_show_before_a_model_is_there(load: Load):
+    with pytest.raises(MeasurementError, match=r"data of the task tiny_absent .*absent\.jsonl"):
+        load("tiny_absent")
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(load: Load):

@@ -18,6 +18,7 @@ def capability_tasks(settings: VerifySettings) -> tuple[CapabilityTask, ...]:
     Raises:
         UsageError: there is no such task, lm-eval is not installed, or see
             :func:`obliteratus.measure.harness.harness_tasks`.
+        MeasurementError: the data of a task cannot be had.
     """
     others = [name for name in settings.capability if name not in BUILT_IN]
     if settings.capability_files is not None and not others:

@@ -27,8 +27,8 @@ from obliteratus.models.loaded import LoadedModel
 PACKAGE = "lm-eval"
 NUMBERS = (Real, np.bool_)
 INSTALL = "pip install 'obliteratus[capability]'"
-BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
-"""What lm-eval and datasets raise where a task's files are wrong or its data cannot be had."""
+BROKEN = (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
+"""What lm-eval raises where a task's files are wrong or a package that it needs is not there."""
 
 
 def is_installed() -> bool:
@@ -181,8 +181,9 @@ def harness_tasks(
     Functions that they name are run, as lm-eval does.
 
     Raises:
-        UsageError: lm-eval is not installed or knows no such task, a file of it is wrong, its data
-            cannot be had, or it needs more than text or runs what a model writes.
+        UsageError: lm-eval knows no such task, a file of it is wrong, it needs more than text, or
+            it runs what a model writes.
+        MeasurementError: its data cannot be had.
     """
     return tuple(
         HarnessTask(row, parts, items, chat_template) for row, parts in _loaded(name, files)
@@ -199,6 +200,11 @@ def _loaded(name: str, files: str | None) -> tuple[tuple[str, Mapping[str, Any]]
         _check_safe(manager, name)
         try:
             loaded = manager.load([name])
+        except OSError as error:
+            raise MeasurementError(
+                f"the data of the task {name} cannot be had: {str(error).strip().rstrip('.')}. "
+                "Check the network and the task's data files, or leave it out."
+            ) from error
         except BROKEN as error:
             raise UsageError(
                 f"the task {name} of lm-eval cannot be loaded: "

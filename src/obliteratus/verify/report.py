@@ -142,7 +142,14 @@ class DocumentChange(Record):
 
 
 class TaskFacts(Record):
-    """What a row of capability is: the metric, how many items, and who wrote the task."""
+    """What a row of capability is.
+
+    Attributes:
+        task: The task; its row is called ``capability_<task>``.
+        metric: What is scored of each item.
+        items: How many items both models were given.
+        source: Who wrote the task.
+    """
 
     task: str
     metric: str
@@ -249,11 +256,14 @@ class ControlRow(Record):
 
 
 class DoseRow(Record):
-    """What a share of the plan's strengths does, through hooks; share 0 is the original.
+    """What a share of the plan's strengths does, through hooks, on select prompts and documents.
 
-    On the select prompts and documents: ``kl`` is that of the first token on harmless prompts,
-    ``perplexity`` the ratio with its 90 % interval, both with the verdicts of the report's claims;
-    ``log_odds_change`` is paired by harmful prompt.
+    Attributes:
+        share: The share; 0 is the original.
+        kl: KL of the first token on harmless prompts, in nats, with the verdict of the claim.
+        perplexity: Perplexity as a ratio, with its 90 % interval and the verdict of the claim.
+        log_odds_change: Change of the refusal log-odds, paired by harmful prompt; null without
+            refusal tokens.
     """
 
     share: float
@@ -270,9 +280,12 @@ class DoseRow(Record):
 class Dose(Record):
     """The effects of the planned edit by its strength, and how strong it may be.
 
-    ``strength`` is that of the whole plan, ``largest`` the largest share of it found to pass (None:
-    none did) and ``largest_strength`` the strength there. ``applied`` is the share that was carried
-    out: less than 1 only with ``edit.auto_regularize``.
+    Attributes:
+        rows: What was measured, by share of the plan, the smallest first.
+        strength: The strength of the whole plan, in words.
+        largest: The largest share found to pass; null where none did.
+        largest_strength: The strength there, in words.
+        applied: The share that was carried out: less than 1 only with ``edit.auto_regularize``.
     """
 
     rows: tuple[DoseRow, ...]
@@ -439,7 +452,16 @@ class JudgeAgreement(Record):
 
 
 class ThoughtCounts(Record):
-    """How many of the answers to one class had a thought, and how many thoughts a limit cut."""
+    """How many of the answers to one class had a thought, and how many thoughts a limit cut.
+
+    Attributes:
+        prompts: The class.
+        n: How many answers there are.
+        original: How many of the original's answers had a thought.
+        edited: The same for the edited model.
+        unfinished_original: How many of the original's thoughts did not end within their limit.
+        unfinished_edited: The same for the edited model.
+    """
 
     prompts: PromptSet
     n: int
@@ -450,9 +472,12 @@ class ThoughtCounts(Record):
 
 
 class ReasoningFacts(Record):
-    """What was done about the thoughts of each model, in words; None for one that has none.
+    """What was done about the thoughts of models that think before they answer.
 
-    ``counts`` are there where an answer had a thought.
+    Attributes:
+        original: What was done about those of the original, in words; null where it has none.
+        edited: The same for the edited model.
+        counts: How many thoughts there were, by class; empty where no answer had one.
     """
 
     original: str | None
@@ -477,6 +502,7 @@ class Report(Record):
         system: The system prompt that both models were given; null is none.
         judge: Who judged the answers, in words.
         agreement: How that judge does on answers labelled by hand; null where it was not measured.
+        reasoning: What was done about thoughts; null where neither model thinks.
         settings: How much was measured.
         seed: The seed of all resampling.
         rows: The measured quantities.
@@ -484,7 +510,9 @@ class Report(Record):
         positions: The divergence along the original's own answers to harmless prompts, as far as
             two of them reach.
         documents: The change of each held-out document.
+        capability: The tasks whose items both models were given; empty where none was named.
         controls: The edit beside its nulls; empty where there was no plan.
+        dose: The edit at shares of its strength; null where there was no plan, or it was not asked.
         layers: The separation along the removed direction, by layer; empty without directions, and
             without the layers at which it does not vary.
         candidates: The directions that were tried; empty where none was selected.
