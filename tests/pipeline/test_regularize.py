@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from obliteratus.errors import EditError, UsageError
 from obliteratus.events import DeviationRecorded, Event, Note, StageFinished, listening
+from obliteratus.measure.documents import select_text
 from obliteratus.operator.serial import load_plan
 from obliteratus.pipeline import regularize
 from obliteratus.pipeline.obliterate import RunResult, obliterate
@@ -18,6 +21,7 @@ from obliteratus.pipeline.stream import stream
 from obliteratus.settings import RunSettings
 from obliteratus.store import Store
 from obliteratus.testing.refuser import tiny_settings
+from obliteratus.verify import dose as dose_module
 from obliteratus.verify.report import load_report
 
 ONE = ("edit.norm=none", "distill.max_rank=1", "verify.prompts=8")
@@ -26,6 +30,15 @@ ONE = ("edit.norm=none", "distill.max_rank=1", "verify.prompts=8")
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_documents() -> Iterator[None]:
+    """Measure doses on the first sentences of the documents: one character is a token here."""
+    short = tuple(replace(document, text=document.text[:120]) for document in select_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dose_module, "select_text", lambda: short)
+        yield
 
 
 def settings(folder: Path, *assignments: str) -> RunSettings:
