@@ -143,7 +143,7 @@ def test_thoughts_whose_end_is_unknown_cannot_be_scored(with_template):
 
 
 def test_the_markers_that_a_template_writes_win_over_those_it_only_knows():
-    template = "{{ '[/THINK]' if false }}<|im_start|>x\n{% if add %}<thought>{% endif %}</thought>"
+    template = "{{ '</think>' if false }}<|im_start|>x\n{% if add %}<thought>{% endif %}</thought>"
     found = detect(template, lambda answer, _: f"<thought>{answer or ''}")
     assert found is not None
     assert found.markers is not None
