@@ -37,9 +37,9 @@ from obliteratus.models.sources import resolve
 from obliteratus.prompts.contrast import Prompt
 from obliteratus.prompts.load import contrast_set
 from obliteratus.prompts.split import split
+from obliteratus.prompts.spread import spread_indices
 from obliteratus.settings import PromptSettings
 from obliteratus.store import Store, default_root, read_json, write_json
-from obliteratus.verify.measurement import spread_indices
 
 VERSION = "1.4.0"
 DEFAULT_TRIALS = 200

@@ -19,6 +19,7 @@ from obliteratus.operator.grro import Operator, edit_matrix
 from obliteratus.operator.hooks import edited
 from obliteratus.probe.forward import automatic_batch_tokens, last_hidden
 from obliteratus.prompts.contrast import ContrastSet
+from obliteratus.prompts.spread import limited
 from obliteratus.statistics.bootstrap import bootstrap_mean, paired_bootstrap
 from obliteratus.store import Store, content_key
 from obliteratus.verify.files import load_part, save_part
@@ -29,7 +30,6 @@ from obliteratus.verify.identity import (
     versions,
     weights_fingerprint,
 )
-from obliteratus.verify.measure import limited
 from obliteratus.verify.measurement import Part
 from obliteratus.verify.report import ControlKind, ControlRow
 from obliteratus.verify.sections import prompt_log_odds

@@ -9,6 +9,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from obliteratus.errors import StorageError
+from obliteratus.pictures.style import DARK, LIGHT, as_svg
 from obliteratus.statistics.estimate import Verdict
 from obliteratus.verify import pictures
 from obliteratus.verify.claims import SIGNIFICANT
@@ -25,7 +26,6 @@ from obliteratus.verify.formatting import (
 )
 from obliteratus.verify.layers import rank_line
 from obliteratus.verify.left import left_lines
-from obliteratus.verify.picture_style import DARK, LIGHT, as_svg
 from obliteratus.verify.rank_picture import layers_ranked
 from obliteratus.verify.report import Claim, Report, Row
 

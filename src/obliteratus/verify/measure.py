@@ -27,6 +27,7 @@ from obliteratus.models.plumbing import capture
 from obliteratus.probe.forward import forward_batches, last_hidden
 from obliteratus.prompts.builtin import over_refusal
 from obliteratus.prompts.contrast import ContrastSet, Prompt
+from obliteratus.prompts.spread import limited, spread_indices
 from obliteratus.settings import VerifySettings
 from obliteratus.shapes import Layer
 from obliteratus.store import Store, content_key
@@ -50,7 +51,6 @@ from obliteratus.verify.measurement import (
     Rerun,
     answers,
     rows_of,
-    spread_indices,
 )
 
 DEFAULTS = VerifySettings()
@@ -126,22 +126,6 @@ def measure_model(
         projections=None if directions is None else meter.projections(chosen, directions, read),
         deviations=generation_deviations(model),
     )
-
-
-def limited(prompts: ContrastSet, count: int) -> ContrastSet:
-    """Return ``count`` prompts of each class (0: all), spread over the set, pairs kept together."""
-    if not prompts.harmful or not prompts.harmless:
-        raise MeasurementError(
-            f"the test set '{prompts.name}' has {len(prompts.harmful)} harmful and "
-            f"{len(prompts.harmless)} harmless prompts; both are needed. Give more prompts."
-        )
-    if not count:
-        return prompts
-    sides = (prompts.harmful, prompts.harmless)
-    harmful, harmless = (
-        tuple(side[index] for index in spread_indices(len(side), count)) for side in sides
-    )
-    return ContrastSet(prompts.name, harmful, harmless, prompts.is_paired)
 
 
 def built_in_lookalikes(count: int) -> tuple[Prompt, ...]:

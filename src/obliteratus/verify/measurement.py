@@ -222,16 +222,6 @@ def answers(
     )
 
 
-def spread_indices(total: int, count: int) -> tuple[int, ...]:
-    """Return ``count`` of ``total`` indices at equal distances (all of them if there are fewer).
-
-    Prompts are ordered by category, so every category keeps its share.
-    """
-    if count >= total:
-        return tuple(range(total))
-    return tuple(int(index * total / count) for index in range(count))
-
-
 def _completion(record: Mapping[str, Any]) -> Completion:
     return Completion(tuple(record["token_ids"]), record["text"], record["is_finished"])
 
