@@ -84,7 +84,7 @@ def _line(line: Line) -> list[Any]:
             line=style,
             name=line.label,
             showlegend=bool(line.label),
-        )  # fmt: skip
+        )
     )
     return found
 
