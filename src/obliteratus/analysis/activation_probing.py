@@ -245,8 +245,8 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
         Picture(
             "Where harm can be read",
             f"Held-out AUC of harmful against harmless prompts at position {positions[column]}; "
-            "the band is a 95 % interval. Dashed: what the best of all places reaches with shuffled "
-            "labels in 19 of 20 cases. −1 is the embedding.",
+            "the band is a 95 % interval. Dashed: what the best of all places reaches with "
+            "shuffled labels in 19 of 20 cases. −1 is the embedding.",
             (Panel(lines, "layer (block output)", "AUC", zero=False, whole_x=True),),
         )
     ]
