@@ -33,11 +33,11 @@ from fronts.heretic_log import Log, Trial, menu, offered, plain, worth_saving
 from transformers import AutoTokenizer
 
 from obliteratus.errors import MeasurementError, UsageError
-from obliteratus.measure.spread import spread_indices
 from obliteratus.models.sources import resolve
 from obliteratus.prompts.contrast import Prompt
 from obliteratus.prompts.load import contrast_set
 from obliteratus.prompts.split import split
+from obliteratus.prompts.spread import spread_indices
 from obliteratus.settings import PromptSettings
 from obliteratus.store import Store, default_root, read_json, write_json
 

@@ -38,9 +38,9 @@ from fronts.runs import Place, obliterate, verify
 from fronts.table import comma_separated, current, markdown
 
 from obliteratus.errors import MeasurementError, ObliteratusError, UsageError, did_you_mean
+from obliteratus.pictures.style import as_png, as_svg
 from obliteratus.pipeline.methods import methods, settings_for
 from obliteratus.settings import RunSettings
-from obliteratus.verify.picture_style import as_png, as_svg
 
 MODELS = ("qwen2.5-coder-0.5b", "smollm2-refuser")
 HERETIC = ("heretic", "heretic-mild")

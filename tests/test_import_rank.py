@@ -14,7 +14,7 @@ RANKS = (
     ("models", "prompts"),
     ("probe", "operator"),
     ("measure",),
-    ("directions",),
+    ("directions", "pictures"),
     ("analysis",),
     ("edits",),
     ("verify",),

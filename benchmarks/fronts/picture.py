@@ -15,7 +15,7 @@ from matplotlib.transforms import Bbox
 
 from fronts.rows import Divergence, Row, front
 from obliteratus.errors import MeasurementError
-from obliteratus.verify.picture_style import LIGHT, figure, picture_style, plain
+from obliteratus.pictures.style import LIGHT, figure, picture_style, plain
 
 WIDE, PANEL = 7.4, 4.4  # inches: more names than a report's picture has to hold
 TICKS = (0, 1, 5, 10, 20, 40, 60, 80, 100)  # percent; the square root leaves room near 0

@@ -8,12 +8,12 @@ from matplotlib.patches import Rectangle
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.agreement import Agreement, agreement
 from obliteratus.measure.judges.base import TextJudge, judge_named
+from obliteratus.pictures.style import LIGHT, as_svg
 from obliteratus.settings import JudgeSettings, VerifySettings
 from obliteratus.testing.planted_measurement import Plant, planted
 from obliteratus.verify.compare import compare
 from obliteratus.verify.html import as_html
 from obliteratus.verify.judge_picture import judge_by_label, judge_caption
-from obliteratus.verify.picture_style import LIGHT, as_svg
 from obliteratus.verify.report import JudgeAgreement, Report
 
 

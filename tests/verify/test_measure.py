@@ -15,16 +15,16 @@ from obliteratus.measure.generation import Completion, generate
 from obliteratus.measure.generators import transformers
 from obliteratus.measure.head import head_of
 from obliteratus.measure.judges.base import Outcome, TextJudge
-from obliteratus.measure.spread import spread_indices
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.probe.capture import probe
 from obliteratus.prompts.contrast import ContrastSet
+from obliteratus.prompts.spread import limited, spread_indices
 from obliteratus.settings import VerifySettings
 from obliteratus.store import Store
 from obliteratus.verify import measure as measure_module
 from obliteratus.verify.compare import compare
 from obliteratus.verify.files import load_measurement, save_measurement
-from obliteratus.verify.measure import limited, measure_model
+from obliteratus.verify.measure import measure_model
 from obliteratus.verify.measurement import Measurement, rows_of
 
 Weaken = Callable[[LoadedModel], LoadedModel]

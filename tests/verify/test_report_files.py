@@ -10,6 +10,7 @@ from rich.console import Console
 
 from obliteratus.errors import MeasurementError, StorageError
 from obliteratus.events import Deviation
+from obliteratus.pictures.style import DARK, LIGHT, as_png, as_svg
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.store import read_json, write_json
 from obliteratus.testing.planted_measurement import Plant, bag_of_words, planted
@@ -21,7 +22,6 @@ from obliteratus.verify.dose_words import dose_line
 from obliteratus.verify.formatting import change, number, p_value, percent_change, shown
 from obliteratus.verify.html import as_html, save_html
 from obliteratus.verify.layers import layer_ranges
-from obliteratus.verify.picture_style import DARK, LIGHT, as_png, as_svg
 from obliteratus.verify.rank_picture import layers_ranked
 from obliteratus.verify.report import (
     CandidateRow,

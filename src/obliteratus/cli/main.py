@@ -16,7 +16,17 @@ from typing import Annotated, Any
 import typer
 
 from obliteratus import __version__
-from obliteratus.cli import chat, demo, export, inspect, methods, models, obliterate, verify
+from obliteratus.cli import (
+    analyze,
+    chat,
+    demo,
+    export,
+    inspect,
+    methods,
+    models,
+    obliterate,
+    verify,
+)
 from obliteratus.cli.errors import FAILURE, InterruptedRunError, report
 from obliteratus.cli.options import NO_VALUE
 
@@ -41,7 +51,11 @@ for panel, commands in {
         "export": export.export,
         "demo": demo.demo,
     },
-    "Look": {"inspect": inspect.inspect, "chat": chat.chat},
+    "Look": {
+        "inspect": inspect.inspect,
+        "analyze": analyze.analyze,
+        "chat": chat.chat,
+    },
     "List": {"models": models.models, "methods": methods.methods},
 }.items():
     for name, function in commands.items():

@@ -9,10 +9,10 @@ from typing import Any
 from obliteratus.measure.capability import ItemScores
 from obliteratus.measure.generation import generate
 from obliteratus.measure.multiple_choice import Question, chosen, multiple_choice
-from obliteratus.measure.spread import spread_indices
 from obliteratus.measure.word_problems import WordProblem, is_right, word_problems
 from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.prompts.spread import spread_indices
 
 SOURCE = "built in"
 METRIC = "right"

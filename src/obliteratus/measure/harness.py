@@ -21,8 +21,8 @@ import numpy as np
 
 from obliteratus.errors import MeasurementError, UsageError, did_you_mean
 from obliteratus.measure.capability import ItemScores
-from obliteratus.measure.spread import spread_indices
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.prompts.spread import spread_indices
 
 PACKAGE = "lm-eval"
 NUMBERS = (Real, np.bool_)

@@ -48,7 +48,7 @@ class Laboratory:
         self.splits = splits
         self.settings = settings
         self.store = store
-        self._identity: Mapping[str, object] = {
+        self.identity: Mapping[str, object] = {
             "weights": weights_fingerprint(model),
             "source": model.source.fingerprint,
             "dtype": str(model.dtype),
@@ -64,7 +64,7 @@ class Laboratory:
         probe_settings = self.settings.probe
         key = content_key(
             "probe",
-            **self._identity,
+            **self.identity,
             prompts=self.splits.fit.sha256,
             positions=probe_settings.positions,
             batch=probe_settings.batch_tokens,
@@ -131,7 +131,7 @@ class Laboratory:
         settings = self.settings
         key = content_key(
             "distill",
-            **self._identity,
+            **self.identity,
             fit=self.splits.fit.sha256,
             select=self.splits.select.sha256,
             positions=settings.probe.positions,
@@ -171,7 +171,7 @@ class Laboratory:
         distill, kernel = self.settings.distill, self.settings.distill.kernel
         return content_key(
             "kernel",
-            **self._identity,
+            **self.identity,
             search=search_identity(),
             fit=self.splits.fit.sha256,
             select=self.splits.select.sha256,

@@ -5,6 +5,7 @@ what its publication or purpose fixes, mostly of ``distill`` and ``edit``; every
 defaults written here.
 """
 
+from obliteratus.settings.analyze import AnalyzeSettings
 from obliteratus.settings.edit import COMPONENTS, EditSettings, Norm, Strengths
 from obliteratus.settings.judge import JudgeSettings
 from obliteratus.settings.overrides import settings_from, valid_keys, with_overrides
@@ -22,6 +23,7 @@ from obliteratus.settings.section import Section
 
 __all__ = [
     "COMPONENTS",
+    "AnalyzeSettings",
     "DistillSettings",
     "EarlyStopping",
     "EditSettings",

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
+from obliteratus.settings.analyze import AnalyzeSettings
 from obliteratus.settings.edit import EditSettings
 from obliteratus.settings.judge import JudgeSettings
 from obliteratus.settings.search import KernelSettings, RdoSettings, TuneSettings
@@ -194,6 +195,7 @@ class RunSettings(Section):
     model: ModelSettings = ModelSettings()
     prompts: PromptSettings = PromptSettings()
     probe: ProbeSettings = ProbeSettings()
+    analyze: AnalyzeSettings = AnalyzeSettings()
     distill: DistillSettings = DistillSettings()
     edit: EditSettings = EditSettings()
     verify: VerifySettings = VerifySettings()

@@ -8,10 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from obliteratus.errors import MeasurementError
-from obliteratus.statistics.estimate import Estimate
-from obliteratus.verify.claims import LARGEST_KL, LARGEST_PERPLEXITY_CHANGE
-from obliteratus.verify.formatting import MINUS
-from obliteratus.verify.picture_style import (
+from obliteratus.pictures.style import (
     BAND,
     LIGHT,
     MINUS_TICKS,
@@ -19,6 +16,9 @@ from obliteratus.verify.picture_style import (
     picture_style,
     plain,
 )
+from obliteratus.statistics.estimate import Estimate
+from obliteratus.verify.claims import LARGEST_KL, LARGEST_PERPLEXITY_CHANGE
+from obliteratus.verify.formatting import MINUS
 from obliteratus.verify.report import Dose
 
 MARGIN = 0.12  # of a panel's height, above and below what is drawn

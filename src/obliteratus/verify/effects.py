@@ -21,6 +21,7 @@ from obliteratus.operator.grro import Operator, edit_matrix
 from obliteratus.operator.hooks import edited
 from obliteratus.probe.forward import automatic_batch_tokens, last_hidden
 from obliteratus.prompts.contrast import ContrastSet
+from obliteratus.prompts.spread import limited
 from obliteratus.statistics.bootstrap import paired_bootstrap
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.store import Store, content_key
@@ -33,7 +34,6 @@ from obliteratus.verify.identity import (
     vocabulary_fingerprint,
     weights_fingerprint,
 )
-from obliteratus.verify.measure import limited
 from obliteratus.verify.measurement import Part
 from obliteratus.verify.sections import prompt_log_odds
 

@@ -2,6 +2,7 @@
 
 import math
 
+from obliteratus.pictures.style import MINUS
 from obliteratus.statistics.estimate import Estimate, Verdict
 from obliteratus.verify.report import Report, Row, Unit
 
@@ -15,7 +16,6 @@ VERDICT_SIGNS: dict[Verdict, str] = {
     "not_supported": "✗",
     "undetermined": "?",
 }
-MINUS = "\N{MINUS SIGN}"
 TINY = 1e-3  # smaller numbers are shown in powers of ten
 
 

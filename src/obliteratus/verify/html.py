@@ -9,6 +9,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from obliteratus.errors import StorageError
+from obliteratus.pictures.style import DARK, LIGHT, as_svg
 from obliteratus.statistics.estimate import Verdict
 from obliteratus.verify import pictures
 from obliteratus.verify.capability import capability_notes
@@ -32,7 +33,6 @@ from obliteratus.verify.formatting import (
 from obliteratus.verify.judge_picture import judge_by_label, judge_caption
 from obliteratus.verify.layers import rank_line
 from obliteratus.verify.left import left_lines
-from obliteratus.verify.picture_style import DARK, LIGHT, as_svg
 from obliteratus.verify.rank_picture import layers_ranked
 from obliteratus.verify.report import Claim, Report, Row
 

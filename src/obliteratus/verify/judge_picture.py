@@ -9,15 +9,15 @@ from matplotlib.patches import Rectangle
 
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.judges.base import LABELS, OUTCOMES, Outcome
-from obliteratus.statistics.estimate import Estimate
-from obliteratus.verify.formatting import shown
-from obliteratus.verify.picture_style import (
+from obliteratus.pictures.style import (
     LIGHT,
     OUTCOME_COLOURS,
     figure,
     picture_style,
     plain,
 )
+from obliteratus.statistics.estimate import Estimate
+from obliteratus.verify.formatting import shown
 from obliteratus.verify.report import JudgeAgreement, Report
 
 BAR = 0.5  # of a row's height; the interval is drawn below it

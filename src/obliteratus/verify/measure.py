@@ -24,7 +24,6 @@ from obliteratus.measure.generators.base import GENERATORS, Generator, Task
 from obliteratus.measure.head import head_of
 from obliteratus.measure.judges.base import Asked, Judge, checked
 from obliteratus.measure.likelihood import document_nll, token_nll
-from obliteratus.measure.spread import spread_indices
 from obliteratus.measure.states import completion_hidden
 from obliteratus.models.chat import Encoded, encode, reasoning_of
 from obliteratus.models.loaded import LoadedModel
@@ -33,6 +32,7 @@ from obliteratus.models.reasoning import Reasoning
 from obliteratus.probe.forward import forward_batches, last_hidden
 from obliteratus.prompts.builtin import over_refusal
 from obliteratus.prompts.contrast import ContrastSet, Prompt
+from obliteratus.prompts.spread import limited, spread_indices
 from obliteratus.settings import VerifySettings
 from obliteratus.shapes import Layer
 from obliteratus.store import Store, content_key
@@ -169,22 +169,6 @@ def measure_model(
             *thought_deviations(subject.name, reasoning, settings, said),
         ),
     )
-
-
-def limited(prompts: ContrastSet, count: int) -> ContrastSet:
-    """Return ``count`` prompts of each class (0: all), spread over the set, pairs kept together."""
-    if not prompts.harmful or not prompts.harmless:
-        raise MeasurementError(
-            f"the test set '{prompts.name}' has {len(prompts.harmful)} harmful and "
-            f"{len(prompts.harmless)} harmless prompts; both are needed. Give more prompts."
-        )
-    if not count:
-        return prompts
-    sides = (prompts.harmful, prompts.harmless)
-    harmful, harmless = (
-        tuple(side[index] for index in spread_indices(len(side), count)) for side in sides
-    )
-    return ContrastSet(prompts.name, harmful, harmless, prompts.is_paired)
 
 
 def _check_size(prompts: ContrastSet) -> None:

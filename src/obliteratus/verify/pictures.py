@@ -11,9 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.judges.base import LABELS, OUTCOMES, Outcome
-from obliteratus.statistics.estimate import Estimate
-from obliteratus.verify.claims import LARGEST_KL, LARGEST_PERPLEXITY_CHANGE
-from obliteratus.verify.picture_style import (
+from obliteratus.pictures.style import (
     LIGHT,
     MINUS_TICKS,
     OUTCOME_COLOURS,
@@ -23,6 +21,8 @@ from obliteratus.verify.picture_style import (
     picture_style,
     plain,
 )
+from obliteratus.statistics.estimate import Estimate
+from obliteratus.verify.claims import LARGEST_KL, LARGEST_PERPLEXITY_CHANGE
 from obliteratus.verify.report import CandidateRow, Category, ControlRow, LayerRow, Report
 
 SEPARATE_UNITS = 24  # prompts in a category up to which each is its own square

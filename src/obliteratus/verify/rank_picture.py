@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from obliteratus.errors import MeasurementError
-from obliteratus.verify.picture_style import (
+from obliteratus.pictures.style import (
     LIGHT,
     MINUS_TICKS,
     band_line,

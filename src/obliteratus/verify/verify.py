@@ -33,12 +33,13 @@ from obliteratus.probe.forward import last_hidden
 from obliteratus.prompts.contrast import ContrastSet, Prompt, Splits
 from obliteratus.prompts.load import contrast_set
 from obliteratus.prompts.split import split
+from obliteratus.prompts.spread import limited
 from obliteratus.settings import ModelSettings, PromptSettings, VerifySettings
 from obliteratus.store import Store
 from obliteratus.verify.compare import compare
 from obliteratus.verify.controls import Controls
 from obliteratus.verify.html import HTML_FILE, save_html
-from obliteratus.verify.measure import limited, measure_model
+from obliteratus.verify.measure import measure_model
 from obliteratus.verify.measurement import Measurement
 from obliteratus.verify.report import REPORT_FILE, Report, save_report
 

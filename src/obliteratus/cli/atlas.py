@@ -1,0 +1,63 @@
+"""What ``analyze`` does: its settings, the run, and the findings on one screen."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from obliteratus.analysis.atlas import ATLAS_FILE, WORDS, Atlas
+from obliteratus.analysis.module import ANALYSES
+from obliteratus.cli.main_job import default_output
+from obliteratus.cli.obliterate import DEFAULT_METHOD
+from obliteratus.cli.render import Screen
+from obliteratus.cli.words import duration
+from obliteratus.pipeline.analyze import analyze
+from obliteratus.pipeline.methods import settings_for
+from obliteratus.statistics.claims import all_of
+from obliteratus.verify.terminal import COLOURS
+
+
+def run(
+    screen: Screen,
+    model: str,
+    assignments: list[str],
+    flags: dict[str, Any],
+    output: Path | None,
+    *,
+    force: bool,
+) -> None:
+    """Analyse ``model`` and show what was found. ``output`` is ``out/<model>-atlas`` by default.
+
+    Directions are selected as the method ``advanced`` does; ``--set distill.…`` changes that.
+    """
+    settings = settings_for(DEFAULT_METHOD, assignments, flags)
+    output = output or default_output(model, "atlas")
+    screen.title(f"analyze {model} · to {output}")
+    result = analyze(model, output, settings, force=force)
+    screen.say(_table(result.atlas))
+    screen.say(f" Written to {output / ATLAS_FILE} in {duration(result.seconds)}.\n")
+    screen.path(output)
+    screen.result(
+        "analyze",
+        {
+            "folder": str(output),
+            "seconds": result.seconds,
+            "modules": {name: found.as_json() for name, found in result.atlas.findings.items()},
+            "left_out": {each.module: each.reason for each in result.atlas.left_out},
+        },
+    )
+
+
+def _table(atlas: Atlas) -> Table:
+    table = Table.grid(padding=(0, 2, 1, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(ratio=1)
+    for name, found in atlas.findings.items():
+        verdict = all_of(tuple(each.verdict for each in found.estimates.values()))
+        words = Text.assemble(ANALYSES[name].title, "\n", (WORDS[verdict], COLOURS[verdict]))
+        table.add_row(words, found.headline)
+    for each in atlas.left_out:
+        words = Text.assemble(ANALYSES[each.module].title, "\n", ("left out", "dim"))
+        table.add_row(words, each.reason)
+    return table

@@ -1,0 +1,178 @@
+"""ANALYZE: the analyses that are asked for, on one capture of activations, into one atlas."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from obliteratus.analysis.atlas import Atlas, LeftOut, save_atlas
+from obliteratus.analysis.bench import Bench
+from obliteratus.analysis.findings import Findings, load_findings, save_findings
+from obliteratus.analysis.module import ANALYSES
+from obliteratus.directions.directions import Directions
+from obliteratus.errors import MeasurementError
+from obliteratus.events import Note, emit
+from obliteratus.measure.behaviour import BEHAVIOURS
+from obliteratus.measure.log_odds import RefusalTokens
+from obliteratus.models.summon import summon
+from obliteratus.pipeline.journal import Journal
+from obliteratus.pipeline.stages import Laboratory
+from obliteratus.prompts.load import contrast_set
+from obliteratus.prompts.split import split
+from obliteratus.settings import RunSettings
+from obliteratus.store import Store, atomic_folder, check_target, content_key, sha256_of_file
+from obliteratus.verify.identity import digest
+
+
+@dataclass(frozen=True)
+class AnalysisResult:
+    """The folder with findings and atlas, what is in it, and the seconds that it took."""
+
+    folder: Path
+    atlas: Atlas
+    seconds: float
+
+
+def analyze(
+    model: str,
+    output: Path,
+    settings: RunSettings,
+    *,
+    force: bool = False,
+    store: Store | None = None,
+) -> AnalysisResult:
+    """Run ``settings.analyze.modules`` on ``model`` and write their findings and the atlas.
+
+    All share one capture of activations, one selection of directions and the cache: what was
+    found before, by this command or by ``obliterate``, is not computed again. An analysis whose
+    question has no meaning for this model is left out, with the reason.
+
+    Raises:
+        UsageError: no analysis has one of the names.
+        ObliteratusError: the model or the prompts cannot be had; ``output`` is as it was.
+    """
+    check_target(output, replace=force)
+    names = settings.analyze.modules or tuple(ANALYSES)
+    for name in names:
+        _ = ANALYSES[name]  # a mistyped name shows before a model is loaded
+    start, run = time.perf_counter(), _Run(settings, store or Store())
+    atlas = run.execute(model, names)
+    with atomic_folder(output, replace=force) as work:
+        save_findings(atlas.findings, work)
+        save_atlas(atlas, work)
+    return AnalysisResult(output, atlas, time.perf_counter() - start)
+
+
+class _Run:
+    """The state of one call: settings, cache, journal."""
+
+    def __init__(self, settings: RunSettings, store: Store) -> None:
+        self.settings = settings
+        self.store = store
+        self.journal = Journal(store)
+
+    def execute(self, name: str, modules: tuple[str, ...]) -> Atlas:
+        contrast = contrast_set(self.settings.prompts)
+        splits = split(contrast)
+        with self.journal.stage("summon", f"load {name}") as note:
+            model = summon(name, self.settings.model, store=self.store)
+            anatomy = model.anatomy
+            note.text = (
+                f"{anatomy.model_type}, {anatomy.n_layers} layers of width {anatomy.d_model}"
+            )
+        laboratory = Laboratory(model, splits, self.settings, self.store)
+        bench = self._bench(laboratory)
+        found: dict[str, Findings] = {}
+        left: list[LeftOut] = []
+        for module in modules:
+            with self.journal.stage("analyze", ANALYSES[module].title) as note:
+                try:
+                    found[module], note.is_cached = self._run(module, bench, laboratory)
+                    note.text = found[module].headline
+                except MeasurementError as error:
+                    left.append(LeftOut(module, str(error)))
+                    note.text = "left out"
+                    emit(Note(f"{ANALYSES[module].title} is left out: {error}"))
+        return Atlas(
+            findings=found,
+            left_out=tuple(left),
+            facts={
+                "model": asdict(model.source),
+                "model_type": anatomy.model_type,
+                "layers": anatomy.n_layers,
+                "d_model": anatomy.d_model,
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "prompts": {"name": contrast.name, "sha256": contrast.sha256},
+                "settings": self.settings.model_dump(mode="json"),
+                "seconds": {stage: round(s, 3) for stage, s in self.journal.seconds.items()},
+            },
+        )
+
+    def _bench(self, laboratory: Laboratory) -> Bench:
+        @cache
+        def probed() -> Any:
+            with self.journal.stage("probe", "read the fit prompts at every layer") as note:
+                activations, note.is_cached = laboratory.probed()
+                note.text = f"{len(activations.layers)} layers"
+            return activations
+
+        @cache
+        def calibrated() -> RefusalTokens | None:
+            return laboratory.refusal_tokens(probed())
+
+        def distilled() -> Directions:
+            with self.journal.stage("distill", self.settings.distill.extractor) as note:
+                found, note.is_cached = laboratory.distilled(probed(), calibrated())
+                note.text = f"rank {found.rank} from layer {found.source_layer}"
+            return found
+
+        return Bench(
+            model=laboratory.model,
+            splits=laboratory.splits,
+            behaviour=BEHAVIOURS["refusal"],
+            settings=self.settings.analyze,
+            probed=probed,
+            distilled=distilled,
+            calibrated=calibrated,
+            system=self.settings.prompts.system,
+            seed=self.settings.seed,
+            store=self.store,
+        )
+
+    def _run(self, name: str, bench: Bench, laboratory: Laboratory) -> tuple[Findings, bool]:
+        settings = self.settings
+        key = content_key(
+            "analysis",
+            **laboratory.identity,
+            name=name,
+            fit=laboratory.splits.fit.sha256,
+            select=laboratory.splits.select.sha256,
+            positions=settings.probe.positions,
+            distill=settings.distill.model_dump(mode="json"),
+            settings=settings.analyze.model_dump(mode="json", exclude={"modules"}),
+            seed=settings.seed,
+            analysis=analysis_code(),
+        )
+
+        def save(value: Findings, folder: Path) -> None:
+            save_findings({name: value}, folder)
+
+        def load(folder: Path) -> Findings:
+            return load_findings(folder)[name]
+
+        compute: Callable[[], Findings] = lambda: ANALYSES[name].run(bench)  # noqa: E731
+        return self.store.cached(key, compute, save, load)
+
+
+@cache
+def analysis_code() -> str:
+    """Return a hash of the code of all analyses and of what directions are found with."""
+    found: Mapping[str, str] = {
+        f"{package}/{path.name}": sha256_of_file(path)
+        for package in ("analysis", "directions", "statistics")
+        for path in sorted(Path(str(resources.files("obliteratus") / package)).rglob("*.py"))
+    }
+    return digest(found)
