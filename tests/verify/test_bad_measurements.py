@@ -10,6 +10,7 @@ import torch
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.documents import Document
+from obliteratus.measure.generators import transformers as generator
 from obliteratus.measure.head import head_of
 from obliteratus.measure.judges.base import Exchange, Judge, Ruling, TextJudge
 from obliteratus.models.loaded import LoadedModel
@@ -18,7 +19,6 @@ from obliteratus.prompts.contrast import ContrastSet
 from obliteratus.settings import VerifySettings
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.testing.tiny import tiny_folder, tiny_model
-from obliteratus.verify import measure as measure_module
 from obliteratus.verify.compare import compare
 from obliteratus.verify.measure import measure_model
 from obliteratus.verify.measurement import Measurement
@@ -75,7 +75,7 @@ def test_a_model_of_another_size_is_compared_by_what_it_predicts(
 def test_directions_that_do_not_fit_are_refused_before_anything_is_run(
     measure: Measure, another: Any, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(measure_module, "generate", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.setattr(generator, "generate", lambda *_, **__: pytest.fail("it ran"))
     row = torch.eye(16, dtype=torch.float64)[:1]
     directions = Directions({2: row}, {2: 1.0}, "test")
     with pytest.raises(MeasurementError, match=r"layer 2 has 16 dimensions, and .* has \d layers"):
@@ -89,7 +89,7 @@ def test_one_prompt_is_refused_before_anything_is_run(
     brief: VerifySettings,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(measure_module, "generate", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.setattr(generator, "generate", lambda *_, **__: pytest.fail("it ran"))
     message = r"1 prompt of a class has no interval.*verify\.prompts to 0"
     with pytest.raises(MeasurementError, match=message):
         measure(model, settings=brief.model_copy(update={"prompts": 1}))

@@ -24,7 +24,11 @@ from obliteratus.verify.measurement import Answers, Measurement
 from obliteratus.verify.report import Report
 
 WHOLE = VerifySettings(
-    max_new_tokens=12, sequence_prompts=3, sequence_tokens=2, save_completions=True
+    max_new_tokens=12,
+    sequence_prompts=3,
+    sequence_tokens=2,
+    over_refusal=0,
+    save_completions=True,
 )
 CERTAIN, BOUNDED = (
     WHOLE.model_copy(update={"early_stop": kind}) for kind in ("certain", "bounded")

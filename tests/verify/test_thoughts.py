@@ -9,6 +9,7 @@ import torch
 
 from obliteratus.errors import MeasurementError, UsageError
 from obliteratus.measure.documents import Document
+from obliteratus.measure.generators import transformers as generator
 from obliteratus.measure.head import head_of
 from obliteratus.measure.judges.base import Ruling, TextJudge
 from obliteratus.measure.writing import Completion
@@ -44,7 +45,7 @@ TURNS = {
 }
 """What the scripted model says to the prompts of the fixture, with a thought and without."""
 
-SKIP = VerifySettings(max_new_tokens=40, sequence_prompts=3, sequence_tokens=2)
+SKIP = VerifySettings(max_new_tokens=40, sequence_prompts=3, sequence_tokens=2, over_refusal=0)
 APART = SKIP.model_copy(update={"thoughts": "apart", "thought_tokens": 64})
 Measure = Callable[..., Measurement]
 
@@ -294,13 +295,13 @@ def test_the_limit_of_thoughts_decides_only_where_there_are_any(
     thinker, model, measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     made: list[str] = []
-    real = measure_module.generate
+    real = generator.generate
 
     def counted(*args, **rest):
         made.append(rest["task"])
         return real(*args, **rest)
 
-    monkeypatch.setattr(measure_module, "generate", counted)
+    monkeypatch.setattr(generator, "generate", counted)
     store = Store(tmp_path)
     for subject, settings, again in (
         (thinker, APART, True),
