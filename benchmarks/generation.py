@@ -33,10 +33,10 @@ from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.summon import summon
 from obliteratus.prompts.builtin import refusal
+from obliteratus.prompts.spread import spread_indices
 from obliteratus.settings import EarlyStopping
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.statistics.proportion import wilson
-from obliteratus.verify.measurement import spread_indices
 
 PLAIN_BATCH = 16
 WARM_UP_TOKENS = 2

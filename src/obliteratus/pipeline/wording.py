@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from obliteratus.settings import DistillSettings, RunSettings
 
+MINUS = "\N{MINUS SIGN}"
 PLACES: Mapping[tuple[str, bool], str] = MappingProxyType(
     {
         ("all", True): "every writer",
