@@ -39,7 +39,7 @@ from obliteratus.testing.keystone import exact_logits, random_directions, tokens
 from obliteratus.testing.refuser import tiny_settings
 from obliteratus.testing.tiny import tiny_model
 from obliteratus.verify.left import pass_line
-from obliteratus.verify.report import RowTried
+from obliteratus.verify.records.edit import RowTried
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,8 @@ from obliteratus.settings import RunSettings
 from obliteratus.testing.planted_measurement import Plant, bag_of_words, planted
 from obliteratus.testing.tiny import tiny_model
 from obliteratus.verify.compare import compare
-from obliteratus.verify.report import EditFacts, Report
+from obliteratus.verify.records.edit import EditFacts
+from obliteratus.verify.report import Report
 
 HUB = ModelSource("org/model", "hub", "org/model", "f", revision="abc123", license="apache-2.0")
 LOCAL = ModelSource("./mine", "folder", "/home/somebody/mine", "f")

@@ -12,7 +12,8 @@ from obliteratus.measure.log_odds import RefusalTokens
 from obliteratus.testing.planted_measurement import Plant, bag_of_words, planted
 from obliteratus.verify.compare import compare
 from obliteratus.verify.html import as_html
-from obliteratus.verify.report import EditFacts, Report
+from obliteratus.verify.records.edit import EditFacts
+from obliteratus.verify.report import Report
 
 TOKENS = RefusalTokens((1, 2, 3))
 

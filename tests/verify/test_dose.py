@@ -27,7 +27,7 @@ from obliteratus.testing.tiny import tiny_model
 from obliteratus.verify import effects
 from obliteratus.verify.dose import QUARTERS, STEPS, largest_passing, measure_dose
 from obliteratus.verify.effects import EffectBench
-from obliteratus.verify.report import Dose
+from obliteratus.verify.records.effects import Dose
 
 TOKENS = RefusalTokens((40, 41, 42))
 Documents = tuple[Document, ...]

@@ -14,7 +14,8 @@ from obliteratus.testing.planted_measurement import Plant, planted
 from obliteratus.verify.compare import compare
 from obliteratus.verify.html import as_html
 from obliteratus.verify.judge_picture import judge_by_label, judge_caption
-from obliteratus.verify.report import JudgeAgreement, Report
+from obliteratus.verify.records.judging import JudgeAgreement
+from obliteratus.verify.report import Report
 
 
 def report(found: Agreement | None, judge: JudgeSettings | None = None) -> Report:

@@ -18,14 +18,8 @@ from obliteratus.verify.compare import compare
 from obliteratus.verify.formatting import tiny_share
 from obliteratus.verify.html import as_html
 from obliteratus.verify.left import edit_facts, left_lines
-from obliteratus.verify.report import (
-    EditFacts,
-    LayerLeft,
-    NormLeft,
-    Report,
-    load_report,
-    save_report,
-)
+from obliteratus.verify.records.edit import EditFacts, LayerLeft, NormLeft
+from obliteratus.verify.report import Report, load_report, save_report
 from obliteratus.verify.terminal import as_screen
 
 LEAK = Deviation("proof", "nothing", "went on with a leak: 0.2 of the stream is left", "allowed")

@@ -21,7 +21,7 @@ from obliteratus.prompts.contrast import ContrastSet
 from obliteratus.prompts.spread import limited, spread_indices
 from obliteratus.settings import VerifySettings
 from obliteratus.store import Store
-from obliteratus.verify import measure as measure_module
+from obliteratus.verify import meter
 from obliteratus.verify.compare import compare
 from obliteratus.verify.files import load_measurement, save_measurement
 from obliteratus.verify.measure import measure_model
@@ -57,7 +57,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The parts that were really computed, by the function that computes each."""
     made: list[str] = []
     for name in ("generate", "last_hidden", "completion_hidden", "document_nll", "forward_batches"):
-        module = transformers if name == "generate" else measure_module
+        module = transformers if name == "generate" else meter
         real = getattr(module, name)
 
         def counted(*args: object, _real: object = real, _name: str = name, **rest: object):
@@ -127,7 +127,7 @@ def test_a_killed_measurement_goes_on_at_the_part_where_it_died(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(measure_module, "document_nll", killed)
+        patch.setattr(meter, "document_nll", killed)
         with pytest.raises(KeyboardInterrupt):
             measure(model, store=Store(tmp_path))
     done = set(calls)

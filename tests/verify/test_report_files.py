@@ -23,16 +23,9 @@ from obliteratus.verify.formatting import change, number, p_value, percent_chang
 from obliteratus.verify.html import as_html, save_html
 from obliteratus.verify.layers import layer_ranges
 from obliteratus.verify.rank_picture import layers_ranked
-from obliteratus.verify.report import (
-    CandidateRow,
-    ControlRow,
-    Dose,
-    DoseRow,
-    RankRow,
-    Report,
-    load_report,
-    save_report,
-)
+from obliteratus.verify.records.effects import ControlRow, Dose, DoseRow
+from obliteratus.verify.records.layers import CandidateRow, RankRow
+from obliteratus.verify.report import Report, load_report, save_report
 from obliteratus.verify.terminal import as_screen
 
 

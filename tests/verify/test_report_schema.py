@@ -16,7 +16,8 @@ from obliteratus.settings import JudgeSettings, VerifySettings
 from obliteratus.store import read_json
 from obliteratus.testing.planted_measurement import Plant, bag_of_words, planted
 from obliteratus.verify.compare import compare
-from obliteratus.verify.report import EditFacts, Report, load_report, save_report
+from obliteratus.verify.records.edit import EditFacts
+from obliteratus.verify.report import Report, load_report, save_report
 from obliteratus.verify.schema import (
     annotations,
     descriptions,

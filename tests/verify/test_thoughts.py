@@ -21,12 +21,12 @@ from obliteratus.settings import VerifySettings, settings_from, with_overrides
 from obliteratus.store import Store
 from obliteratus.testing.thinking import TEMPLATES, scripted_model
 from obliteratus.testing.tiny import CHAT_TEMPLATE
-from obliteratus.verify import measure as measure_module
 from obliteratus.verify.compare import compare
 from obliteratus.verify.files import load_measurement, save_measurement
 from obliteratus.verify.html import as_html
 from obliteratus.verify.measure import measure_model
 from obliteratus.verify.measurement import Measurement
+from obliteratus.verify.meter import ids_of
 from obliteratus.verify.report import Report, load_report, save_report
 from obliteratus.verify.terminal import as_screen
 
@@ -327,4 +327,4 @@ def test_answers_of_one_mode_are_not_found_in_the_other(thinker, measure, tmp_pa
 def test_other_markers_around_the_same_tokens_are_another_measurement(measure, thinker):
     encoded = encode(thinker, ["Why?"], thinks=True)
     other = replace(encoded, reasoning=None)
-    assert measure_module._ids(encoded) != measure_module._ids(other)
+    assert ids_of(encoded) != ids_of(other)

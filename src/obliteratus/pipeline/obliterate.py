@@ -57,7 +57,9 @@ from obliteratus.verify.layers import layer_ranges
 from obliteratus.verify.left import edit_facts, pass_line
 from obliteratus.verify.measure import measure_model
 from obliteratus.verify.measurement import Measurement
-from obliteratus.verify.report import REPORT_FILE, Dose, PassTried, Report, save_report
+from obliteratus.verify.records.edit import PassTried
+from obliteratus.verify.records.effects import Dose
+from obliteratus.verify.report import REPORT_FILE, Report, save_report
 
 PROOF_PROMPTS = 4
 """Prompts run to prove an edit: every layer and every position of each is looked at."""

@@ -17,7 +17,7 @@ from obliteratus.pipeline.journal import Journal
 from obliteratus.prompts.contrast import ContrastSet
 from obliteratus.settings import RunSettings, settings_from
 from obliteratus.store import read_json
-from obliteratus.verify.report import PassTried
+from obliteratus.verify.records.edit import PassTried
 
 VERSION = 1
 RUN_FILE = "run.json"

@@ -30,7 +30,7 @@ from obliteratus.pipeline.stages import Laboratory
 from obliteratus.settings import RunSettings
 from obliteratus.statistics.bootstrap import paired_bootstrap
 from obliteratus.statistics.estimate import Estimate
-from obliteratus.verify.report import PassTried, RowTried
+from obliteratus.verify.records.edit import PassTried, RowTried
 
 NULLS = 19
 """A direction no better than chance is the best of 20 once in 20 times."""

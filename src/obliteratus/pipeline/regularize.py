@@ -14,7 +14,7 @@ from obliteratus.verify.claims import LARGEST_KL, LARGEST_PERPLEXITY_CHANGE
 from obliteratus.verify.dose import measure_dose
 from obliteratus.verify.dose_words import FLAG, figures, share_words
 from obliteratus.verify.formatting import number
-from obliteratus.verify.report import Dose
+from obliteratus.verify.records.effects import Dose
 
 ONE_PASS = "the first one was scaled to the largest strength that passes; another would add to it."
 

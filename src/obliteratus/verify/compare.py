@@ -25,17 +25,11 @@ from obliteratus.verify.controls import Controls
 from obliteratus.verify.identity import Subject, head_fingerprint, versions
 from obliteratus.verify.layers import candidate_rows, layer_rows, rank_rows
 from obliteratus.verify.measurement import Measurement
-from obliteratus.verify.report import (
-    Claim,
-    Dose,
-    EditFacts,
-    JudgeAgreement,
-    LayerRow,
-    ReasoningFacts,
-    Report,
-    Row,
-    Ruled,
-)
+from obliteratus.verify.records.edit import EditFacts
+from obliteratus.verify.records.effects import Dose
+from obliteratus.verify.records.judging import JudgeAgreement, ReasoningFacts, Ruled
+from obliteratus.verify.records.layers import LayerRow
+from obliteratus.verify.report import Claim, Report, Row
 from obliteratus.verify.rows import with_adjusted
 from obliteratus.verify.sections import (
     Embed,

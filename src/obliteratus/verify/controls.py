@@ -17,7 +17,7 @@ from obliteratus.verify.effects import (
     log_odds_change,
     norms_ignored,
 )
-from obliteratus.verify.report import ControlKind, ControlRow
+from obliteratus.verify.records.effects import ControlKind, ControlRow
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from obliteratus.statistics.bootstrap import bootstrap_mean
 from obliteratus.store import Store
 from obliteratus.verify.claims import divergence_claim, perplexity_claim
 from obliteratus.verify.effects import EFFECT_PROMPTS, EffectBench, log_odds_change, norms_ignored
-from obliteratus.verify.report import Dose, DoseRow
+from obliteratus.verify.records.effects import Dose, DoseRow
 
 STEPS = 20
 """Shares of a plan are multiples of 1/20: strengths closer than that differ by less than noise."""

@@ -19,7 +19,7 @@ from obliteratus.pictures.style import (
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.verify.claims import LARGEST_KL, LARGEST_PERPLEXITY_CHANGE
 from obliteratus.verify.formatting import MINUS
-from obliteratus.verify.report import Dose
+from obliteratus.verify.records.effects import Dose
 
 MARGIN = 0.12  # of a panel's height, above and below what is drawn
 TINY = 1e-9  # height of a panel in which everything is 0

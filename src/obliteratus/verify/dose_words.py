@@ -1,7 +1,8 @@
 """What the dose of an edit says to whoever reads a claim that does not hold."""
 
 from obliteratus.verify.formatting import ratio, shown
-from obliteratus.verify.report import Claim, Dose, DoseRow, Report
+from obliteratus.verify.records.effects import Dose, DoseRow
+from obliteratus.verify.report import Claim, Report
 
 FLAG = "--auto-regularize"
 LIMITED = ("kl", "perplexity")

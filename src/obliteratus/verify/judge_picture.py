@@ -18,7 +18,8 @@ from obliteratus.pictures.style import (
 )
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.verify.formatting import shown
-from obliteratus.verify.report import JudgeAgreement, Report
+from obliteratus.verify.records.judging import JudgeAgreement
+from obliteratus.verify.report import Report
 
 BAR = 0.5  # of a row's height; the interval is drawn below it
 ROOM = 0.055  # share of a bar from which on a count fits into it

@@ -13,7 +13,7 @@ from obliteratus.errors import MeasurementError
 from obliteratus.statistics.bootstrap import bootstrap_difference, bootstrap_mean
 from obliteratus.verify.formatting import shown
 from obliteratus.verify.measurement import Projections
-from obliteratus.verify.report import CandidateRow, LayerRow, RankRow, Separation
+from obliteratus.verify.records.layers import CandidateRow, LayerRow, RankRow, Separation
 
 RESAMPLES = 999  # dozens of layers, for a picture
 SMALLEST_DEVIATION = 1e-9  # relative to the projections' size: below it the classes are constant

@@ -8,7 +8,7 @@ from obliteratus.edits.receipt import Receipt
 from obliteratus.events import Deviation
 from obliteratus.operator.edit import amplifying
 from obliteratus.verify.formatting import number, shown, tiny_share
-from obliteratus.verify.report import (
+from obliteratus.verify.records.edit import (
     EditFacts,
     LayerLeft,
     NormLeft,

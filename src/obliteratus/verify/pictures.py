@@ -23,7 +23,9 @@ from obliteratus.pictures.style import (
 )
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.verify.claims import LARGEST_KL, LARGEST_PERPLEXITY_CHANGE
-from obliteratus.verify.report import CandidateRow, Category, ControlRow, LayerRow, Report
+from obliteratus.verify.records.effects import ControlRow
+from obliteratus.verify.records.layers import CandidateRow, LayerRow
+from obliteratus.verify.report import Category, Report
 
 SEPARATE_UNITS = 24  # prompts in a category up to which each is its own square
 

@@ -18,7 +18,7 @@ from obliteratus.pictures.style import (
     picture_style,
     plain,
 )
-from obliteratus.verify.report import RankRow
+from obliteratus.verify.records.layers import RankRow
 
 Causal = Literal["bypass", "induce"]
 CAUSAL: dict[Causal, tuple[str, str]] = {

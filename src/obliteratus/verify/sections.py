@@ -16,14 +16,8 @@ from obliteratus.measure.log_odds import RefusalTokens, log_odds
 from obliteratus.measure.writing import Completion
 from obliteratus.statistics.bootstrap import bootstrap_mean
 from obliteratus.verify.measurement import Answers, Measurement
-from obliteratus.verify.report import (
-    Category,
-    DocumentChange,
-    Position,
-    PromptSet,
-    Row,
-    Turned,
-)
+from obliteratus.verify.records.judging import PromptSet
+from obliteratus.verify.report import Category, DocumentChange, Position, Row, Turned
 from obliteratus.verify.rows import (
     corrected,
     divergence_row,

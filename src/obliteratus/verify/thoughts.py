@@ -11,7 +11,8 @@ from obliteratus.models.chat import Encoded
 from obliteratus.models.reasoning import Reasoning
 from obliteratus.settings import VerifySettings
 from obliteratus.verify.measurement import Answers, Measurement, Thoughts
-from obliteratus.verify.report import PromptSet, Row, ThoughtCounts
+from obliteratus.verify.records.judging import PromptSet, ThoughtCounts
+from obliteratus.verify.report import Row
 from obliteratus.verify.rows import share_row
 from obliteratus.verify.sections import CLASSES, Pair
 
