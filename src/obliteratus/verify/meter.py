@@ -122,7 +122,7 @@ class Meter:
         )
 
     def lookalikes(self, prompts: tuple[Prompt, ...]) -> Answers:
-        """Let the model answer safe prompts that look unsafe; the answers are judged and dropped."""
+        """Let the model answer safe prompts that look unsafe; answers are judged and dropped."""
         stop = self._early_stop(prompts)
         return self.answers(
             "lookalikes",
