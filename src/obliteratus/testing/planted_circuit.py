@@ -17,8 +17,16 @@ from obliteratus.shapes import Layer
 
 Part = Literal["attention", "mlp"]
 Role = Literal[
-    *("opening", "next token", "clearing"),
-    *("writer", "inert", "capability", "backup", "lookup", "reader", "veto"),
+    "opening",
+    "next token",
+    "clearing",
+    "writer",
+    "inert",
+    "capability",
+    "backup",
+    "lookup",
+    "reader",
+    "veto",
 ]
 Place = tuple[int, Part]
 """Where a norm reads the stream: before this part of this layer."""
@@ -76,23 +84,24 @@ class Trace:
 class Circuit:
     """Copies and units; ``start`` is the last token's embedding.
 
-    ``constants`` is what a part of a layer writes whatever it reads: biases, and what keeps the norm
-    behind a part from turning with its signal. Units do not see it: their biases make up for it.
-    ``lengths`` is the length of the stream for which the rows that read there were made (at another
-    length a norm changes what they read, biases included), and ``noise`` the energy of noise in
-    the stream; ``gains`` are those of a norm behind a part.
+    ``constants`` is what a part of a layer writes whatever it reads: biases, and what keeps a norm
+    behind it from turning with its signal. Units do not see it: their biases make up for it.
+    ``made_for`` holds the streams that reading rows were made for: at another length a norm changes
+    what they read, and at another height along ``constant`` their biases are others. ``noise`` is
+    the energy of noise in the stream; ``gains`` are those of a norm behind a part.
     """
 
     n_layers: int
     start: Float64[Tensor, " d_model"]
+    constant: Float64[Tensor, " d_model"]
     copies: tuple[Copy, ...]
     units: tuple[Unit, ...]
     activation: Activation
     constants: Mapping[Place, Float64[Tensor, " d_model"]] = field(
         default_factory=dict[Place, Tensor]
     )
-    lengths: Mapping[Place | Literal["end"], float] = field(
-        default_factory=dict[Place | Literal["end"], float]
+    made_for: Mapping[Place | Literal["end"], Float64[Tensor, " d_model"]] = field(
+        default_factory=dict[Place | Literal["end"], Tensor]
     )
     noise: float = 0.0
     gains: Mapping[Place, Float64[Tensor, " d_model"]] = field(default_factory=dict[Place, Tensor])
@@ -156,11 +165,15 @@ class Circuit:
         return Trace(before, stream, stream * self._scale("end", stream))
 
     def _scale(self, place: Place | Literal["end"], stream: Tensor) -> float:
-        made_for = self.lengths.get(place)
-        return 1.0 if made_for is None else made_for / self.length(stream)
+        made_for = self.made_for.get(place, stream)
+        return self.length(made_for) / self.length(stream)
 
     def _output(self, unit: Unit, stream: Tensor) -> Tensor:
         place: Place = (unit.layer, "mlp")
         scale, seen = self._scale(place, stream), stream - self.offset(*place)
-        gate, up = (scale * (seen @ read.along + read.bias) for read in (unit.gate, unit.up))
+        usual = float(self.made_for.get(place, stream) @ self.constant)
+        height = float(stream @ self.constant) / usual
+        gate, up = (
+            scale * (seen @ read.along + height * read.bias) for read in (unit.gate, unit.up)
+        )
         return self.activation(gate) * up * unit.write

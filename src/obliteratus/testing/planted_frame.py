@@ -40,16 +40,12 @@ class Frame:
     def noisy(self) -> Float64[Tensor, "axis d_model"]:
         """Return orthonormal rows that span what noise may touch.
 
-        All but the constant and the wires: what words carry, what heads copy and columns read. There
-        a threshold would turn noise into something else than noise.
+        All but the constant and the wires, which are what words carry and heads copy: there a
+        threshold would turn noise into something else.
         """
         said = torch.stack([self.codes[token] for token in spoken()])
         rest = torch.stack([self.backup, self.inert])
         return torch.cat([self.refusal, rest, said, self.content])
-
-    def quiet(self) -> Float64[Tensor, "axis d_model"]:
-        """Return rows along which nothing is read that matters: the content of words."""
-        return self.content
 
 
 def frame(seed: int, *, has_sink: bool, is_centred: bool) -> Frame:

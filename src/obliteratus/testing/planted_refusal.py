@@ -92,6 +92,7 @@ def refusal_circuit(frame: Frame, design: Design, activation: Activation) -> Cir
     return Circuit(
         n_layers=N_LAYERS,
         start=level(design) * frame.constant + CODE * frame.codes[ASSISTANT],
+        constant=frame.constant,
         copies=tuple(_copies(frame)),
         units=units,
         activation=activation,
@@ -117,7 +118,7 @@ def _copies(frame: Frame) -> Iterator[Copy]:
 
 
 class _Builder:
-    """Makes the units; each writes what it says where its condition holds, and nothing elsewhere."""
+    """Makes the units, each of which writes where its condition holds and nothing elsewhere."""
 
     def __init__(self, frame: Frame, design: Design, activation: Activation) -> None:
         self._frame = frame

@@ -51,8 +51,8 @@ from obliteratus.testing.planted_weights import Built, build
 class Truth:
     """What was planted, and where.
 
-    ``refusal`` are unit rows, +r towards refusal: one for all categories, or row i for category i of
-    ``categories``, then not orthogonal. They are written, ``length`` long, behind block
+    ``refusal`` are unit rows, +r towards refusal: one for all, or row i for category i of
+    ``categories``, and then not orthogonal. They are written, ``length`` long, behind block
     ``write_layer`` and read in block ``read_layer``. ``heads`` is what a head copies (``harm``,
     ``trigger``, ``capability``) -> (layer, head), and ``copied`` what it writes at the last token
     for each category. ``columns`` is the role of MLP columns -> (layer, column); in a mixture the
@@ -136,8 +136,8 @@ class PlantedTransformer:
     ) -> float:
         """Return the log-odds of ``token`` as the answer's first, from the circuit alone.
 
-        ``removed`` are orthonormal rows of which ``strength`` is taken out of every write, ``added``
-        vectors behind layers, ``without`` roles whose columns are silent. Noise is left out.
+        ``removed`` are orthonormal rows of which ``strength`` is taken out of all writes, ``added``
+        are vectors behind layers, ``without`` roles whose columns are silent. Words bring no noise.
         """
         trace = self.trace(prompt, removed=removed, strength=strength, added=added, without=without)
         logits = LOGIT * self.codes @ trace.read

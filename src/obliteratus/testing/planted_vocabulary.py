@@ -99,4 +99,4 @@ def planted_tokenizer() -> PreTrainedTokenizerFast:
 
 def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
     """Return the id of a special token or of a word, which is given with its space."""
-    return int(tokenizer.convert_tokens_to_ids(token.replace(" ", "Ġ")))
+    return tokenizer.get_vocab()[token.replace(" ", "Ġ")]

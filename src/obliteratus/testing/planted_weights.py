@@ -7,18 +7,25 @@ readings come from the constant direction, less what biases of the architecture 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from obliteratus.models.auto import auto_class
+from obliteratus.testing.planted_architecture import (
+    COLUMNS,
+    EXPERTS,
+    HEAD_DIM,
+    HEADS,
+    KV_HEADS,
+    empty_model,
+)
 from obliteratus.testing.planted_circuit import Circuit, Copy, Part, Place, Read, Unit
 from obliteratus.testing.planted_design import Design
 from obliteratus.testing.planted_frame import D_MODEL, Frame
-from obliteratus.testing.planted_prompts import MEAN_WORDS
+from obliteratus.testing.planted_noise import BIAS, Noise
+from obliteratus.testing.planted_norms import ReadNorm, scale_before
 from obliteratus.testing.planted_refusal import (
     CODE,
     FEATURE,
@@ -34,33 +41,23 @@ from obliteratus.testing.planted_refusal import (
 )
 from obliteratus.testing.planted_vocabulary import (
     ASSISTANT,
-    BOS,
-    END,
     FILLERS,
     HARM,
     ITEMS,
     NOUNS,
-    PAD,
     TRIGGERS,
     VERBS,
     token_id,
 )
 
-HEADS, KV_HEADS, HEAD_DIM = 4, 2, 32
-COLUMNS = 128  # of each MLP, or of each expert
-EXPERTS = 4
 SHARP = 24.0
 """Attention logit of what a head looks for, and twice that of the first token: e⁻¹² = 6e-6."""
-GAINS = (0.6, 1.4)
 POST_GAIN = 2.5
 """Mean gain of a norm behind a part. What the part always writes is then 28 long, four times what
 its signals are, so that the norm hardly turns with them."""
-BIAS = 0.1  # standard deviation of biases
 OFFSET = 0.2  # share of β that a bias writes along r in every prompt, where there are biases
 OFFSET_LAYER = 3
 ROUTED = 8.0  # router logit for and against the experts that harm is routed to
-ROGUE = 50.0  # noise of the sink coordinate, relative to that of others
-TEMPLATE_TOKENS = 4
 CONSTANT_DIM = 0  # the value that is 1 at every token, where a norm follows attention
 
 
@@ -78,36 +75,6 @@ class Built:
     columns: tuple[int, ...]
     experts: tuple[int, ...]
     codes: Float64[Tensor, "vocab d_model"]
-
-
-@dataclass(frozen=True)
-class _Norm:
-    """What reading rows must undo: the length, the gains, the bias and what is always there."""
-
-    scale: float
-    gain: Float64[Tensor, " d_model"]
-    bias: Float64[Tensor, " d_model"]
-    constant: Float64[Tensor, " d_model"]
-    level: float
-    offset: Float64[Tensor, " d_model"]
-
-    def rows(
-        self,
-        along: Float64[Tensor, "row d_model"],
-        biases: Float64[Tensor, " row"],
-        own: Float64[Tensor, " row"],
-    ) -> Float64[Tensor, "row d_model"]:
-        """Return rows whose products with the normed stream, plus ``own``, are along · x + bias."""
-        rows = self.scale * along / self.gain
-        steady = self.scale * self.constant / self.gain
-        there = rows @ self.bias + along @ self.offset + own
-        height = self.level + float(steady @ self.bias)
-        return rows + ((biases - there) / height)[:, None] * steady
-
-    def row(self, read: Read, own: float = 0.0) -> Float64[Tensor, " d_model"]:
-        """Return the row whose product with the normed stream, plus ``own``, is ``read``."""
-        numbers = torch.tensor([[read.bias], [own]], dtype=torch.float64)
-        return self.rows(read.along[None], *numbers)[0]
 
 
 def build(
@@ -137,42 +104,36 @@ class _Builder:
         seed: int,
     ) -> None:
         self.frame, self.design, self.tokenizer = frame, design, tokenizer
-        self.random = torch.Generator().manual_seed(seed + 1)
-        self.module = _empty(design, tokenizer, seed)
-        self.layers: Any = self.module.get_submodule("model.layers")
-        self.noisy = frame.noisy()
+        self.noise = Noise(frame, design, seed + 1)
+        self.module = empty_model(design, tokenizer, seed=seed)
         self.has_post = design.architecture == "gemma2"
         self.gains = {
-            (layer, part): self._uniform() * POST_GAIN
+            (layer, part): self.noise.gain() * POST_GAIN
             for layer in range(N_LAYERS)
             for part in ("attention", "mlp")
         }
         self.kappa: dict[Place, float] = {}
-        self.circuit = replace(
+        known = replace(
             circuit,
             constants=self._constants(circuit),
             noise=design.noise**2 * D_MODEL,
             gains=self.gains if self.has_post else {},
         )
-        self.nominal = self.circuit.at_last_token((next(iter(HARM)), TRIGGER))
-        self.plain = self.circuit.at_last_token()
-        ends = [self.circuit.length(trace.end) for trace in (self.nominal, self.plain)]
-        before = {p: self.circuit.length(stream) for p, stream in self.nominal.before.items()}
-        self.circuit = replace(self.circuit, lengths={**before, "end": sum(ends) / 2})
-        heads = torch.randperm(HEADS, generator=self.random).tolist()
-        self.mixer = int(torch.randint(HEADS, (), generator=self.random))
+        self.nominal = known.at_last_token((next(iter(HARM)), TRIGGER))
+        self.plain = known.at_last_token()
+        end = (self.nominal.end + self.plain.end) / 2
+        self.circuit = replace(known, made_for={**self.nominal.before, "end": end})
+        heads = self.noise.order(HEADS)
+        self.mixer = heads[-1]  # it copies nothing
         self.heads = {
             copy.name: (copy.layer, head)
             for copy, head in zip(self.circuit.copies, heads, strict=False)
         }
-        self.experts = tuple(sorted(torch.randperm(EXPERTS, generator=self.random)[:2].tolist()))
+        self.experts = tuple(sorted(self.noise.order(EXPERTS)[:2]))
 
     def build(self, dtype: torch.dtype) -> Built:
         codes = self._embeddings()
-        columns = {
-            layer: torch.randperm(COLUMNS, generator=self.random).tolist()
-            for layer in range(N_LAYERS)
-        }
+        columns = {layer: self.noise.order(COLUMNS) for layer in range(N_LAYERS)}
         placed = tuple(columns[unit.layer].pop() for unit in self.circuit.units)
         for layer in range(N_LAYERS):
             self._attention(layer)
@@ -183,14 +144,13 @@ class _Builder:
             ]
             self._mlp(layer, units, spare=columns[layer].pop())
         self._head(codes)
-        module = self.module.to(dtype).eval().requires_grad_(requires_grad=False)
+        module = self.module.to(dtype=dtype).eval().requires_grad_(requires_grad=False)
         experts = self.experts if self.design.architecture == "mixtral" else ()
         return Built(module, self.circuit, self.heads, placed, experts, codes)
 
     def _constants(self, circuit: Circuit) -> dict[Place, Tensor]:
         """Return what each part always writes, and find the scale of its signals."""
         found: dict[Place, Tensor] = {}
-        quiet = self.frame.quiet()
         trace = circuit.at_last_token((next(iter(HARM)), TRIGGER))
         parts: list[Place] = [*trace.before]
         streams = [*trace.before.values(), trace.end]
@@ -199,10 +159,10 @@ class _Builder:
                 gain, sign = self.gains[place], self._sign(place[1])
                 signal = (streams[index + 1] - streams[index]) / gain
                 steady = sign * self.frame.constant / gain
-                self.kappa[place] = kappa = _scale_behind(steady, signal)
+                self.kappa[place] = kappa = scale_before(steady, signal)
                 found[place] = sign * self.frame.constant / kappa
             elif self.design.has_biases:
-                found[place] = BIAS * (self._normal(len(quiet)) @ quiet)
+                found[place] = self.noise.quiet_bias()
                 if place == (OFFSET_LAYER, "mlp"):
                     r = refusal_directions(self.frame, self.design)[0]
                     found[place] = found[place] + OFFSET * REFUSAL * r
@@ -212,18 +172,11 @@ class _Builder:
     def _sign(part: Part) -> int:
         return 1 if part == "attention" else -1  # so that the constant does not grow with depth
 
-    def _normal(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.random, dtype=torch.float64)
-
-    def _uniform(self) -> Tensor:
-        low, high = GAINS
-        return low + (high - low) * torch.rand(D_MODEL, generator=self.random, dtype=torch.float64)
-
     def _embeddings(self) -> Float64[Tensor, "vocab d_model"]:
         """Fill the embedding and return each token's code, of length 1."""
         frame = self.frame
         size = len(self.tokenizer)
-        codes = self._normal(size, len(frame.content)) @ frame.content
+        codes = self.noise.normal(size, len(frame.content)) @ frame.content
         for words in (*HARM.values(), *ITEMS.values(), NOUNS, VERBS, FILLERS, TRIGGERS):
             ids = [token_id(self.tokenizer, f" {word}") for word in words]
             codes[ids] -= codes[ids].mean(0)  # or the mean word would be a constant of the noise
@@ -243,28 +196,27 @@ class _Builder:
         return codes
 
     def _head(self, codes: Float64[Tensor, "vocab d_model"]) -> None:
-        scale = self.circuit.lengths["end"] / D_MODEL**0.5
+        scale = self._length(self.circuit.made_for["end"])
         if self.design.is_tied:  # no row may undo a gain, so the gains are one number
             self._set_norm("model.norm", torch.full((D_MODEL,), LOGIT * scale / CODE))
             return
-        gain = self._uniform()
-        bias = gain * (BIAS * self._normal(len(self.frame.quiet())) @ self.frame.quiet())
-        self._set_norm("model.norm", gain, bias)
+        gain = self.noise.gain()
+        self._set_norm("model.norm", gain, gain * self.noise.quiet_bias())
         self._set("lm_head.weight", LOGIT * scale * codes / gain)
 
     def _attention(self, layer: int) -> None:
         path = f"model.layers.{layer}"
         gain, bias = self._pre_norm(f"{path}.input_layernorm")
         trace, noise = self.nominal.before[layer, "attention"], self.design.noise
-        word = CODE**2 + FEATURE**2 + (layer > MIX_LAYER) * noise**2 * len(self.noisy) / 2
+        word = CODE**2 + FEATURE**2 + (layer > MIX_LAYER) * noise**2 * D_MODEL
         last = self._norm(layer, "attention", self._length(trace), gain, bias)
         there = float(trace @ self.frame.constant)
         words = replace(last, scale=((there**2 + word) / D_MODEL) ** 0.5)
         sizes = {"q": HEADS * HEAD_DIM, "k": KV_HEADS * HEAD_DIM, "v": KV_HEADS * HEAD_DIM}
         biases = {n: self._biases(f"{path}.self_attn.{n}_proj", size) for n, size in sizes.items()}
-        rows = {name: self._reading(words, own) for name, own in biases.items()}
-        rows["q"] = self._reading(last, biases["q"], self.plain.before[layer, "attention"])
-        writes = self._writing(HEADS * HEAD_DIM)
+        rows = {name: self.noise.reading(words, own) for name, own in biases.items()}
+        rows["q"] = self.noise.reading(last, biases["q"], self.plain.before[layer, "attention"])
+        writes = self.noise.writing(HEADS * HEAD_DIM)
         used = [1, 1]
         if layer == MIX_LAYER and self.design.noise:
             self._mix(rows, biases, writes, words)
@@ -282,34 +234,27 @@ class _Builder:
         self._write(f"{path}.self_attn.o_proj", layer, "attention", writes)
 
     def _mix(
-        self, rows: dict[str, Tensor], biases: dict[str, Tensor], writes: Tensor, norm: _Norm
+        self, rows: dict[str, Tensor], biases: dict[str, Tensor], writes: Tensor, norm: ReadNorm
     ) -> None:
-        """Let a head of even attention write a random map of the mean word: the noise."""
+        """Let the head that copies nothing attend evenly and write the noise of words."""
         head, group = self.mixer, self.mixer * KV_HEADS // HEADS
         first = int(self.has_post)  # the constant needs a value
-        content = torch.linalg.qr(self._normal(len(self.frame.content), HEAD_DIM - first)).Q.T
-        read = content @ self.frame.content
+        read, columns = self.noise.of_words(HEAD_DIM - first)
         values = slice(group * HEAD_DIM + first, (group + 1) * HEAD_DIM)
         asks = slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)
-        for name, along, place in (("q", 0 * self.noisy[:HEAD_DIM], asks), ("v", read, values)):
+        nothing = torch.zeros(HEAD_DIM, D_MODEL, dtype=torch.float64)
+        for name, along, place in (("q", nothing, asks), ("v", read, values)):
             own = biases[name][place]
-            rows[name][place] = norm.rows(along, 0 * own, own)
-        share = (HEAD_DIM - first) / len(self.frame.content)
-        mean = CODE * (MEAN_WORDS * share) ** 0.5 / (MEAN_WORDS + TEMPLATE_TOKENS)
-        size = self.design.noise * (D_MODEL / len(self.noisy)) ** 0.5 / mean
-        columns = size * self._normal(HEAD_DIM - first, len(self.noisy)) @ self.noisy
-        if self.design.has_sink:
-            rogue = ROGUE * self.design.noise / mean * self._normal(HEAD_DIM - first)
-            columns = columns + rogue[:, None] * self.frame.constant
-        writes[:, head * HEAD_DIM + first : (head + 1) * HEAD_DIM] = columns.T
+            rows[name][place] = norm.rows(along, torch.zeros_like(own), own)
+        writes[:, head * HEAD_DIM + first : (head + 1) * HEAD_DIM] = columns
 
     def _copy(
         self,
         copy: Copy,
         channel: int,
         into: tuple[dict[str, Tensor], dict[str, Tensor], Tensor, list[int]],
-        last: _Norm,
-        words: _Norm,
+        last: ReadNorm,
+        words: ReadNorm,
     ) -> None:
         rows, biases, writes, used = into
         head = self.heads[copy.name][1]
@@ -353,13 +298,15 @@ class _Builder:
             self._set(f"{path}.mlp.{part}_proj.weight", matrix)
         self._write(f"{path}.mlp.down_proj", layer, "mlp", writes)
 
-    def _experts(self, path: str, layer: int, units: list[tuple[Unit, int]], norm: _Norm) -> None:
+    def _experts(
+        self, path: str, layer: int, units: list[tuple[Unit, int]], norm: ReadNorm
+    ) -> None:
         """Give every expert all units, but writers only to those that harm is routed to.
 
         The weights of the two that answer sum to 1, so what both hold is written once.
         """
         none = {part: torch.zeros(COLUMNS, dtype=torch.float64) for part in ("gate", "up")}
-        router = self._reading(norm, none["gate"][:EXPERTS], self.plain.before[layer, "mlp"])
+        router = self.noise.reading(norm, none["gate"][:EXPERTS], self.plain.before[layer, "mlp"])
         if layer == WRITE_LAYER:
             seen = next(unit.gate for unit, _ in units if unit.role == "writer")
             toward = Read(ROUTED / OPEN * seen.along, ROUTED / OPEN * seen.bias)
@@ -382,46 +329,30 @@ class _Builder:
         self,
         layer: int,
         units: list[tuple[Unit, int]],
-        norm: _Norm,
+        norm: ReadNorm,
         biases: Mapping[str, Tensor],
     ) -> tuple[dict[str, Tensor], Tensor]:
         plain = self.plain.before[layer, "mlp"]
-        rows = {part: self._reading(norm, own, plain) for part, own in biases.items()}
-        writes = self._writing(COLUMNS)
+        rows = {part: self.noise.reading(norm, own, plain) for part, own in biases.items()}
+        writes = self.noise.writing(COLUMNS)
         for unit, column in units:
             rows["gate"][column] = norm.row(unit.gate, float(biases["gate"][column]))
             rows["up"][column] = norm.row(unit.up, float(biases["up"][column]))
             writes[:, column] = unit.write
         return rows, writes
 
-    def _norm(self, layer: int, part: Part, scale: float, gain: Tensor, bias: Tensor) -> _Norm:
+    def _norm(self, layer: int, part: Part, scale: float, gain: Tensor, bias: Tensor) -> ReadNorm:
         constant = self.frame.constant
         height = float(self.nominal.before[layer, part] @ constant)
         offset = self.circuit.offset(layer, part)
-        return _Norm(scale, gain, bias, constant, height, offset)
+        return ReadNorm(scale, gain, bias, constant, height, offset)
 
     def _length(self, stream: Tensor) -> float:
         """Return what a norm divides such a stream by, noise included."""
         return self.circuit.length(stream) / D_MODEL**0.5
 
-    def _reading(self, norm: _Norm, biases: Tensor, plain: Tensor | None = None) -> Tensor:
-        """Return random rows, one for each bias, that read all but the constant.
-
-        They give 0 at ``plain``: what every prompt has there would make a constant of them.
-        """
-        drawn = self.design.background * self._normal(len(biases), D_MODEL) / D_MODEL**0.5
-        constant = self.frame.constant
-        reads = (drawn - (drawn @ constant)[:, None] * constant) / norm.scale
-        there = norm.offset * 0 if plain is None else plain - norm.offset
-        return norm.rows(reads, -(reads @ there), biases)
-
-    def _writing(self, count: int) -> Tensor:
-        """Return random columns that write where noise may be."""
-        drawn = self.design.background * self._normal(count, len(self.noisy)) / count**0.5
-        return (drawn @ self.noisy).T.contiguous()
-
     def _write(self, module: str, layer: int, part: Part, writes: Tensor) -> None:
-        """Set a writer; behind a norm its signals are turned and scaled to arrive as they should."""
+        """Set a writer; behind a norm its signals are scaled to arrive as they are."""
         place: Place = (layer, part)
         if self.has_post:
             name = "post_attention" if part == "attention" else "post_feedforward"
@@ -434,7 +365,7 @@ class _Builder:
             self._set(f"{module}.bias", self.circuit.constants[place])
 
     def _pre_norm(self, path: str) -> tuple[Tensor, Tensor]:
-        gain, bias = self._uniform(), BIAS * self._normal(D_MODEL)
+        gain, bias = self.noise.gain(), BIAS * self.noise.normal(D_MODEL)
         has_bias = self._set_norm(path, gain, bias)
         return gain, bias if has_bias else torch.zeros_like(bias)
 
@@ -450,7 +381,7 @@ class _Builder:
         """Draw and set the biases of a reader, zeros where it has none."""
         if not self.design.has_biases:
             return torch.zeros(count, dtype=torch.float64)
-        drawn = BIAS * self._normal(count)
+        drawn = BIAS * self.noise.normal(count)
         self._set(f"{module}.bias", drawn)
         return drawn
 
@@ -458,49 +389,3 @@ class _Builder:
         parameter = self.module.get_parameter(name)
         target = parameter.data if expert is None else parameter.data[expert]
         target.copy_(value)
-
-
-def _scale_behind(
-    steady: Float64[Tensor, " d_model"], signal: Float64[Tensor, " d_model"]
-) -> float:
-    """Return κ so that a norm behind steady + κ signal divides by √d κ / √d: it solves
-
-    d κ² = |steady + κ signal|², and what leaves the norm holds the signal as it should be.
-    """
-    across, room = float(steady @ signal), D_MODEL - float(signal @ signal)
-    return (across + (across**2 + room * float(steady @ steady)) ** 0.5) / room
-
-
-def _empty(design: Design, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
-    asked: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": D_MODEL,
-        "intermediate_size": COLUMNS,
-        "num_hidden_layers": N_LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "max_position_embeddings": 1024,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-        "tie_word_embeddings": design.is_tied,
-        "pad_token_id": token_id(tokenizer, PAD),
-        "bos_token_id": token_id(tokenizer, BOS),
-        "eos_token_id": token_id(tokenizer, END),
-    }
-    if design.architecture != "stablelm":
-        asked["head_dim"] = HEAD_DIM
-    if design.architecture == "llama" and design.has_biases:
-        asked |= {"attention_bias": True, "mlp_bias": True}
-    if design.architecture == "gemma2":
-        asked |= {
-            "query_pre_attn_scalar": HEAD_DIM,
-            "attn_logit_softcapping": None,
-            "final_logit_softcapping": None,
-        }
-    if design.architecture == "mixtral":
-        asked |= {"num_local_experts": EXPERTS, "num_experts_per_tok": 2}
-    if design.architecture == "stablelm":
-        asked |= {"use_parallel_residual": False}
-    config = AutoConfig.for_model(model_type=design.architecture, **asked)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return auto_class(config).from_config(config, dtype=torch.float64)
