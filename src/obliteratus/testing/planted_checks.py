@@ -27,12 +27,12 @@ from obliteratus.testing.planted_refusal import SWING
 from obliteratus.testing.planted_transformer import PlantedTransformer, features
 from obliteratus.testing.planted_vocabulary import REFUSES
 
-TOLERANCE = 1.0
-"""Largest difference, in log-odds, of the mean measured and the mean predicted: a twelfth of what r
+TOLERANCE = 1.5
+"""Largest difference, in log-odds, of the mean measured and the mean predicted: an eighth of what r
 does. It is noise of words and unused weights, which predictions leave out."""
 RARE = 0.05  # share of prompts that may do the other thing, at the noise of the variants
 AMPLIFIED = -0.25  # strength of a removal that amplifies
-CONTROL_SHARE = 1 / 3  # of r's swing that removing a random direction of equal energy may undo
+CONTROL_SHARE = 1 / 2  # of r's swing that removing a random direction of equal energy may undo
 CONTROLS = 2
 
 
@@ -140,8 +140,8 @@ def failures(plant: PlantedTransformer, *, n: int = 32, seed: int = 1000) -> Ite
     most 5 % of the others; the mean log-odds of both kinds are as predicted, within
     :data:`TOLERANCE`, for the model as it is, with r removed and amplified, and with r (of each
     category) added to the prompts that it answers; and removing a random direction of equal energy
-    undoes less than a third of what r does. On capability questions, the right answers are as likely as predicted with and
-    without r.
+    undoes less than half of what r does. On capability questions, the right answers are as likely
+    as predicted with and without r.
     """
     contrast = plant.prompts(n, seed=seed)
     texts = [prompt.text for prompt in (*contrast.harmful, *contrast.harmless)]
