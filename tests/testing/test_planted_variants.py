@@ -1,5 +1,7 @@
 """What each variant of a planted transformer is for is there to be measured."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.stats import fisher_exact
@@ -26,7 +28,7 @@ from obliteratus.testing.planted_checks import (
 from obliteratus.testing.planted_prompts import planted_prompts
 from obliteratus.testing.planted_transformer import PlantedTransformer, features, planted
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 SWING = 12.0
 
 
@@ -184,7 +186,9 @@ def test_in_the_linear_variant_the_difference_is_r() -> None:
 def test_more_prompts_find_r_better() -> None:
     def angle(n: int) -> float:
         plant = planted("linear", noise=1.0, effect=0.3)
-        found = probe(plant.model, planted_prompts(n, seed=2)).difference(2)[0]
+        other = planted_prompts(n, seed=3).harmless  # partners share the noise of their words
+        apart = replace(planted_prompts(n, seed=2), harmless=other, is_paired=False)
+        found = probe(plant.model, apart).difference(2)[0]
         return cosine(found, plant.truth.refusal[0])
 
     assert angle(8) < angle(128) - 0.1

@@ -66,9 +66,10 @@ CONE_STEEP = 40.0
 CONE_FROM, CONE_TO = 0.35, 0.55
 """A reader of a cone begins and is saturated at these shares of β along its own direction: above
 the cosine of two categories (0.2), and below what is left of each (0.6) without their mean."""
-VETO_FROM, VETO = -0.35, 24.0
-"""Below this share of β along any direction of a cone the refusal is withdrawn. So a sum of
-directions induces refusal and a difference does not."""
+VETO_STEEP, VETO_FROM, VETO_TO, VETO = 100.0, 0.30, 0.36, 36.0
+"""A veto begins and is saturated at these shares of β against any direction of a cone, and is worth
+that many logits: sums of directions induce refusal, and sums less another direction do not.
+Without the mean direction the parts of other categories are -0.2, which is no veto."""
 
 
 def refusal_directions(frame: Frame, design: Design) -> Float64[Tensor, "rank d_model"]:
@@ -184,16 +185,21 @@ class _Builder:
         )
 
     def cone_readers(self) -> Iterator[Unit]:
-        says = self._frame.codes[REFUSES] / LOGIT / CONE_STEEP
-        one = Read(torch.zeros_like(says), 1.0)
         for row in self._rows:
-            share = CONE_STEEP * row / REFUSAL
-            for start, sign in ((CONE_FROM, 1), (CONE_TO, -1)):
-                gate = Read(share, -CONE_STEEP * start)
-                write = sign * SWING / (CONE_TO - CONE_FROM) * says
-                yield Unit(READ_LAYER, "reader", gate, one, write)
-            gate = Read(-share, CONE_STEEP * VETO_FROM)
-            yield Unit(READ_LAYER, "veto", gate, one, -VETO / -VETO_FROM * says)
+            share = row / REFUSAL
+            yield from self._ramp("reader", share, (CONE_FROM, CONE_TO), CONE_STEEP, SWING)
+            yield from self._ramp("veto", -share, (VETO_FROM, VETO_TO), VETO_STEEP, -VETO)
+
+    def _ramp(
+        self, role: Role, read: Tensor, between: tuple[float, float], steep: float, logit: float
+    ) -> Iterator[Unit]:
+        """Make two columns that add ``logit`` to a refusal's above a range of ``read``."""
+        low, high = between
+        write = logit / LOGIT / (steep * (high - low)) * self._frame.codes[REFUSES]
+        for start, sign in ((low, 1.0), (high, -1.0)):
+            gate = Read(steep * read, -steep * start)
+            always = Read(torch.zeros_like(read), 1.0)
+            yield Unit(READ_LAYER, role, gate, always, sign * write)
 
     def _where(
         self, role: Role, layer: int, read: Tensor, write: Tensor, up: Read | None = None
