@@ -16,7 +16,8 @@ from obliteratus.testing.refuser import tiny_settings
 def test_it_removes_r_and_ends_refusal(tmp_path: Path) -> None:
     plant = planted("linear")
     folder = planted_folder(tmp_path / "planted", plant)
-    settings = tiny_settings(folder, "advanced", "verify.max_new_tokens=12", "distill.max_kl=0.1")
+    published = ("distill.max_kl=0.1", "distill.max_depth=0.8")
+    settings = tiny_settings(folder, "advanced", "verify.max_new_tokens=12", *published)
     result = obliterate(str(folder), tmp_path / "edited", settings, store=Store(tmp_path / "store"))
     rows = {row.key: row for row in result.report.rows}
     assert rows["refusal_harmful"].original.value == 1.0
