@@ -50,7 +50,6 @@ def test_it_does_what_its_construction_predicts(variant: str, seed: int) -> None
         ("linear", "opening"),
         ("linear", "lookup"),
         ("linear", "clearing"),
-        ("cone", "veto"),
         ("backup", "backup"),
         ("entangled", "capability"),
         ("post_norm", "reader"),
@@ -60,9 +59,7 @@ def test_it_does_what_its_construction_predicts(variant: str, seed: int) -> None
     ],
 )
 def test_a_circuit_without_a_part_fails_the_check(variant: str, role: Role) -> None:
-    assert not set(failures(planted(variant))) & set(failures(silenced(planted(variant), role)))
-    if role != "veto":  # which acts on differences of directions only
-        assert list(failures(silenced(planted(variant), role)))
+    assert list(failures(silenced(planted(variant), role)))
 
 
 @pytest.mark.parametrize("variant", ["linear", "post_norm", "experts", "decodable_only"])

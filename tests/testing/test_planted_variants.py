@@ -99,7 +99,7 @@ def test_every_direction_of_the_cone_is_enough_and_differences_are_not(seed: int
     assert torch.allclose(gram, torch.full_like(gram, 0.2).fill_diagonal_(1.0))
     _, harmless = texts(plant, 24)
 
-    def induced(vector: Tensor) -> float:
+    def induced(vector: Tensor, plant: PlantedTransformer = plant) -> float:
         with adding(plant.model, layer, length * functional.normalize(vector, dim=0)):
             return mean(measured(plant, harmless))
 
@@ -107,6 +107,7 @@ def test_every_direction_of_the_cone_is_enough_and_differences_are_not(seed: int
     assert induced(rows[0] + rows[1]) > 0
     assert induced(rows[0] - rows[1]) < -6
     assert induced(rows[0] + rows[1] - rows[2]) < -6
+    assert induced(rows[0] - rows[1], silenced(plant, "veto")) > 0
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -66,7 +66,7 @@ CONE_STEEP = 40.0
 CONE_FROM, CONE_TO = 0.35, 0.55
 """A reader of a cone begins and is saturated at these shares of β along its own direction: above
 the cosine of two categories (0.2), and below what is left of each (0.6) without their mean."""
-VETO_STEEP, VETO_FROM, VETO_TO, VETO = 100.0, 0.30, 0.36, 36.0
+VETO_STEEP, VETO_FROM, VETO_TO, VETO = 100.0, 0.26, 0.32, 36.0
 """A veto begins and is saturated at these shares of β against any direction of a cone, and is worth
 that many logits: sums of directions induce refusal, and sums less another direction do not.
 Without the mean direction the parts of other categories are -0.2, which is no veto."""

@@ -49,6 +49,7 @@ from obliteratus.testing.planted_vocabulary import (
     VERBS,
     token_id,
 )
+from obliteratus.testing.tiny import in_dtype
 
 SHARP = 24.0
 """Attention logit of what a head looks for, and twice that of the first token: e⁻¹² = 6e-6."""
@@ -144,7 +145,7 @@ class _Builder:
             ]
             self._mlp(layer, units, spare=columns[layer].pop())
         self._head(codes)
-        module = self.module.to(dtype=dtype).eval().requires_grad_(requires_grad=False)
+        module = in_dtype(self.module, dtype).eval().requires_grad_(requires_grad=False)
         experts = self.experts if self.design.architecture == "mixtral" else ()
         return Built(module, self.circuit, self.heads, placed, experts, codes)
 
