@@ -5,7 +5,7 @@ layer  what it does
 =====  =========================================================================================
 0      opens the answer (``Sure`` ahead of ``I``), says the next word of an answer that has begun
 1      heads copy what words carry (harm by category, triggers, things asked about) to the end
-2      columns write r where harm was copied; also an inert direction, or a little r for questions
+2      a column per category writes r; also an inert direction, or a little r for questions
 3      the backup path, which r inhibits; the look-up of capability answers
 4      columns read r and write the refusal's first token
 5      takes away the code of the last template token, which would be the answer otherwise
@@ -25,7 +25,6 @@ from obliteratus.testing.planted_vocabulary import (
     ASSISTANT,
     BOS,
     COMPLIES,
-    HARM,
     REFUSES,
     next_tokens,
 )
@@ -130,7 +129,7 @@ class _Builder:
         self._design = design
         self._open = float(activation(torch.tensor(OPEN, dtype=torch.float64)))
         self._rows = refusal_directions(frame, design)
-        self._any_harm = torch.stack([*frame.copied.values()]).sum(0) / COPIED
+        self._harm = [vector / COPIED for vector in frame.copied.values()]
 
     def answers(self) -> Iterator[Unit]:
         codes = self._frame.codes
@@ -147,25 +146,25 @@ class _Builder:
         if self._design.cause == "trigger":
             told = self._frame.told / COPIED
             yield self._writes("writer", WRITE_LAYER, told, length * self._rows[0])
-        elif self._design.cone is None:
-            yield self._writes("writer", WRITE_LAYER, self._any_harm, length * self._rows[0])
-        else:
-            for category, row in zip(HARM, self._rows, strict=True):
-                copied = self._frame.copied[category] / COPIED
-                yield self._writes("writer", WRITE_LAYER, copied, length * row)
+            return
+        for index, read in enumerate(self._harm):
+            row = self._rows[index if len(self._rows) > 1 else 0]
+            yield self._writes("writer", WRITE_LAYER, read, length * row)
 
     def others(self) -> Iterator[Unit]:
         design, frame, r = self._design, self._frame, self._rows[0]
         if design.inert:
             write = design.inert * REFUSAL * frame.inert
-            yield self._writes("inert", WRITE_LAYER, self._any_harm, write)
+            for read in self._harm:
+                yield self._writes("inert", WRITE_LAYER, read, write)
         if design.entanglement:
             any_item = torch.stack([*frame.asked.values()]).sum(0) / COPIED
             yield self._writes("capability", WRITE_LAYER, any_item, QUESTION * REFUSAL * r)
         if design.repair and design.effect:
-            seen = self._any_harm - r / (REFUSAL * design.effect)
             write = REFUSAL * design.effect * frame.backup
-            yield self._writes("backup", BACKUP_LAYER, seen, write)
+            for read in self._harm:
+                seen = read - r / (REFUSAL * design.effect)
+                yield self._writes("backup", BACKUP_LAYER, seen, write)
         known = Read(
             SWING * design.entanglement / (QUESTION * REFUSAL) * r,
             OPENING + MISSING + SWING * (1 - design.entanglement),

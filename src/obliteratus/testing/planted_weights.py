@@ -309,8 +309,9 @@ class _Builder:
         none = {part: torch.zeros(COLUMNS, dtype=torch.float64) for part in ("gate", "up")}
         router = self.noise.reading(norm, none["gate"][:EXPERTS], self.plain.before[layer, "mlp"])
         if layer == WRITE_LAYER:
-            seen = next(unit.gate for unit, _ in units if unit.role == "writer")
-            toward = Read(ROUTED / OPEN * seen.along, ROUTED / OPEN * seen.bias)
+            gates = [unit.gate for unit, _ in units if unit.role == "writer"]
+            along = torch.stack([gate.along for gate in gates]).sum(0)
+            toward = Read(ROUTED / OPEN * along, ROUTED / OPEN * gates[0].bias)
             away = Read(-toward.along, -toward.bias)
             chosen = [norm.row(toward if e in self.experts else away) for e in range(EXPERTS)]
             router = router / ROUTED + torch.stack(chosen)
