@@ -59,7 +59,7 @@ def test_it_does_what_its_construction_predicts(variant: str, seed: int) -> None
     ],
 )
 def test_a_circuit_without_a_part_fails_the_check(variant: str, role: Role) -> None:
-    assert list(failures(silenced(planted(variant), role)))
+    assert next(failures(silenced(planted(variant), role)), None) is not None
 
 
 @pytest.mark.parametrize("variant", ["linear", "post_norm", "experts", "decodable_only"])
@@ -73,6 +73,8 @@ def test_one_head_carries_the_cause_and_no_other_does(variant: str) -> None:
         after = measured(without_head(plant, layer, other), harmful)
         if other == head:
             assert mean(after) == pytest.approx(mean(measured(plant, harmless)), abs=TOLERANCE)
+        elif name == "trigger":  # without what harm writes the norm is smaller, and r counts more
+            assert mean(after) > mean(before) - TOLERANCE
         elif other != spare_head(plant):  # which holds up the norm behind attention
             assert mean(after) == pytest.approx(mean(before), abs=TOLERANCE)
 
@@ -92,7 +94,10 @@ def test_columns_do_what_their_role_says(variant: str, role: Role) -> None:
     expected = [plant.predicted(text, without=(role,)) for text in harmful]
     found = measured(silenced(plant, role), harmful)
     assert mean(found) == pytest.approx(sum(expected) / len(expected), abs=TOLERANCE)
-    assert max(expected) < 0 < min(plant.predicted(text) for text in harmful)
+    assert min(plant.predicted(text) for text in harmful) > 0
+    is_repaired = (variant, role) == ("backup", "writer")  # its backup path opens without r
+    assert (min(expected) > 0) == is_repaired
+    assert is_repaired or max(expected) < 0
 
 
 @pytest.mark.parametrize("variant", ["linear", "post_norm", "experts", "tied"])
