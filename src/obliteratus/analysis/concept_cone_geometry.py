@@ -9,9 +9,9 @@ category whose squared length is not surely positive is undetermined.
 
 How many directions: what the pooled direction does not explain, Q = N − (N u)(N u)ᵀ / (uᵀN u) with
 N the corrected products and u the categories' shares, vanishes for one direction however different
-the strengths; its eigenvalues are compared with those of permuted categories, in order. A line is
-geometry; whether more directions make a cone that refuses throughout, or a subspace of which only
-parts do, is a causal question.
+the strengths; its eigenvalues count, in order, while they exceed the largest of permuted
+categories. A line is geometry; whether more directions make a cone that refuses throughout, or a
+subspace of which only parts do, is a causal question.
 """
 
 from collections import Counter
@@ -51,8 +51,9 @@ class CategoryGeometry:
     ``cosine`` holds corrected cosines, NaN where a category is undetermined, with the interval
     ``low`` to ``high``; ``plain`` those of the means as they are. ``mean`` is the mean of the
     determined ones off the diagonal with its interval. ``spectrum`` holds the eigenvalues of Q in
-    units of the pooled squared length, ``null`` what 95 % of permutations stay below, and
-    ``directions`` how many are beyond it, with the pooled one (0 where that is not there itself).
+    units of the pooled squared length, ``null`` what the largest one of 95 % of the permutations
+    stays below, and ``directions`` how many are beyond it, with the pooled one (0 where that is not
+    there itself).
     """
 
     cosine: Float64[np.ndarray, "category category"]
@@ -61,7 +62,7 @@ class CategoryGeometry:
     plain: Float64[np.ndarray, "category category"]
     mean: tuple[float, float, float]
     spectrum: Float64[np.ndarray, " axis"]
-    null: Float64[np.ndarray, " axis"]
+    null: float
     directions: int
 
     @property
@@ -120,7 +121,7 @@ def concept_cone_geometry(
             "cosine_high": here.high,
             "cosine_plain": here.plain,
             "spectrum": here.spectrum,
-            "spectrum_null": here.null,
+            "spectrum_null": np.array([here.null]),
             "layer_cosine": profile[:, 0],
             "layer_cosine_low": profile[:, 1],
             "layer_cosine_high": profile[:, 2],
@@ -192,7 +193,7 @@ def category_geometry(
         plain=cosines(groups.plain()),
         mean=mean,
         spectrum=spectrum,
-        null=np.quantile(null, 1 - SIGNIFICANT, axis=0),
+        null=float(np.quantile(null, 1 - SIGNIFICANT)),
         directions=(1 + _beyond(spectrum, null)) if has_direction else 0,
     )
 
@@ -202,8 +203,8 @@ def residual_spectra(
     inner: Float64[np.ndarray, "category category"],
     rng: np.random.Generator,
     permutations: int,
-) -> tuple[Float64[np.ndarray, " axis"], Float64[np.ndarray, "permutation axis"]]:
-    """Return the eigenvalues of Q, largest first, and those with the categories permuted.
+) -> tuple[Float64[np.ndarray, " axis"], Float64[np.ndarray, " permutation"]]:
+    """Return the eigenvalues of Q, largest first, and the largest with the categories permuted.
 
     Both are divided by the pooled squared length. For the null every harmful prompt is freed of its
     category's share of the pooled difference and then given to a random category. All are NaN
@@ -213,7 +214,7 @@ def residual_spectra(
     pooled, along = shares @ inner @ shares, inner @ shares
     count = len(inner) - 1
     if not pooled > 0:
-        return np.full(count, np.nan), np.full((permutations, count), np.nan)
+        return np.full(count, np.nan), np.full(permutations, np.nan)
     residual = inner - np.outer(along, along) / pooled
     units = np.flatnonzero(groups.members.any(axis=0))
     strengths = (along / pooled) @ groups.members[:, units]
@@ -226,7 +227,7 @@ def residual_spectra(
     orders = np.stack([rng.permutation(len(units)) for _ in range(permutations)])
     shuffled = products(gram, np.moveaxis(members[:, orders], 0, 1))
     centre = np.eye(len(inner)) - shares
-    null = _eigenvalues(centre @ shuffled @ centre.T, shares)
+    null = _eigenvalues(centre @ shuffled @ centre.T, shares)[:, 0]
     return _eigenvalues(residual, shares) / pooled, null / pooled
 
 
@@ -242,10 +243,10 @@ def _eigenvalues(
 
 
 def _beyond(
-    spectrum: Float64[np.ndarray, " axis"], null: Float64[np.ndarray, "permutation axis"]
+    spectrum: Float64[np.ndarray, " axis"], null: Float64[np.ndarray, " permutation"]
 ) -> int:
-    """Return how many leading eigenvalues are beyond their null, up to the first that is not."""
-    p = (1 + (null >= spectrum).sum(axis=0)) / (1 + len(null))
+    """Return how many leading eigenvalues are beyond the null, up to the first that is not."""
+    p = (1 + (null >= spectrum[:, None]).sum(axis=1)) / (1 + len(null))
     is_beyond = (spectrum > 0) & (p < SIGNIFICANT)
     return int(np.logical_and.accumulate(is_beyond).sum())
 
@@ -307,7 +308,7 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
         )
     ]
     if np.isfinite(found.arrays["spectrum"]).all():
-        shown.append(_spectrum(found.arrays["spectrum"], found.arrays["spectrum_null"]))
+        shown.append(_spectrum(found.arrays["spectrum"], float(found.arrays["spectrum_null"][0])))
     if len(layers) > 1:
         x = tuple(-1.0 if layer == "embedding" else float(layer) for layer in layers)
         is_known = np.isfinite(found.arrays["layer_cosine"])
@@ -330,7 +331,7 @@ def _spectrum(values: Float64[np.ndarray, " axis"], null: Float64[np.ndarray, " 
     x = tuple(float(axis) for axis in range(2, len(values) + 2))
     lines = (
         Line("beyond the pooled direction", x, tuple(values.tolist())),
-        Line("permuted categories, 95 %", x, tuple(null.tolist()), role="muted", dashed=True),
+        Line("permuted categories, 95 %", x, (null,) * len(x), role="muted", dashed=True),
     )
     caption = (
         "Variance between categories along each further axis, in units of the pooled ‖δ‖², noise "
@@ -359,7 +360,7 @@ ANALYSES.register("concept_cone_geometry")(
         question="Do all kinds of harmful request share one direction, or do they span several?",
         method="Category directions with the noise of their prompts taken out of every product "
         "(split halves, no shared harmless prompt), bootstrap intervals, and the eigenvalues that "
-        "the pooled direction leaves, in order, against permuted categories.",
+        "the pooled direction leaves, in order, against the largest of permuted categories.",
         null="cosine 0 for unrelated directions; categories permuted among harmful prompts",
         source="arXiv:2502.17420 (cones); unbiased products: Walther et al. 2016 "
         "(doi:10.1016/j.neuroimage.2015.12.012)",
