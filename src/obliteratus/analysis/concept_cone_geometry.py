@@ -327,7 +327,7 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
     return tuple(shown)
 
 
-def _spectrum(values: Float64[np.ndarray, " axis"], null: Float64[np.ndarray, " axis"]) -> Picture:
+def _spectrum(values: Float64[np.ndarray, " axis"], null: float) -> Picture:
     x = tuple(float(axis) for axis in range(2, len(values) + 2))
     lines = (
         Line("beyond the pooled direction", x, tuple(values.tolist())),

@@ -34,7 +34,7 @@ from obliteratus.analysis.probe_accuracy import (
 )
 from obliteratus.errors import MeasurementError
 from obliteratus.events import track
-from obliteratus.pictures.spec import Line, Panel, Picture, estimates_dots
+from obliteratus.pictures.spec import Line, Panel, Picture, Role, estimates_dots
 from obliteratus.probe.activations import Activations
 from obliteratus.statistics.claims import claim_above
 from obliteratus.statistics.estimate import Estimate, Verdict
@@ -322,16 +322,16 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
     ]
     if "transfer" in found.estimates:
         each = found.arrays["transfer"]
-        dots = [
+        dots: list[tuple[str, Estimate, Role]] = [
             (name, Estimate(float(value), (float(value), float(value)), n=1), "edited")
             for name, value in zip(found.facts["categories"], each, strict=True)
         ]
-        whole = ("all categories", found.estimates["transfer"], "refusal")
+        dots.insert(0, ("all categories", found.estimates["transfer"], "refusal"))
         caption = (
             f"Accuracy at layer {found.facts['best']} on each category by a probe that was fitted "
             "to the others; 0.5 is chance."
         )
-        marks = (estimates_dots([whole, *dots]),)
+        marks = (estimates_dots(dots),)
         panel = Panel(marks, "accuracy in an unseen category", zero=False)
         shown.append(Picture("Does it carry over to other categories?", caption, (panel,)))
     return tuple(shown)

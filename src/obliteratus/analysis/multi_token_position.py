@@ -258,7 +258,9 @@ def _dots(found: Findings, names: list[str], label: str) -> Panel:
     def role(each: Estimate) -> Role:
         return "edited" if each.verdict == "supported" else "original"
 
-    rows = [(name, found.estimates[name], role(found.estimates[name])) for name in names]
+    rows: list[tuple[str, Estimate, Role]] = [
+        (name, found.estimates[name], role(found.estimates[name])) for name in names
+    ]
     return Panel((estimates_dots(rows),), label)
 
 

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from obliteratus.errors import MeasurementError
 from obliteratus.events import track, without_progress
-from obliteratus.measure.log_odds import RefusalTokens, refusal_log_odds
+from obliteratus.measure.head import Head, chunks, head_of
+from obliteratus.measure.log_odds import RefusalTokens, log_odds
 from obliteratus.models.chat import Encoded
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.hooks import changing
+from obliteratus.probe.forward import last_hidden
 from obliteratus.shapes import Layer
 from obliteratus.statistics.bootstrap import paired_bootstrap
 from obliteratus.statistics.estimate import Estimate
@@ -110,14 +112,15 @@ def position_ablation(
     noise = torch.randn(largest.shape, generator=drawn, dtype=torch.float64)
     rows_at_random = torch.linalg.qr(noise.T).Q.T
     random: dict[Layer, Tensor] = {layer: rows_at_random[: len(basis[layer])] for layer in basis}
+    head = head_of(model)  # which runs two tokens, so not under the hooks
     places: list[Spared] = [None, *positions, EARLIER]
     asked = [(rows, place) for rows in (basis, random) for place in places]
 
     def measured(rows: Mapping[Layer, Tensor], place: Spared) -> Float64[np.ndarray, " prompt"]:
         with without_progress(), removing(model, rows, spared=place, count=count):
-            return _log_odds(model, encoded, tokens)
+            return _log_odds(model, head, encoded, tokens)
 
-    untouched = _log_odds(model, encoded, tokens)
+    untouched = _log_odds(model, head, encoded, tokens)
     found = [
         measured(rows, place)
         for rows, place in track(asked, task="spare positions", total=len(asked), unit="runs")
@@ -174,7 +177,7 @@ class _Removal:
 
 
 def _log_odds(
-    model: LoadedModel, encoded: Encoded, tokens: RefusalTokens
+    model: LoadedModel, head: Head, encoded: Encoded, tokens: RefusalTokens
 ) -> Float64[np.ndarray, " prompt"]:
     """Return refusal log-odds, prompts of one length at a time and each with all of its tokens."""
     found = np.empty(len(encoded))
@@ -183,5 +186,7 @@ def _log_odds(
         rows = [row for row, other in enumerate(lengths) if other == length]
         part = replace(encoded, ids=tuple(encoded.ids[row] for row in rows), shared_prefix=0)
         with without_progress():
-            found[rows] = refusal_log_odds(model, part, tokens).numpy()
+            hidden = last_hidden(model, part, task="refusal log-odds")
+        odds = [log_odds(head.log_probabilities(each), tokens.ids) for each in chunks(hidden)]
+        found[rows] = torch.cat(odds).cpu().numpy()
     return found
