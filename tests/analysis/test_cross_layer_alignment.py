@@ -135,11 +135,15 @@ def test_products_are_those_of_disjoint_halves(is_paired: bool) -> None:
 
 def test_a_copy_of_a_prompt_does_not_meet_itself() -> None:
     activations = stream(0, norm=0.0, n=8)
-    products = LayerProducts(activations, -1)
-    twice = [np.full((1, 8), 2.0)]
-    every = products.products(products.once())[0]
-    doubled = products.products(twice)[0]
-    np.testing.assert_allclose(every, doubled)
+    counts = np.array([3.0, 2.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0])
+    rows = [
+        (activations.harmful.kept[layer] - activations.harmless.kept[layer])[:, 0].double().numpy()
+        for layer in (1, 3)
+    ]
+    pairs = np.outer(counts, counts) * (1 - np.eye(8))
+    expected = (pairs * (rows[0] @ rows[1].T)).sum() / pairs.sum()
+    found_again = LayerProducts(activations, -1).products([counts[None]])[0]
+    assert found_again[1, 3] == pytest.approx(expected, rel=1e-5)
 
 
 def test_representatives_are_confirmed_by_what_distill_measured() -> None:

@@ -137,9 +137,8 @@ def test_probes_are_those_of_ridge_on_all_coordinates() -> None:
 def test_intervals_of_accuracy_cover_the_truth() -> None:
     rng, inside = np.random.default_rng(0), 0
     labels, unit = np.repeat([1.0, -1.0], 40), np.tile(np.arange(40), 2)
-    for _ in range(400):  # half of a pair's errors are made on both of its prompts
-        both = rng.normal(size=40)
-        noise = np.concatenate([both + rng.normal(size=40), both + rng.normal(size=40)]) / 2**0.5
+    for _ in range(400):  # both prompts of a pair are right or wrong together
+        noise = np.tile(rng.normal(size=40), 2)
         scores = labels * (0.8416212335729143 + noise)  # right in 80 % of cases
         _, low, high = accuracy_interval(scores, labels, unit)
         inside += low <= 0.8 <= high

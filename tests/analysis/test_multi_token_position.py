@@ -39,6 +39,7 @@ def stream(
     *,
     effect: float = 3.0,
     sink: float = 1.0,
+    rogue: float = 1.0,
     n: int = PAIRS,
     positions: int = 3,
     is_paired: bool = True,
@@ -46,7 +47,7 @@ def stream(
     """Noise in two layers; harm shows at layer 1 and the position before the last.
 
     The first position is a sink: ``sink`` times as long, with prompts that differ in length, and
-    one coordinate that is longer still.
+    one coordinate that is longer still. ``rogue`` multiplies a coordinate of all positions.
     """
     rng = np.random.default_rng(seed)
     direction = rng.normal(size=WIDTH)
@@ -61,6 +62,7 @@ def stream(
                 noise[:, 0, 5] = 20 * sink * (1 + 0.1 * rng.normal(size=n))
             if layer == 1:
                 noise[:, max(-2, -positions)] += sign * effect * direction
+            noise[..., 3] *= rogue
             kept[layer] = torch.tensor(noise)
         sides.append(kept)
     return activations_of(sides[0], sides[1], is_paired=is_paired)
@@ -90,6 +92,10 @@ def test_attention_sinks_do_not_win() -> None:
     assert all(each.argmax(axis=1).tolist() == [0, 0] for each in raw)  # the raw map is the sink's
     assert sum(shown(each) == ["position -2"] for each in every) >= 40
     assert sum("position -3" in shown(each) for each in every) <= 5
+
+
+def test_one_enormous_coordinate_hides_nothing() -> None:
+    assert sum(shown(found(seed, rogue=1e3)) == ["position -2"] for seed in range(20)) >= 16
 
 
 def test_unpaired_prompts_are_compared_too() -> None:
