@@ -15,21 +15,15 @@ def activations_of(
     *,
     is_paired: bool = True,
     categories: Sequence[str | None] | None = None,
-    harmless_categories: Sequence[str | None] | None = None,
-    kept: bool = True,
 ) -> Activations:
-    """Return the activations of both classes; the last position is −1.
+    """Return the activations of both classes, every prompt kept; the last position is −1.
 
-    ``categories`` are those of the harmful prompts, and of the harmless ones too where these are
-    not given and the set is paired. Without ``kept`` there are moments only.
+    ``categories`` are those of the harmful prompts, and of the harmless ones too in a paired set.
     """
-    others = harmless_categories
-    if others is None and is_paired:
-        others = categories
     positions = next(iter(harmful.values())).shape[1]
     return Activations(
-        _side(harmful, categories, kept),
-        _side(harmless, others, kept),
+        _side(harmful, categories),
+        _side(harmless, categories if is_paired else None),
         positions=tuple(range(-positions, 0)),
         is_paired=is_paired,
         fingerprint="made",
@@ -39,7 +33,6 @@ def activations_of(
 def _side(
     stream: Mapping[Layer, Float[Tensor, "prompt position d_model"]],
     categories: Sequence[str | None] | None,
-    kept: bool,
 ) -> ClassActivations:
     count = len(next(iter(stream.values())))
     moments: dict[Layer, Moments] = {
@@ -54,5 +47,5 @@ def _side(
         prompt_ids=tuple(f"p{row}" for row in range(count)),
         categories=(None,) * count if categories is None else tuple(categories),
         moments=moments,
-        kept={layer: rows.float() for layer, rows in stream.items()} if kept else {},
+        kept={layer: rows.float() for layer, rows in stream.items()},
     )
