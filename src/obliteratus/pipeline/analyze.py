@@ -13,7 +13,7 @@ from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.findings import Findings, load_findings, save_findings
 from obliteratus.analysis.module import ANALYSES
 from obliteratus.directions.directions import Directions
-from obliteratus.errors import MeasurementError
+from obliteratus.errors import DirectionError, MeasurementError
 from obliteratus.events import Note, emit
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.log_odds import RefusalTokens
@@ -92,7 +92,7 @@ class _Run:
                 try:
                     found[module], note.is_cached = self._run(module, bench, laboratory)
                     note.text = found[module].headline
-                except MeasurementError as error:
+                except (MeasurementError, DirectionError) as error:
                     left.append(LeftOut(module, str(error)))
                     note.text = "left out"
                     emit(Note(f"{ANALYSES[module].title} is left out: {error}"))

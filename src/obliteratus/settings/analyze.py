@@ -10,9 +10,9 @@ class AnalyzeSettings(Section):
 
     ``prompts`` bounds the prompts of each class on which interventions are made: runs of the model
     cost, activations that PROBE has kept do not. ``permutations`` is the number of shuffled labels
-    behind a null: p-values go down to 1 / (``permutations`` + 1).
+    behind a null: p-values go down to 1 / (``permutations`` + 1), which must be below 0.05.
     """
 
     modules: tuple[str, ...] = ()
     prompts: int = Field(default=32, ge=4)
-    permutations: int = Field(default=199, ge=19)
+    permutations: int = Field(default=199, ge=20)
