@@ -13,7 +13,7 @@ cannot do without; where later parts make up for a loss (a backup), the second i
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -34,6 +34,9 @@ NEGLIGIBLE_SWING = 0.5
 other."""
 NEGLIGIBLE_SHARE = 0.05
 """Of the swing: a place that surely carries less than this is as good as none."""
+FLOOR = 1e-3
+"""Of the largest effect: standard errors are at least this, or rounding would be an effect."""
+TINY = 1e-24
 AGREES = 0.7
 """Correlation over places from which on attribution may stand for patching."""
 SHOWN = 12  # places in a picture that names them
@@ -44,9 +47,9 @@ def causal_tracing(traced: Traced, *, permutations: int, seed: int) -> Findings:
 
     The null exchanges the roles of a pair: a harmless run patched from the harmful one becomes a
     harmful run patched from the harmless one, so d turns into −n and n into −d, and no further run
-    is needed. p-values are those of the largest absolute mean over all places and both directions
-    (max-T). Where harmful and harmless prompts do not differ in refusal there is no recovery, and
-    effects are given in log-odds.
+    is needed. p-values are those of the largest mean, in standard errors, over all places and both
+    directions (max-T). Where harmful and harmless prompts do not differ in refusal there is no
+    recovery, and effects are given in log-odds.
     """
     rng = np.random.default_rng(seed)
     swing = traced.harmful - traced.harmless
@@ -56,9 +59,12 @@ def causal_tracing(traced: Traced, *, permutations: int, seed: int) -> Findings:
     test = sign_flip(swing, seed=seed)
     is_swung = test.p_value < SIGNIFICANT and float(swing.mean()) > 0
     turned = rng.random((permutations, n)) < 0.5
-    null = _largest_exchanged(denoising, noising, turned)
+    effects = _Effects(denoising, noising)
+    means, errors = (each[0] for each in effects.errors(np.zeros((1, n), dtype=bool)))
+    shuffled = effects.errors(turned)
+    null = (np.abs(shuffled[0]) / shuffled[1]).max(axis=(1, 2))
+    p = max_t(np.abs(means) / errors, null)
     both = np.stack([denoising, noising])
-    p = max_t(np.abs(both.mean(axis=1)), null)
     sampled = weights(n, rng)
     scale = sampled @ swing if is_swung else np.ones(len(sampled))
     whole = float(swing.mean()) if is_swung else 1.0
@@ -67,9 +73,10 @@ def causal_tracing(traced: Traced, *, permutations: int, seed: int) -> Findings:
         arrays[name] = both[row].mean(axis=0) / whole
         low, high = ends(sampled @ both[row] / scale[:, None])
         arrays |= {f"{name}_low": low, f"{name}_high": high, f"{name}_p": p[row]}
+        arrays[f"{name}_chance"] = chance(null) * errors[row] / whole
     arrays["attribution_denoising"] = traced.rise.mean(axis=0) / whole
     arrays["attribution_noising"] = traced.fall.mean(axis=0) / whole
-    arrays["null_largest"] = null / whole
+    arrays["null_largest"] = null
     estimates = {
         "swing": _swing(test.effect, is_swung),
         "denoising": _best(arrays, "denoising", n, seed, is_swung),
@@ -79,15 +86,28 @@ def causal_tracing(traced: Traced, *, permutations: int, seed: int) -> Findings:
     return _findings(traced, arrays, estimates, is_swung)
 
 
-def _largest_exchanged(
-    denoising: Float64[np.ndarray, "pair place"],
-    noising: Float64[np.ndarray, "pair place"],
-    turned: Bool[np.ndarray, "permutation pair"],
-) -> Float64[np.ndarray, " permutation"]:
-    """Return the largest absolute mean effect under each exchange of roles."""
-    kept, other = (1.0 - turned) / turned.shape[1], turned / turned.shape[1]
-    means = (kept @ denoising - other @ noising, kept @ noising - other @ denoising)
-    return np.maximum(*(np.abs(each).max(axis=1) for each in means))
+@dataclass(frozen=True)
+class _Effects:
+    """What patches of a place change, both ways, pair by pair; studentised by their own spread."""
+
+    denoising: Float64[np.ndarray, "pair place"]
+    noising: Float64[np.ndarray, "pair place"]
+
+    def errors(
+        self, turned: Bool[np.ndarray, "permutation pair"]
+    ) -> tuple[
+        Float64[np.ndarray, "permutation direction place"],
+        Float64[np.ndarray, "permutation direction place"],
+    ]:
+        """Return means and standard errors with the roles of the ``turned`` pairs exchanged."""
+        n = turned.shape[1]
+        kept, other = (1.0 - turned) / n, turned / n
+        both = (self.denoising, self.noising)
+        means = np.stack([kept @ a - other @ b for a, b in (both, both[::-1])], axis=1)
+        squares = np.stack([kept @ a**2 + other @ b**2 for a, b in (both, both[::-1])], axis=1)
+        variance = np.maximum(squares - means**2, 0.0) / (n - 1)
+        largest = np.sqrt(max(float((each**2).mean(axis=0).max()) for each in both) / n)
+        return means, np.sqrt(np.maximum(variance, (FLOOR * largest) ** 2 + TINY))
 
 
 def _swing(effect: Estimate, is_swung: bool) -> Estimate:
@@ -107,7 +127,7 @@ def _best(arrays: dict[str, np.ndarray], name: str, n: int, seed: int, is_swung:
         float(arrays[name][best]),
         (float(arrays[f"{name}_low"][best]), float(arrays[f"{name}_high"][best])),
         n=n,
-        null=chance(arrays["null_largest"]),
+        null=float(arrays[f"{name}_chance"][best]),
         seed=seed,
         verdict=verdict,
     )
@@ -172,9 +192,13 @@ def _findings(
 
 
 def _ranked(arrays: dict[str, np.ndarray], name: str) -> list[int]:
-    """Return the places beyond chance that carry refusal forward, the largest first."""
+    """Return the places that carry a part of refusal beyond chance, the largest first."""
     order = np.argsort(-arrays[name]).tolist()
-    return [i for i in order if arrays[f"{name}_p"][i] < SIGNIFICANT and arrays[name][i] > 0]
+    return [
+        i
+        for i in order
+        if arrays[f"{name}_p"][i] < SIGNIFICANT and arrays[name][i] > NEGLIGIBLE_SHARE
+    ]
 
 
 def _headline(
