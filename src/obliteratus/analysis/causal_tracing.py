@@ -23,7 +23,7 @@ from obliteratus.analysis.findings import Findings
 from obliteratus.analysis.module import ANALYSES, Analysis
 from obliteratus.analysis.parts import parts, places
 from obliteratus.analysis.patching import Patcher
-from obliteratus.analysis.resampling import SIGNIFICANT, chance, ends, max_t, weights
+from obliteratus.analysis.resampling import FLOOR, SIGNIFICANT, TINY, chance, ends, max_t, weights
 from obliteratus.analysis.tracing import Traced, aligned_pairs, trace
 from obliteratus.pictures.spec import Dots, Heat, Panel, Picture, Role
 from obliteratus.statistics.estimate import Estimate, Verdict
@@ -34,9 +34,6 @@ NEGLIGIBLE_SWING = 0.5
 other."""
 NEGLIGIBLE_SHARE = 0.05
 """Of the swing: a place that surely carries less than this is as good as none."""
-FLOOR = 1e-3
-"""Of the largest effect: standard errors are at least this, or rounding would be an effect."""
-TINY = 1e-24
 AGREES = 0.7
 """Correlation over places from which on attribution may stand for patching."""
 SHOWN = 12  # places in a picture that names them

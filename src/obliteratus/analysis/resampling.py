@@ -3,13 +3,16 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from obliteratus.errors import MeasurementError
 from obliteratus.statistics.bootstrap import CONFIDENCE
 
 RESAMPLES = 1999
 SIGNIFICANT = 0.05
+FLOOR = 1e-3
+"""Of the largest quantity: standard errors are at least this, or rounding would be an effect."""
+TINY = 1e-24
 TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
 
@@ -62,28 +65,67 @@ class Classes:
         second = first if self.is_paired else weights(len(self.harmless), rng, resamples)
         return first @ self.harmful, second @ self.harmless
 
-    def shuffled(
-        self, rng: np.random.Generator, permutations: int
-    ) -> Float64[np.ndarray, "permutation quantity"]:
-        """Return the contrasts under shuffled labels."""
-        if self.is_paired:
-            signs = rng.choice([-1.0, 1.0], size=(permutations, len(self.harmful)))
-            return signs @ (self.harmful - self.harmless) / len(self.harmful)
-        both = np.concatenate([self.harmful, self.harmless])
-        counts = (len(self.harmful), len(self.harmless))
-        label = np.repeat([1 / counts[0], -1 / counts[1]], counts)
-        return np.stack([rng.permutation(label) for _ in range(permutations)]) @ both
+    def tested(self, rng: np.random.Generator, permutations: int) -> "Tested":
+        """Test every contrast against shuffled labels, in standard errors under each shuffling."""
+        given, shuffled = self._labels(rng, permutations)
+        values, errors = self._contrasts(given)
+        null_values, null_errors = self._contrasts(shuffled)
+        largest = (np.abs(null_values) / null_errors).max(axis=1)
+        return Tested(max_t(np.abs(values[0]) / errors[0], largest), errors[0], largest)
 
-    def spread(self) -> Float64[np.ndarray, " quantity"]:
-        """Return the standard error of the contrast, at least a millionth of the largest one."""
+    def _labels(
+        self, rng: np.random.Generator, permutations: int
+    ) -> tuple[Bool[np.ndarray, "one unit"], Bool[np.ndarray, "permutation unit"]]:
+        """Return which units count as they are given: pairs, or prompts that are harmful."""
         if self.is_paired:
-            variance = (self.harmful - self.harmless).var(axis=0, ddof=1) / len(self.harmful)
+            given = np.ones((1, len(self.harmful)), dtype=bool)
+            return given, rng.random((permutations, len(self.harmful))) < 0.5
+        given = np.repeat([True, False], (len(self.harmful), len(self.harmless)))[None]
+        return given, np.stack([rng.permutation(given[0]) for _ in range(permutations)])
+
+    def _contrasts(
+        self, label: Bool[np.ndarray, "sample unit"]
+    ) -> tuple[Float64[np.ndarray, "sample quantity"], Float64[np.ndarray, "sample quantity"]]:
+        """Return contrasts and their standard errors under every labelling."""
+        if self.is_paired:
+            values = self.harmful - self.harmless
+            means, variance = _moments((2.0 * label - 1) / len(values), values)
         else:
-            variance = self.harmful.var(axis=0, ddof=1) / len(self.harmful)
-            variance = variance + self.harmless.var(axis=0, ddof=1) / len(self.harmless)
-        error = np.sqrt(variance)
-        floor = 1e-6 * float(error.max()) or 1.0
-        return np.maximum(error, floor)
+            values = np.concatenate([self.harmful, self.harmless])
+            sides = [
+                _moments(side / side.sum(axis=1, keepdims=True), values)
+                for side in (label.astype(float), 1.0 - label)
+            ]
+            means, variance = sides[0][0] - sides[1][0], sides[0][1] + sides[1][1]
+        largest = float(np.sqrt((values**2).mean(axis=0).max() / len(values)))
+        return means, np.sqrt(np.maximum(variance, (FLOOR * largest) ** 2 + TINY))
+
+
+@dataclass(frozen=True)
+class Tested:
+    """p-values of many contrasts, corrected for being many, and what they are made of.
+
+    ``errors`` are standard errors, ``largest`` the largest statistic of every shuffling.
+    """
+
+    p: Float64[np.ndarray, " quantity"]
+    errors: Float64[np.ndarray, " quantity"]
+    largest: Float64[np.ndarray, " permutation"]
+
+    @property
+    def chance(self) -> Float64[np.ndarray, " quantity"]:
+        """What every contrast would have to reach."""
+        return chance(self.largest) * self.errors
+
+
+def _moments(
+    weight: Float64[np.ndarray, "sample unit"], values: Float64[np.ndarray, "unit quantity"]
+) -> tuple[Float64[np.ndarray, "sample quantity"], Float64[np.ndarray, "sample quantity"]]:
+    """Return weighted means and the variances of these means; signs of weights turn values."""
+    means = weight @ values
+    count = np.count_nonzero(weight, axis=1)[:, None]
+    variance = (np.abs(weight) @ values**2 - means**2) / np.maximum(count - 1, 1)
+    return means, np.maximum(variance, 0.0)
 
 
 def weights(
