@@ -161,5 +161,5 @@ def test_it_runs_on_a_bench_and_is_drawn() -> None:
         assert drawn(picture).axes
         assert interactive(picture).data
     nowhere = replace(bench, distilled=lambda: replace(directions, source_layer=None))
-    with pytest.raises(MeasurementError, match="read at every layer"):
+    with pytest.raises(MeasurementError, match="every layer has a direction of its own"):
         ANALYSES["residual_decomposition"].run(nowhere)

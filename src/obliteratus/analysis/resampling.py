@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float64
+from scipy import stats
 
 from obliteratus.errors import MeasurementError
 from obliteratus.statistics.bootstrap import CONFIDENCE
@@ -158,3 +159,19 @@ def max_t(
 def chance(largest: Float64[np.ndarray, " permutation"]) -> float:
     """Return what the largest statistic stays below in 19 of 20 permutations."""
     return float(np.quantile(largest, 1 - SIGNIFICANT))
+
+
+def prediction_bound(means: Float64[np.ndarray, " null"], *, level: float = SIGNIFICANT) -> float:
+    """Return what a further null stays below in 1 − ``level`` of cases, never below 0.
+
+    The one-sided prediction bound of a normal sample, m + t s √(1 + 1 / k) (Hahn 1969). It counts
+    the scatter between nulls, which no number of prompts reduces.
+
+    Raises:
+        MeasurementError: fewer than three nulls, of which no scatter can be told.
+    """
+    count = len(means)
+    if count < 3:
+        raise MeasurementError(f"a bound needs three nulls at least, and there are {count}.")
+    reach = float(stats.t.ppf(1 - level, count - 1)) * float(np.sqrt(1 + 1 / count))
+    return max(0.0, float(means.mean()) + reach * float(means.std(ddof=1)))

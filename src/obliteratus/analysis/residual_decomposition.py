@@ -13,6 +13,7 @@ from jaxtyping import Float64
 from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.contributions import Contributions, contributions
 from obliteratus.analysis.findings import Findings
+from obliteratus.analysis.intervening import selected
 from obliteratus.analysis.module import ANALYSES, Analysis
 from obliteratus.analysis.resampling import SIGNIFICANT, Classes, ends
 from obliteratus.errors import MeasurementError
@@ -185,14 +186,10 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
 
 
 def _run(bench: Bench) -> Findings:
-    directions, subset = bench.directions, bench.subset
-    layer = directions.source_layer
-    if layer is None or layer == "embedding":
-        raise MeasurementError(
-            f"the direction was read at {layer or 'every layer'}, and a split needs one block "
-            "behind which it is made. Use an extractor that selects a layer (distill.extractor)."
-        )
-    row = directions.basis[layer][0]
+    subset = bench.subset
+    layer, row = selected(bench.directions)
+    if layer == "embedding":
+        raise MeasurementError("the direction was read before block 0, where nothing wrote it yet.")
     harmful, harmless = (
         contributions(bench.model, side, row, layer) for side in (subset.harmful, subset.harmless)
     )
