@@ -49,10 +49,10 @@ class Design:
         Raises:
             UsageError: a value is out of its range, or two parts exclude each other.
         """
-        if self.effect < 0 or self.noise < 0 or self.background < 0 or self.inert < 0:
-            raise UsageError(
-                "effect, noise, background and inert of a planted transformer are >= 0."
-            )
+        sizes = {"effect": self.effect, "noise": self.noise}
+        for name, size in {**sizes, "background": self.background, "inert": self.inert}.items():
+            if size < 0:
+                raise UsageError(f"{name}={size:g} is a size; give a number of at least 0.")
         if not (0 <= self.repair <= 1 and 0 <= self.entanglement <= 1):
             raise UsageError(
                 f"repair={self.repair:g} and entanglement={self.entanglement:g} are shares of a "

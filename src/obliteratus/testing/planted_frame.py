@@ -30,11 +30,11 @@ class Frame:
     asked: Mapping[str, Float64[Tensor, " d_model"]]
     trigger: Float64[Tensor, " d_model"]
     told: Float64[Tensor, " d_model"]
-    refusal: Float64[Tensor, "axis d_model"]
+    refusal: Float64[Tensor, "rank d_model"]
     backup: Float64[Tensor, " d_model"]
     inert: Float64[Tensor, " d_model"]
     codes: Mapping[str, Float64[Tensor, " d_model"]]
-    content: Float64[Tensor, "axis d_model"]
+    content: Float64[Tensor, "content d_model"]
     sink: int | None = None
 
     def noisy(self) -> Float64[Tensor, "axis d_model"]:

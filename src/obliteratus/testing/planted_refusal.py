@@ -5,7 +5,7 @@ layer  what it does
 =====  =========================================================================================
 0      opens the answer (``Sure`` ahead of ``I``), says the next word of an answer that has begun
 1      heads copy what words carry (harm by category, triggers, things asked about) to the end
-2      columns write r where harm was copied; also an inert direction, or a little r for questions
+2      a column per category writes r; also an inert direction, or a little r for questions
 3      the backup path, which r inhibits; the look-up of capability answers
 4      columns read r and write the refusal's first token
 5      takes away the code of the last template token, which would be the answer otherwise
@@ -25,7 +25,6 @@ from obliteratus.testing.planted_vocabulary import (
     ASSISTANT,
     BOS,
     COMPLIES,
-    HARM,
     REFUSES,
     next_tokens,
 )
@@ -58,13 +57,18 @@ STEEP = 20.0
 """Slope of a threshold: a gate half a unit above it is 10, where act(10) = 10 to 5e-5, and half a
 unit below it -10, where act(-10) is 5e-4 or less."""
 OPEN = STEEP / 2
+ACTIVE = 0.5
+"""Activation of a column that writes a direction. Its weights are then twice as long as what it
+writes, so that r holds as much energy in the weights as other directions do, as in trained models:
+controls of equal energy would otherwise have to lie near r."""
 CONE_STEEP = 40.0
-CONE_FROM, CONE_TO = 0.25, 0.45
+CONE_FROM, CONE_TO = 0.35, 0.55
 """A reader of a cone begins and is saturated at these shares of β along its own direction: above
-the cosine of two categories, and below what is left of each (0.6) without their mean."""
-VETO_FROM, VETO = -0.35, 24.0
-"""Below this share of β along any direction of a cone the refusal is withdrawn. So a sum of
-directions induces refusal and a difference does not."""
+the cosine of two categories (0.2), and below what is left of each (0.6) without their mean."""
+VETO_STEEP, VETO_FROM, VETO_TO, VETO = 100.0, 0.26, 0.32, 36.0
+"""A veto begins and is saturated at these shares of β against any direction of a cone, and is worth
+that many logits: sums of directions induce refusal, and sums less another direction do not.
+Without the mean direction the parts of other categories are -0.2, which is no veto."""
 
 
 def refusal_directions(frame: Frame, design: Design) -> Float64[Tensor, "rank d_model"]:
@@ -125,7 +129,7 @@ class _Builder:
         self._design = design
         self._open = float(activation(torch.tensor(OPEN, dtype=torch.float64)))
         self._rows = refusal_directions(frame, design)
-        self._any_harm = torch.stack([*frame.copied.values()]).sum(0) / COPIED
+        self._harm = [vector / COPIED for vector in frame.copied.values()]
 
     def answers(self) -> Iterator[Unit]:
         codes = self._frame.codes
@@ -141,26 +145,26 @@ class _Builder:
         length = REFUSAL * self._design.effect
         if self._design.cause == "trigger":
             told = self._frame.told / COPIED
-            yield self._where("writer", WRITE_LAYER, told, length * self._rows[0])
-        elif self._design.cone is None:
-            yield self._where("writer", WRITE_LAYER, self._any_harm, length * self._rows[0])
-        else:
-            for category, row in zip(HARM, self._rows, strict=True):
-                copied = self._frame.copied[category] / COPIED
-                yield self._where("writer", WRITE_LAYER, copied, length * row)
+            yield self._writes("writer", WRITE_LAYER, told, length * self._rows[0])
+            return
+        for index, read in enumerate(self._harm):
+            row = self._rows[index if len(self._rows) > 1 else 0]
+            yield self._writes("writer", WRITE_LAYER, read, length * row)
 
     def others(self) -> Iterator[Unit]:
         design, frame, r = self._design, self._frame, self._rows[0]
         if design.inert:
             write = design.inert * REFUSAL * frame.inert
-            yield self._where("inert", WRITE_LAYER, self._any_harm, write)
+            for read in self._harm:
+                yield self._writes("inert", WRITE_LAYER, read, write)
         if design.entanglement:
             any_item = torch.stack([*frame.asked.values()]).sum(0) / COPIED
-            yield self._where("capability", WRITE_LAYER, any_item, QUESTION * REFUSAL * r)
+            yield self._writes("capability", WRITE_LAYER, any_item, QUESTION * REFUSAL * r)
         if design.repair and design.effect:
-            seen = self._any_harm - r / (REFUSAL * design.effect)
             write = REFUSAL * design.effect * frame.backup
-            yield self._where("backup", BACKUP_LAYER, seen, write)
+            for read in self._harm:
+                seen = read - r / (REFUSAL * design.effect)
+                yield self._writes("backup", BACKUP_LAYER, seen, write)
         known = Read(
             SWING * design.entanglement / (QUESTION * REFUSAL) * r,
             OPENING + MISSING + SWING * (1 - design.entanglement),
@@ -171,25 +175,30 @@ class _Builder:
 
     def reader(self) -> Iterator[Unit]:
         read = self._rows[0] + self._design.repair * self._frame.backup
-        yield self._unit(
-            "reader",
+        yield Unit(
             READ_LAYER,
+            "reader",
             Read(torch.zeros_like(read), OPEN),
             Read(read / REFUSAL),
             SWING / LOGIT * self._frame.codes[REFUSES] / self._open,
         )
 
     def cone_readers(self) -> Iterator[Unit]:
-        says = self._frame.codes[REFUSES] / LOGIT / CONE_STEEP
-        one = Read(torch.zeros_like(says), 1.0)
         for row in self._rows:
-            share = CONE_STEEP * row / REFUSAL
-            for start, sign in ((CONE_FROM, 1), (CONE_TO, -1)):
-                gate = Read(share, -CONE_STEEP * start)
-                write = sign * SWING / (CONE_TO - CONE_FROM) * says
-                yield self._unit("reader", READ_LAYER, gate, one, write)
-            gate = Read(-share, CONE_STEEP * VETO_FROM)
-            yield self._unit("veto", READ_LAYER, gate, one, -VETO / -VETO_FROM * says)
+            share = row / REFUSAL
+            yield from self._ramp("reader", share, (CONE_FROM, CONE_TO), CONE_STEEP, SWING)
+            yield from self._ramp("veto", -share, (VETO_FROM, VETO_TO), VETO_STEEP, -VETO)
+
+    def _ramp(
+        self, role: Role, read: Tensor, between: tuple[float, float], steep: float, logit: float
+    ) -> Iterator[Unit]:
+        """Make two columns that add ``logit`` to a refusal's above a range of ``read``."""
+        low, high = between
+        write = logit / LOGIT / (steep * (high - low)) * self._frame.codes[REFUSES]
+        for start, sign in ((low, 1.0), (high, -1.0)):
+            gate = Read(steep * read, -steep * start)
+            always = Read(torch.zeros_like(read), 1.0)
+            yield Unit(READ_LAYER, role, gate, always, sign * write)
 
     def _where(
         self, role: Role, layer: int, read: Tensor, write: Tensor, up: Read | None = None
@@ -197,7 +206,9 @@ class _Builder:
         """Return a unit that writes ``write`` (times ``up``) where ``read`` is 1, and not at 0."""
         gate = Read(STEEP * read, -OPEN)
         always = Read(torch.zeros_like(read), 1.0)
-        return self._unit(role, layer, gate, up or always, write / self._open)
+        return Unit(layer, role, gate, up or always, write / self._open)
 
-    def _unit(self, role: Role, layer: int, gate: Read, up: Read, write: Tensor) -> Unit:
-        return Unit(layer, role, gate, up, write)
+    def _writes(self, role: Role, layer: int, read: Tensor, write: Tensor) -> Unit:
+        """Return the same with the activation :data:`ACTIVE` where ``read`` is 1."""
+        up = Read(torch.zeros_like(read), ACTIVE / self._open)
+        return self._where(role, layer, read, write * self._open / ACTIVE, up)

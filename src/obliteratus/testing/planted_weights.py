@@ -49,6 +49,7 @@ from obliteratus.testing.planted_vocabulary import (
     VERBS,
     token_id,
 )
+from obliteratus.testing.tiny import in_dtype
 
 SHARP = 24.0
 """Attention logit of what a head looks for, and twice that of the first token: e⁻¹² = 6e-6."""
@@ -144,7 +145,7 @@ class _Builder:
             ]
             self._mlp(layer, units, spare=columns[layer].pop())
         self._head(codes)
-        module = self.module.to(dtype=dtype).eval().requires_grad_(requires_grad=False)
+        module = in_dtype(self.module, dtype).eval().requires_grad_(requires_grad=False)
         experts = self.experts if self.design.architecture == "mixtral" else ()
         return Built(module, self.circuit, self.heads, placed, experts, codes)
 
@@ -308,8 +309,9 @@ class _Builder:
         none = {part: torch.zeros(COLUMNS, dtype=torch.float64) for part in ("gate", "up")}
         router = self.noise.reading(norm, none["gate"][:EXPERTS], self.plain.before[layer, "mlp"])
         if layer == WRITE_LAYER:
-            seen = next(unit.gate for unit, _ in units if unit.role == "writer")
-            toward = Read(ROUTED / OPEN * seen.along, ROUTED / OPEN * seen.bias)
+            gates = [unit.gate for unit, _ in units if unit.role == "writer"]
+            along = torch.stack([gate.along for gate in gates]).sum(0)
+            toward = Read(ROUTED / OPEN * along, ROUTED / OPEN * gates[0].bias)
             away = Read(-toward.along, -toward.bias)
             chosen = [norm.row(toward if e in self.experts else away) for e in range(EXPERTS)]
             router = router / ROUTED + torch.stack(chosen)
