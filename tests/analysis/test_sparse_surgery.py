@@ -29,6 +29,7 @@ from obliteratus.testing.tiny import tiny_model
 
 POOL, FEW = 24, 12  # prompts that are operated on, and how many of them one experiment sees
 DRAWN, DRAWS = 16, 6  # the same for draws at random
+SILENT, LONG = 30, 18.0  # columns of each layer that are silenced, and their length along r
 
 
 def bench(plant: PlantedTransformer, row: torch.Tensor) -> Bench:
@@ -50,10 +51,29 @@ def bench(plant: PlantedTransformer, row: torch.Tensor) -> Bench:
     )
 
 
+def with_silent(plant: PlantedTransformer, row: torch.Tensor) -> None:
+    """Give columns that are never active as much energy along ``row`` as those that write it.
+
+    The writers alone would hold nearly all of it, and nothing else could be cut for as much.
+    """
+    used = {place for places in plant.truth.columns.values() for place in places}
+    drawn_sizes = torch.Generator().manual_seed(0)
+    for layer in range(plant.model.anatomy.n_layers):
+        mlp = f"model.layers.{layer}.mlp"
+        up = plant.model.module.get_parameter(f"{mlp}.up_proj.weight")
+        down = plant.model.module.get_parameter(f"{mlp}.down_proj.weight")
+        free = [column for column in range(up.shape[0]) if (layer, column) not in used]
+        for column in free[:SILENT]:
+            up[column] = 0
+            size = LONG * float(torch.randn((), generator=drawn_sizes))
+            down[:, column] += size * row.to(down)
+
+
 def pool(variant: str, what: str = "refusal", **changes: Any) -> tuple[PlantedTransformer, Cut]:
     plant = planted(variant, **changes)
     row = plant.truth.refusal[0] if what == "refusal" else plant.truth.inert
     assert row is not None
+    with_silent(plant, row)
     return plant, cut_columns(bench(plant, row), row, draws=DRAWN)
 
 
@@ -80,9 +100,8 @@ def found(cut: Cut, seed: int) -> Findings:
     return sparse_surgery(some, seed=seed)
 
 
-def writer(plant: PlantedTransformer) -> str:
-    layer, column = plant.truth.columns["writer"][0]
-    return f"L{layer} MLP column {column}"
+def writers(plant: PlantedTransformer) -> set[str]:
+    return {f"L{layer} MLP column {column}" for layer, column in plant.truth.columns["writer"]}
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "granite", "phi3"])
@@ -138,12 +157,13 @@ def test_the_planted_column_writes_most(variant: str) -> None:
     columns = columns_along(plant.model, row)
     texts = [prompt.text for prompt in plant.prompts(8).harmful]
     amount = written(columns, encode(plant.model, texts))
-    assert columns.names[int(amount.argmax())] == writer(plant)
+    first = np.argsort(-amount)[: len(writers(plant)) + 1]  # and a head that brings the noise
+    assert writers(plant) <= {columns.names[unit] for unit in first}
 
 
 def test_a_planted_column_is_found_beyond_equal_energy() -> None:
     plant, cut = weak()
-    assert cut.names[0] == writer(plant)
+    assert set(cut.names[: len(writers(plant))]) == writers(plant)
     seen = [found(cut, seed).estimates for seed in range(100)]
     assert sum(each["mean_fall"].verdict == "supported" for each in seen) >= 80
     assert all(each["fall_with_all_columns"].verdict == "supported" for each in seen)
@@ -155,9 +175,10 @@ def test_along_a_direction_that_nothing_reads_there_is_nothing() -> None:
 
 
 def test_a_column_that_writes_much_of_what_is_not_used_is_no_finding() -> None:
-    """One column writes twice ‖δ‖ of it: as uneven as can be, and refusal does not fall."""
-    _, cut = decodable()
-    assert cut.written[0] > 10 * cut.written[1]
+    """A few columns write twice ‖δ‖ of it: as uneven as can be, and refusal does not fall."""
+    plant, cut = decodable()
+    count = len(plant.truth.columns["inert"])
+    assert cut.written[count - 1] > 10 * cut.written[count]
     seen = [found(cut, seed) for seed in range(100)]
     assert sum(each.estimates["mean_fall"].verdict == "supported" for each in seen) <= 10
 
@@ -185,9 +206,10 @@ def test_a_model_without_dense_matrices_is_refused() -> None:
 
 def test_it_runs_on_a_bench_and_is_drawn() -> None:
     plant = planted("linear")
+    with_silent(plant, plant.truth.refusal[0])
     seen = ANALYSES["sparse_surgery"].run(bench(plant, plant.truth.refusal[0]))
     assert seen.estimates["mean_fall"].verdict == "supported"
-    assert seen.facts["half_is_written_by"] == 1
+    assert seen.facts["half_is_written_by"] <= len(writers(plant))
     for picture in pictures(seen):
         assert drawn(picture).axes
         assert interactive(picture).data
