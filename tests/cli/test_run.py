@@ -172,7 +172,7 @@ def test_verify_measures_two_models_and_writes_the_report(finished, shared, quic
     (shared.work / "report").mkdir()
     (shared.work / "report" / "notes.txt").write_text("mine")
     original, *prompts = quick[:3]
-    flags = [*prompts, *(flag for flag in quick if "verify." in flag and "controls" not in flag)]
+    flags = [*prompts, *(flag for flag in quick if "verify." in flag)]
     outcome = shared.run("verify", original, str(finished), *flags, "-o", "report", "--json")
     assert outcome.code == 0, outcome.err
     result = json.loads(outcome.out.splitlines()[-1])
@@ -181,11 +181,25 @@ def test_verify_measures_two_models_and_writes_the_report(finished, shared, quic
     run = json.loads((finished / "obliteratus" / "report.json").read_text())
     for measured, before in zip(written["rows"], run["rows"], strict=True):
         assert measured["edited"] == before["edited"], measured["key"]
+    nulls = [row for row in run["controls"] if row["kind"] != "permuted"]
+    assert written["controls"] == nulls
+    assert {row["kind"] for row in nulls} == {"edit", "random", "identity"}
+    assert "permuted labels" in [each["asked"] for each in written["deviations"]]
     assert sorted(path.name for path in (shared.work / "report").iterdir()) == [
         "notes.txt",
         "report.html",
         "report.json",
     ]
+
+
+def test_a_plan_for_another_original_gives_no_controls(finished, shared, quick):
+    flags = [*quick[1:3], *(flag for flag in quick if "verify." in flag)]
+    outcome = shared.run("verify", str(finished), str(finished), *flags, "--json")
+    assert outcome.code == 0, outcome.err
+    report = json.loads(outcome.out.splitlines()[-1])["report"]
+    assert report["controls"] == []
+    (found,) = [each for each in report["deviations"] if each["where"] == "controls"]
+    assert "was made for another model" in found["reason"]
 
 
 TASKS = ("tiny_sums", "multiple_choice")
@@ -195,7 +209,7 @@ def test_capability_is_measured_and_printed_as_nothing_but_its_rows(
     finished, shared, quick, task_files, tmp_path
 ):
     original, *prompts = quick[:3]
-    flags = [*prompts, *(flag for flag in quick if "verify." in flag and "controls" not in flag)]
+    flags = [*prompts, *(flag for flag in quick if "verify." in flag)]
     flags += ["--capability", ",".join(TASKS), "--set", "verify.capability_items=5"]
     flags += ["--set", f"verify.capability_files={task_files}", "-o", str(tmp_path / "report")]
     outcome = shared.run("verify", original, str(finished), *flags, "--json")

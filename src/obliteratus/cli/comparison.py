@@ -2,13 +2,17 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from obliteratus.cli.render import Screen
 from obliteratus.errors import StorageError, UsageError
+from obliteratus.events import Note, emit
 from obliteratus.settings import RunSettings, settings_from, with_overrides
 from obliteratus.store import Store, atomic_folder
 from obliteratus.verify.report import Report
+
+if TYPE_CHECKING:
+    from obliteratus.verify.verify import MadeBy
 
 FILES = ("report.json", "report.html")
 USED = ("model", "prompts", "verify", "seed")
@@ -65,6 +69,7 @@ def run(
         prompts=settings.prompts,
         settings=settings.verify,
         models=settings.model,
+        made_by=_made_by(Path(edited)),
         seed=settings.seed,
         store=Store(),
     )
@@ -78,6 +83,21 @@ def run(
         "verify",
         {"folder": output and str(output), "report": report.model_dump(mode="json")},
     )
+
+
+def _made_by(folder: Path) -> "MadeBy | None":
+    """Return how the edited model was made where its folder is that of a run, else None."""
+    from obliteratus.release.run_folder import PLAN, RUN, RunFolder
+    from obliteratus.verify.verify import MadeBy
+
+    run = RunFolder(folder)
+    if not all((run.records / name).is_file() for name in (PLAN, RUN)):
+        return None
+    plans = run.plans()
+    if len(plans) > 1:
+        emit(Note(f"no controls: the edit was made in {len(plans)} passes, one upon the other."))
+        return None
+    return MadeBy(plans[0], str(run.run()["source"]["fingerprint"]))
 
 
 def _write(report: Report, output: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from obliteratus.directions.directions import Directions
+from obliteratus.edits.controls import matched_random
 from obliteratus.errors import MeasurementError
 from obliteratus.events import (
     Deviation,
@@ -29,6 +30,7 @@ from obliteratus.measure.log_odds import RefusalTokens, calibrate
 from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.summon import summon
+from obliteratus.operator.edit import EditPlan
 from obliteratus.probe.forward import last_hidden
 from obliteratus.prompts.contrast import ContrastSet, Prompt, Splits
 from obliteratus.prompts.load import contrast_set
@@ -37,7 +39,7 @@ from obliteratus.prompts.spread import limited
 from obliteratus.settings import ModelSettings, PromptSettings, VerifySettings
 from obliteratus.store import Store
 from obliteratus.verify.compare import compare
-from obliteratus.verify.controls import Controls
+from obliteratus.verify.controls import Controls, measure_controls
 from obliteratus.verify.html import HTML_FILE, save_html
 from obliteratus.verify.measure import measure_model
 from obliteratus.verify.measurement import Measurement
@@ -47,6 +49,14 @@ CALIBRATION_PROMPTS = 64  # of each class: mean probabilities are then good to a
 PROMPTS = PromptSettings()
 MODELS = ModelSettings()
 MEASURES = VerifySettings()
+
+
+@dataclass(frozen=True)
+class MadeBy:
+    """How the edited model was made: the ``plan``, and the fingerprint of the model it was for."""
+
+    plan: EditPlan
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,8 @@ class _Request:
     directions: Directions | None
     lookalikes: tuple[Prompt, ...] | None
     system: str | None
+    made_by: MadeBy | None
+    seed: int
     store: Store | None
 
 
@@ -72,7 +84,7 @@ def verify(
     models: ModelSettings = MODELS,
     behaviour: str = "refusal",
     directions: Directions | None = None,
-    controls: Controls | None = None,
+    made_by: MadeBy | None = None,
     lookalikes: tuple[Prompt, ...] | None = None,
     seed: int = 0,
     store: Store | None = None,
@@ -83,9 +95,9 @@ def verify(
     revision applies to the original only), measured and given back before the next one is loaded.
     Only the test split of the prompts is measured; refusal log-odds use first tokens calibrated on
     the original's fit split, and are left out, as a deviation, where it does not refuse in its
-    first token. ``directions`` adds the separation by layer, ``controls`` (made where the plan
-    was at hand) the nulls. ``lookalikes`` are safe prompts that look unsafe, instead of those built
-    in.
+    first token. ``directions`` adds the separation by layer, ``made_by`` the nulls of the edit,
+    measured on the original. ``lookalikes`` are safe prompts that look unsafe, instead of those
+    built in.
 
     Raises:
         MeasurementError: the vocabularies differ, there is nothing to measure, or logits are NaN.
@@ -98,9 +110,18 @@ def verify(
     _ = GENERATORS[settings.generator]
     _ = capability_tasks(settings)
     request = _Request(
-        splits, settings, models, chosen, directions, lookalikes, prompts.system, store
+        splits=splits,
+        settings=settings,
+        models=models,
+        behaviour=chosen,
+        directions=directions,
+        lookalikes=lookalikes,
+        system=prompts.system,
+        made_by=made_by,
+        seed=seed,
+        store=store,
     )
-    before, tokens, judge, left_out = _measure_original(original, request)
+    before, tokens, judge, controls, left_out = _measure_original(original, request)
     gc.collect()  # the first model is gone before the second one comes
     after, edited_head = _measure_edited(edited, request, judge, before)
     gc.collect()
@@ -151,7 +172,7 @@ def calibrated(
 
 def _measure_original(
     original: str | LoadedModel, request: _Request
-) -> tuple[Measurement, RefusalTokens | None, Judge, tuple[Deviation, ...]]:
+) -> tuple[Measurement, RefusalTokens | None, Judge, Controls | None, tuple[Deviation, ...]]:
     model = _load(original, request, "original")
     with _stage("verify", f"calibrate on {request.splits.fit.name}"):
         tokens, left_out = calibrated(
@@ -159,7 +180,35 @@ def _measure_original(
         )
     bench = Bench(request.settings.judge, tokens, request.store)
     judge = request.behaviour.judged_by(bench)
-    return _measured(model, request, judge, None), tokens, judge, left_out
+    controls = _controls(model, request, tokens)
+    return _measured(model, request, judge, None), tokens, judge, controls, left_out
+
+
+def _controls(
+    model: LoadedModel, request: _Request, tokens: RefusalTokens | None
+) -> Controls | None:
+    """Return the nulls of the plan that made the edited model; None without a plan."""
+    made_by = request.made_by
+    if made_by is None:
+        return None
+    if made_by.fingerprint != model.source.fingerprint:
+        reason = f"the plan of the edit was made for another model than {model.source.asked}"
+        return Controls((), (Deviation("controls", "the nulls of the edit", "none", reason),))
+    seeds = range(request.seed, request.seed + request.settings.random_controls)
+    with _stage("verify", "measure the controls, through hooks"):
+        found = measure_controls(
+            model,
+            made_by.plan,
+            request.splits.test,
+            random=[matched_random(made_by.plan, model, seed) for seed in seeds],
+            tokens=tokens,
+            system=request.system,
+            seed=request.seed,
+            store=request.store,
+        )
+    reason = "they need the activations of the fit prompts, which the run of the edit has read"
+    left_out = Deviation("controls", "permuted labels", "left out", reason)
+    return replace(found, deviations=(*found.deviations, left_out))
 
 
 def _measure_edited(
