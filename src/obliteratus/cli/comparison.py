@@ -93,11 +93,11 @@ def _made_by(folder: Path) -> "MadeBy | None":
     run = RunFolder(folder)
     if not all((run.records / name).is_file() for name in (PLAN, RUN)):
         return None
-    plans = run.plans()
-    if len(plans) > 1:
-        emit(Note(f"no controls: the edit was made in {len(plans)} passes, one upon the other."))
+    first, *later = run.plans()
+    if later:
+        emit(Note(f"no controls: the edit was made in {1 + len(later)} passes, each upon the last."))
         return None
-    return MadeBy(plans[0], str(run.run()["source"]["fingerprint"]))
+    return MadeBy(first, str(run.run()["source"]["fingerprint"]))
 
 
 def _write(report: Report, output: Path) -> None:
