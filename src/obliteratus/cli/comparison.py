@@ -95,7 +95,7 @@ def _made_by(folder: Path) -> "MadeBy | None":
         return None
     first, *later = run.plans()
     if later:
-        emit(Note(f"no controls: the edit was made in {1 + len(later)} passes, each upon the last."))
+        emit(Note(f"no controls: the edit was made in {1 + len(later)} passes, each on the last."))
         return None
     return MadeBy(first, str(run.run()["source"]["fingerprint"]))
 
