@@ -5,6 +5,7 @@ import pytest
 from obliteratus.errors import UsageError
 from obliteratus.measure.agreement import labelled
 from obliteratus.measure.degenerate import degeneration, is_loop, is_word_salad, tail_loop
+from obliteratus.measure.documents import select_text
 from obliteratus.measure.grammar import impossible_pairs
 from obliteratus.measure.planted import CORRUPTIONS, detector_rates, plant, windows
 
@@ -26,6 +27,16 @@ def test_planted_corruption_is_found_and_ordinary_text_is_not() -> None:
     weakest = {"shuffled words": 0.9, "shuffled words without punctuation": 0.8}
     for name, estimate in rates.detection.items():
         assert estimate.value >= weakest.get(name, 0.98), name
+        assert rates.auc[name] == pytest.approx(
+            (estimate.value + 1 - rates.false_positive.value) / 2
+        )
+
+
+def test_text_that_no_threshold_has_seen_is_told_as_well() -> None:
+    rates = detector_rates(words=25, documents=select_text())
+    assert rates.false_positive.n > 60
+    assert rates.false_positive.interval[1] < 0.08
+    assert min(rates.auc.values()) > 0.8
 
 
 def test_planting_is_deterministic_and_its_names_are_checked() -> None:

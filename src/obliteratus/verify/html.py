@@ -289,6 +289,10 @@ def _notes(report: Report) -> list[str]:
         ceiling = number(coherence.details["ceiling"], "similarity")
         notes.append(f"Run again in other batches, the original reaches a coherence of {ceiling}.")
     notes += capability_notes(report)
+    if not report.controls:
+        notes.append(
+            "The nulls of the edit were not measured: that takes the plan that it was made by."
+        )
     if not report.settings.save_completions:
         notes.append("Answers to harmful prompts were judged and dropped: none is stored.")
     return notes
