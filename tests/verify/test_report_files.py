@@ -390,3 +390,9 @@ def test_doses_without_log_odds_have_two_panels_and_none_are_refused():
     assert len(dose_response(dosed(0.6, odds=False)).axes) == 2
     with pytest.raises(MeasurementError, match=r"no doses.*verify\.dose=true"):
         dose_response(None)
+
+
+def test_a_report_without_nulls_says_that_they_were_not_measured(report: Report) -> None:
+    note = "The nulls of the edit were not measured"
+    assert note not in as_html(report)
+    assert note in as_html(report.model_copy(update={"controls": ()}))
