@@ -9,14 +9,15 @@ from obliteratus.measure import early_stop as module
 from obliteratus.measure.agreement import labelled
 from obliteratus.measure.degenerate import is_loop, loops_whatever_follows
 from obliteratus.measure.early_stop import EarlyStop, Stopped, early_stop, is_audited
-from obliteratus.measure.generation import Completion, check_lengths, generate
+from obliteratus.measure.generation import Completion, _about, check_lengths, generate
 from obliteratus.measure.judges.base import Judge, Outcome, Ruling, TextJudge, judge_named
 from obliteratus.measure.judges.keyword import UNREVOKED, keyword, keyword_settled
 from obliteratus.measure.planted import plant, windows
+from obliteratus.measure.writing import Limits, Writing
 from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.prompts.builtin import refusal
-from obliteratus.testing.tiny import tiny_model
+from obliteratus.testing.tiny import tiny_model, tiny_tokenizer
 
 TEXTS = ("Hi", "What is the time?", "A much longer question, about nothing at all.", "Why?")
 LIMIT = 24
@@ -213,3 +214,21 @@ def test_what_decides_where_answers_stop_is_in_the_identity() -> None:
     assert kinds[1] is not None
     assert kinds[0].identity != kinds[1].identity
     assert replace(kinds[1], bound=16).identity != kinds[1].identity
+
+
+def test_only_an_answer_is_asked_about_never_the_thought_before_it() -> None:
+    pen = Writing(tiny_tokenizer(), frozenset(), Limits(64, 32), None, "thought", [5, 6, 7, 8])
+    asked: list[tuple[int, ...]] = []
+
+    def enough(row: int, token_ids: tuple[int, ...], text: str) -> bool:
+        asked.append(token_ids)
+        return True
+
+    is_enough = _about([0], [pen], enough)
+    assert not is_enough(0)
+    assert asked == []
+    pen.place, pen.begins = "answer", 4
+    pen.token_ids += [9, 10, 11, 12]
+    assert is_enough(0)
+    assert asked == [(9, 10, 11, 12)]
+    assert pen.is_cut
