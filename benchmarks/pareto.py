@@ -48,6 +48,10 @@ ONE_DIRECTION = "arditi"  # the rows that differ in the norm that is kept and in
 TRIALS = "kernel-search"  # the same search as heretic's, with as many trials
 SHORTER: Mapping[str, tuple[str, ...]] = {"cone": ("distill.rdo.steps=10",)}
 """Rows that take hours as the preset has them, and what is set for the table instead."""
+WIDER: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("smollm2-refuser", "leace"): ("distill.max_kl=0.5",)
+}
+"""Rows for which no direction passes the gates of the preset on that model, and a wider gate."""
 NORMS = ("none", "frobenius", "column", "row")
 BASE = (
     "verify.random_controls=0",
@@ -70,31 +74,31 @@ class Plan:
     keep_weights: bool = False
     heretic_venv: Path | None = None
 
-    def settings(self, name: str) -> RunSettings:
-        """Return the settings of the row called ``name`` (one of :func:`names`, not heretic's)."""
-        method, assignments = self.method(name)
+    def settings(self, model: str, name: str) -> RunSettings:
+        """Return the settings of a model's row (``name`` is of :func:`names`, not heretic's)."""
+        method, assignments = self.method(model, name)
         return settings_for(method, assignments)
 
-    def method(self, name: str) -> tuple[str, list[str]]:
+    def method(self, model: str, name: str) -> tuple[str, list[str]]:
         """Return the preset behind a row, and everything that is set on top of it."""
+        instead = instead_of_preset(model, name)
         own: list[str] = []
         if name.startswith("norm-"):
             name, own = ONE_DIRECTION, [f"edit.norm={name.removeprefix('norm-')}"]
         elif name == TRIALS:
             own = [f"distill.kernel.trials={self.options.trials}"]
-        own += SHORTER.get(name, ())
-        return name, [*BASE, *own, *self.assignments]
+        return name, [*BASE, *own, *instead, *self.assignments]
 
     def key(self, model: str, name: str) -> Key | None:
         """Return today's key of a row, or None when nothing has that name."""
         if name in HERETIC:
-            scored = self.settings(ONE_DIRECTION)
+            scored = self.settings(model, ONE_DIRECTION)
             used = {part: scored.model_dump(mode="json")[part] for part in ("verify", "prompts")}
             settings = {"model": model, "heretic": heretic.settings(self.options), **used}
             return row_key(settings, packages=SCORING)
         if name not in names():
             return None
-        return row_key({"model": model, **self.settings(name).model_dump(mode="json")})
+        return row_key({"model": model, **self.settings(model, name).model_dump(mode="json")})
 
     def stale(self, row: Row) -> str:
         """Return what of ``row`` is not as it would be made today; empty when it is current."""
@@ -115,6 +119,11 @@ def names() -> tuple[str, ...]:
         *(f"norm-{norm}" for norm in NORMS),
         HERETIC[0],
     )
+
+
+def instead_of_preset(model: str, name: str) -> tuple[str, ...]:
+    """Return what a row sets otherwise than its preset, which its note says."""
+    return (*SHORTER.get(name, ()), *WIDER.get((model, name), ()))
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -172,12 +181,10 @@ def rows_of(plan: Plan, model: str, name: str) -> list[Row]:
         if (row.model, row.key) == (model, key) and row.measures is not None:
             place.folder.mkdir(parents=True, exist_ok=True)
             return [row.model_copy(update={"name": name, "note": f"the run of {row.name}"})]
-    method, assignments = plan.method(name)
+    method, assignments = plan.method(model, name)
     row = obliterate(place, key, method, assignments, keep_weights=plan.keep_weights)
-    if name in SHORTER:
-        row = row.model_copy(
-            update={"note": f"with {', '.join(SHORTER[name])}; {row.note}".rstrip("; ")}
-        )
+    if instead := instead_of_preset(model, name):
+        row = row.model_copy(update={"note": f"with {', '.join(instead)}; {row.note}".rstrip("; ")})
     return [row]
 
 
@@ -189,7 +196,7 @@ def heretic_rows(plan: Plan, model: str, key: Key) -> list[Row]:
     bare = Row(model=model, name=HERETIC[0], tool="heretic", key=key)
     try:
         program = heretic.environment(plan.heretic_venv)
-        prompts = plan.settings(ONE_DIRECTION).prompts
+        prompts = plan.settings(model, ONE_DIRECTION).prompts
         found = heretic.search(program, model, work, plan.options, prompts)
     except MeasurementError as error:
         Place(plan.root, model, HERETIC[0]).folder.mkdir(parents=True, exist_ok=True)

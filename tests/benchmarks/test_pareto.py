@@ -30,7 +30,7 @@ def ran(make: Make, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         del method, sets
         names.append(place.name)
         place.folder.mkdir(parents=True, exist_ok=True)
-        return make(place.name, key=key)
+        return make(place.name, key=key).model_copy(update={"model": place.model})
 
     monkeypatch.setattr(pareto, "obliterate", at_once)
     return names
@@ -48,7 +48,9 @@ def test_every_preset_every_norm_and_heretic_are_rows() -> None:
 
 
 def test_norm_rows_differ_in_the_norm_alone(tmp_path: Path) -> None:
-    settings = [plan(tmp_path).settings(f"norm-{norm}").model_dump() for norm in ("none", "row")]
+    settings = [
+        plan(tmp_path).settings("m", f"norm-{norm}").model_dump() for norm in ("none", "row")
+    ]
     assert [each["edit"].pop("norm") for each in settings] == ["none", "row"]
     assert settings[0] == settings[1]
 
@@ -78,8 +80,21 @@ def test_a_row_that_is_shorter_than_its_preset_says_so(tmp_path: Path, ran: list
     go(plan(tmp_path), "cone", "rdo")
     notes = {row.name: row.note for row in load_rows(tmp_path)}
     assert notes == {"cone": "with distill.rdo.steps=10", "rdo": ""}
-    assert plan(tmp_path).settings("cone").distill.rdo.steps == 10
-    assert plan(tmp_path, "distill.rdo.steps=3").settings("cone").distill.rdo.steps == 3
+    assert plan(tmp_path).settings("m", "cone").distill.rdo.steps == 10
+    assert plan(tmp_path, "distill.rdo.steps=3").settings("m", "cone").distill.rdo.steps == 3
+
+
+def test_a_gate_is_wider_only_where_no_direction_passes_it_and_the_row_says_so(
+    tmp_path: Path, ran: list[str]
+) -> None:
+    chosen = plan(tmp_path)
+    for model in ("m", "smollm2-refuser"):
+        for _ in pareto.run(chosen, [model], ["leace"]):
+            pareto.write(chosen)
+    notes = {row.model: row.note for row in load_rows(tmp_path)}
+    assert notes == {"m": "", "smollm2-refuser": "with distill.max_kl=0.5"}
+    gates = [chosen.settings(model, "leace").distill.max_kl for model in ("m", "smollm2-refuser")]
+    assert gates == [0.1, 0.5]
 
 
 def test_a_stale_row_is_named_and_run_again_only_when_asked(tmp_path: Path, ran: list[str]) -> None:
@@ -145,10 +160,10 @@ def test_a_row_that_was_stopped_says_so_and_one_that_is_made_again_does_not(
 def test_kernel_search_makes_as_many_trials_as_heretic_unless_told_otherwise(
     tmp_path: Path,
 ) -> None:
-    assert plan(tmp_path).settings("kernel-search").distill.kernel.trials == 24
+    assert plan(tmp_path).settings("m", "kernel-search").distill.kernel.trials == 24
     told = plan(tmp_path, "distill.kernel.trials=7")
-    assert told.settings("kernel-search").distill.kernel.trials == 7
-    assert plan(tmp_path).settings("tuned").distill.kernel.trials == 0
+    assert told.settings("m", "kernel-search").distill.kernel.trials == 7
+    assert plan(tmp_path).settings("m", "tuned").distill.kernel.trials == 0
 
 
 def test_heretic_failing_is_a_row_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
