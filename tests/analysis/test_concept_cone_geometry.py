@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from obliteratus.analysis.category_geometry import CategoryGeometry, category_geometry
 from obliteratus.analysis.concept_cone_geometry import (
-    CategoryGeometry,
-    category_geometry,
     concept_cone_geometry,
     pictures,
 )

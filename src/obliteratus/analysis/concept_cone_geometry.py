@@ -7,27 +7,41 @@ too large (0.68). Here no prompt meets itself in a product, as if the prompts we
 in all ways (:mod:`obliteratus.analysis.products`): noise cancels, and one direction has cosine 1. A
 category whose squared length is not surely positive is undetermined.
 
-How many directions: what the pooled direction does not explain, Q = N − (N u)(N u)ᵀ / (uᵀN u) with
-N the corrected products and u the categories' shares, vanishes for one direction however different
-the strengths; its eigenvalues count, in order, while they exceed the largest of permuted
-categories. A line is geometry; whether more directions make a cone that refuses throughout, or a
-subspace of which only parts do, is a causal question.
+A spectrum counts the directions (:mod:`obliteratus.analysis.category_geometry`). A line is
+geometry; whether more directions make a cone that refuses throughout, or a subspace of which only
+parts do, is a causal question, answered by taking every direction out and adding them
+(:mod:`obliteratus.analysis.category_control`). The verdict needs both halves.
 """
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float64
+from torch import Tensor
 
 from obliteratus.analysis.bench import Bench
+from obliteratus.analysis.category_control import (
+    CategoryControl,
+    ControlFindings,
+    control_findings,
+    measure_control,
+)
+from obliteratus.analysis.category_geometry import (
+    LINEAR,
+    SIGNIFICANT,
+    CategoryGeometry,
+    Geometry,
+    category_geometry,
+)
 from obliteratus.analysis.findings import Findings
 from obliteratus.analysis.module import ANALYSES, Analysis
 from obliteratus.analysis.place import chosen_place
-from obliteratus.analysis.products import Groups, cosines, percentiles, products
+from obliteratus.analysis.products import Groups
 from obliteratus.directions.delta_reliability import permutation_p
-from obliteratus.directions.samples import samples_at
+from obliteratus.directions.samples import Samples, samples_at
 from obliteratus.errors import MeasurementError
 from obliteratus.events import track
 from obliteratus.pictures.spec import Heat, Line, Panel, Picture
@@ -37,48 +51,7 @@ from obliteratus.statistics.estimate import Estimate, Verdict
 
 FEWEST = 8
 """Prompts of a category; those with fewer are left out."""
-RESAMPLES = 200
-SIGNIFICANT = 0.05
-LINEAR = 0.9
-"""A mean cosine surely above this is one direction for every purpose: at most 26 degrees apart."""
-Geometry = Literal["linear", "subspace", "undetermined"]
-
-
-@dataclass(frozen=True)
-class CategoryGeometry:
-    """The categories' directions at one place.
-
-    ``cosine`` holds corrected cosines, NaN where a category is undetermined, with the interval
-    ``low`` to ``high``; ``plain`` those of the means as they are. ``mean`` is the mean of the
-    determined ones off the diagonal with its interval. ``spectrum`` holds the eigenvalues of Q in
-    units of the pooled squared length, ``null`` what the largest one of 95 % of the permutations
-    stays below, and ``directions`` how many are beyond it, with the pooled one (0 where that is not
-    there itself).
-    """
-
-    cosine: Float64[np.ndarray, "category category"]
-    low: Float64[np.ndarray, "category category"]
-    high: Float64[np.ndarray, "category category"]
-    plain: Float64[np.ndarray, "category category"]
-    mean: tuple[float, float, float]
-    spectrum: Float64[np.ndarray, " axis"]
-    null: float
-    directions: int
-
-    @property
-    def determined(self) -> int:
-        """The number of categories that have a direction beyond noise."""
-        return int(np.isfinite(np.diagonal(self.cosine)).sum())
-
-    @property
-    def geometry(self) -> Geometry:
-        """One line, more than a line, or too little to say."""
-        mean, low, _ = self.mean
-        if np.isnan(mean) or self.directions == 0:
-            return "undetermined"
-        if low > LINEAR:
-            return "linear"
-        return "subspace" if self.directions > 1 else "undetermined"
+Shape = Literal["linear", "subspace", "cone", "undetermined"]
 
 
 def concept_cone_geometry(
@@ -89,10 +62,13 @@ def concept_cone_geometry(
     permutations: int,
     seed: int,
     reason: str = "asked for",
+    control: CategoryControl | None = None,
+    without_control: str = "not asked for",
 ) -> Findings:
     """Return the geometry of the categories' directions at ``layer``, and its mean at all layers.
 
-    ``reason`` says why it is this layer and position.
+    ``reason`` says why it is this layer and position. ``control`` is what the directions did; where
+    it is None, ``without_control`` says why, and the verdict on both halves is undetermined.
 
     Raises:
         MeasurementError: prompts were not kept, or fewer than two categories have 8 of them.
@@ -111,10 +87,15 @@ def concept_cone_geometry(
     here = found[layer]
     profile = np.array([each.mean for each in found.values()])
     many = len([label for label in labels if label in names])
+    caused = None if control is None else control_findings(control, seed=seed)
+    shape = combined(here, caused)
     return Findings(
         module="concept_cone_geometry",
-        headline=_headline(here, layer),
-        estimates=_estimates(here, n=many, seed=seed),
+        headline=_headline(here, layer, shape, caused),
+        estimates={
+            **_estimates(here, n=many, seed=seed),
+            **({} if caused is None else caused.estimates),
+        },
         arrays={
             "cosine": here.cosine,
             "cosine_low": here.low,
@@ -126,9 +107,13 @@ def concept_cone_geometry(
             "layer_cosine_low": profile[:, 1],
             "layer_cosine_high": profile[:, 2],
             "layer_directions": np.array([float(each.directions) for each in found.values()]),
+            **_causal_arrays(control, caused),
         },
         facts={
+            "verdict": shape,
             "geometry": here.geometry,
+            "causal": without_control if caused is None else "measured",
+            **_causal_facts(control, caused),
             "layer": layer,
             "position": position,
             "place": reason,
@@ -138,6 +123,53 @@ def concept_cone_geometry(
             "left_out": sorted({str(label) for label in labels} - set(names)),
         },
     )
+
+
+def combined(here: CategoryGeometry, caused: ControlFindings | None) -> Shape:
+    """Return the verdict on both halves.
+
+    *Linear*: there is a direction, and taking out that of any category ends refusal of all alike,
+    whatever else tells categories apart. *Cone* and *subspace*: the geometry counts several, each
+    category depends on its own, and positive sums do or do not refuse throughout.
+    """
+    if caused is None or here.directions == 0:
+        return "undetermined"
+    if caused.control == "one":
+        return "linear"
+    if here.geometry != "subspace" or caused.control != "several":
+        return "undetermined"
+    shapes: Mapping[str, Shape] = {"cone": "cone", "parts": "subspace"}
+    return shapes.get(caused.sums, "undetermined")
+
+
+def _causal_arrays(
+    control: CategoryControl | None, caused: ControlFindings | None
+) -> dict[str, np.ndarray]:
+    if control is None or caused is None:
+        return {}
+    return {
+        "removed": caused.matrix,
+        "removed_low": caused.low,
+        "removed_high": caused.high,
+        "removed_bound": np.array([caused.bound]),
+        "positive": control.positive.mean(axis=1),
+        "mixed": control.mixed.mean(axis=1),
+        "random_added": control.random_added.mean(axis=1),
+    }
+
+
+def _causal_facts(
+    control: CategoryControl | None, caused: ControlFindings | None
+) -> dict[str, Any]:
+    if control is None or caused is None:
+        return {}
+    return {
+        "control": caused.control,
+        "sums": caused.sums,
+        "removed_categories": list(control.names),
+        "added": list(control.sums),
+        "subtracted": list(control.differences),
+    }
 
 
 def _categories(activations: Activations) -> list[str]:
@@ -156,99 +188,6 @@ def _categories(activations: Activations) -> list[str]:
             "prompts, or give more of each."
         )
     return names
-
-
-def category_geometry(
-    groups: Groups, *, has_direction: bool, permutations: int, seed: int
-) -> CategoryGeometry:
-    """Return the geometry of ``groups``; ``has_direction`` says whether the classes differ at all.
-
-    Intervals come from a bootstrap of prompts within categories, in which no prompt meets a copy of
-    itself: percentiles for single cosines, and reflected ones for the mean, because a ratio of
-    noisy lengths is a little too large, and a resampled one twice that. The spread is right for
-    what a prompt adds to δ and errs on the large side for noise alone. All are cut at ±1.
-    """
-    rng = np.random.default_rng(seed)
-    inner = groups.corrected(np.ones(len(groups.gram)))
-    drawn = groups.corrected(groups.resampled(rng, RESAMPLES))
-    squared = np.diagonal(drawn, axis1=1, axis2=2)
-    is_there = np.quantile(np.nan_to_num(squared, nan=-1.0), SIGNIFICANT / 2, axis=0) > 0
-    is_there &= np.diagonal(inner) > 0
-    shown = np.where(np.outer(is_there, is_there), 1.0, np.nan)
-    replicates = cosines(drawn) * shown
-    cosine = cosines(inner) * shown
-    low, high = percentiles(replicates)
-    outside = ~np.eye(len(inner), dtype=bool)
-    mean = float("nan"), -1.0, 1.0
-    if has_direction and is_there.sum() > 1:
-        each = np.nanmean(replicates[:, outside], axis=1)
-        value = float(np.nanmean(cosine[outside]))
-        ends = np.nanquantile(each, [1 - SIGNIFICANT / 2, SIGNIFICANT / 2])
-        mean = tuple(np.clip([value, *(2 * value - ends)], -1, 1).tolist())
-    spectrum, null = residual_spectra(groups, inner, rng, permutations)
-    return CategoryGeometry(
-        cosine=np.clip(cosine, -1, 1),
-        low=np.clip(np.fmin(low, cosine), -1, 1),
-        high=np.clip(np.fmax(high, cosine), -1, 1),
-        plain=cosines(groups.plain()),
-        mean=mean,
-        spectrum=spectrum,
-        null=float(np.quantile(null, 1 - SIGNIFICANT)),
-        directions=(1 + _beyond(spectrum, null)) if has_direction else 0,
-    )
-
-
-def residual_spectra(
-    groups: Groups,
-    inner: Float64[np.ndarray, "category category"],
-    rng: np.random.Generator,
-    permutations: int,
-) -> tuple[Float64[np.ndarray, " axis"], Float64[np.ndarray, " permutation"]]:
-    """Return the eigenvalues of Q, largest first, and the largest with the categories permuted.
-
-    Both are divided by the pooled squared length. For the null every harmful prompt is freed of its
-    category's share of the pooled difference and then given to a random category. All are NaN
-    where the pooled squared length is not positive.
-    """
-    shares = groups.shares
-    pooled, along = shares @ inner @ shares, inner @ shares
-    count = len(inner) - 1
-    if not pooled > 0:
-        return np.full(count, np.nan), np.full(permutations, np.nan)
-    residual = inner - np.outer(along, along) / pooled
-    units = np.flatnonzero(groups.members.any(axis=0))
-    strengths = (along / pooled) @ groups.members[:, units]
-    signed = shares @ (groups.members / groups.members.sum(axis=1, keepdims=True))
-    if groups.harmless is not None:
-        signed = signed - groups.harmless / groups.harmless.sum()
-    freed = np.eye(len(groups.gram))[units] - np.outer(strengths, signed)
-    gram = freed @ groups.gram @ freed.T
-    members = groups.members[:, units]
-    orders = np.stack([rng.permutation(len(units)) for _ in range(permutations)])
-    shuffled = products(gram, np.moveaxis(members[:, orders], 0, 1))
-    centre = np.eye(len(inner)) - shares
-    null = _eigenvalues(centre @ shuffled @ centre.T, shares)[:, 0]
-    return _eigenvalues(residual, shares) / pooled, null / pooled
-
-
-def _eigenvalues(
-    inner: Float64[np.ndarray, "*batch category category"],
-    shares: Float64[np.ndarray, " category"],
-) -> Float64[np.ndarray, "*batch axis"]:
-    """Return eigenvalues, largest first, without the one of the pooled axis, which is 0."""
-    root = np.sqrt(shares)
-    symmetric = inner * np.outer(root, root)
-    basis = np.linalg.qr(np.column_stack([root, np.eye(len(root))[:, 1:]]))[0][:, 1:]
-    return np.linalg.eigvalsh(basis.T @ symmetric @ basis)[..., ::-1]
-
-
-def _beyond(
-    spectrum: Float64[np.ndarray, " axis"], null: Float64[np.ndarray, " permutation"]
-) -> int:
-    """Return how many leading eigenvalues are beyond the null, up to the first that is not."""
-    p = (1 + (null >= spectrum[:, None]).sum(axis=1)) / (1 + len(null))
-    is_beyond = (spectrum > 0) & (p < SIGNIFICANT)
-    return int(np.logical_and.accumulate(is_beyond).sum())
 
 
 def _estimates(here: CategoryGeometry, *, n: int, seed: int) -> dict[str, Estimate]:
@@ -275,17 +214,34 @@ def _estimates(here: CategoryGeometry, *, n: int, seed: int) -> dict[str, Estima
     }
 
 
-def _headline(here: CategoryGeometry, layer: Layer) -> str:
+def _headline(
+    here: CategoryGeometry, layer: Layer, shape: Shape, caused: ControlFindings | None
+) -> str:
+    if caused is None:
+        return f"{_geometry_headline(here, layer)} What the directions do was not measured."
+    low, high = caused.estimates["selectivity"].interval
+    own = f"selectivity {caused.estimates['selectivity'].value:.2f} ({low:.2f} to {high:.2f})"
+    sums = (
+        f"the least positive sum raises refusal by {caused.estimates['least_sum'].value:.1f} "
+        f"log-odds, the largest difference by {caused.estimates['largest_difference'].value:.1f}"
+    )
+    words: Mapping[Shape, str] = {
+        "linear": f"One direction refuses for all categories: {own}.",
+        "cone": f"The categories' directions make a cone: {own}; {sums}.",
+        "subspace": f"The categories' directions span a subspace and no cone: {own}; {sums}.",
+        "undetermined": f"Undetermined by ablation and addition: {own}; {sums}.",
+    }
+    return f"{words[shape]} {_geometry_headline(here, layer)}"
+
+
+def _geometry_headline(here: CategoryGeometry, layer: Layer) -> str:
     mean, low, high = here.mean
     where = f"at layer {layer}"
     numbers = f"mean cosine without noise {mean:.2f} ({low:.2f} to {high:.2f})"
     if here.geometry == "linear":
         return f"The categories share one direction {where}: {numbers}."
     if here.geometry == "subspace":
-        return (
-            f"The categories span at least {here.directions} directions {where}: {numbers}. "
-            "Whether they make a cone is a causal question."
-        )
+        return f"The categories' directions span at least {here.directions} {where}: {numbers}."
     if np.isnan(mean):
         return (
             f"Undetermined {where}: {here.determined} of {len(here.cosine)} categories have a "
@@ -309,6 +265,8 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
     ]
     if np.isfinite(found.arrays["spectrum"]).all():
         shown.append(_spectrum(found.arrays["spectrum"], float(found.arrays["spectrum_null"][0])))
+    if "removed" in found.arrays:
+        shown.append(_ablation(found))
     if len(layers) > 1:
         x = tuple(-1.0 if layer == "embedding" else float(layer) for layer in layers)
         is_known = np.isfinite(found.arrays["layer_cosine"])
@@ -327,6 +285,18 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
     return tuple(shown)
 
 
+def _ablation(found: Findings) -> Picture:
+    names = tuple(found.facts["removed_categories"])
+    heat = Heat(found.arrays["removed"], names, (*names, "pooled"), unit="fall of log-odds")
+    bound = float(found.arrays["removed_bound"][0])
+    return Picture(
+        "Whose direction ends whose refusal?",
+        "Fall of the refusal log-odds of each category (rows) with the direction of each (columns) "
+        f"out of every write. A random direction stays below {bound:.1f}.",
+        (Panel((heat,)),),
+    )
+
+
 def _spectrum(values: Float64[np.ndarray, " axis"], null: float) -> Picture:
     x = tuple(float(axis) for axis in range(2, len(values) + 2))
     lines = (
@@ -341,9 +311,34 @@ def _spectrum(values: Float64[np.ndarray, " axis"], null: float) -> Picture:
     return Picture("How many directions?", caption, (panel,))
 
 
+def category_directions(
+    samples: Samples, labels: tuple[str | None, ...], names: list[str]
+) -> dict[str, Float64[Tensor, " d_model"]]:
+    """Return the unit mean difference of every category: pairs, or against all harmless prompts."""
+    found: dict[str, Float64[Tensor, " d_model"]] = {}
+    for name in names:
+        rows = [row for row, label in enumerate(labels) if label == name]
+        delta = samples.differences[rows].mean(dim=0).cpu()
+        found[name] = delta / torch.linalg.vector_norm(delta)
+    return found
+
+
 def _run(bench: Bench) -> Findings:
-    _ = _categories(bench.activations)  # refuse before directions are selected
+    names = _categories(bench.activations)  # refuse before directions are selected
     place = chosen_place(bench)
+    control, why = None, "the model has no first tokens that show refusal"
+    if bench.calibrated() is not None:
+        samples = samples_at(bench.activations, place.layer, place.position)
+        labels = bench.activations.harmful.categories
+        length = float(torch.linalg.vector_norm(samples.delta))
+        control = measure_control(
+            bench,
+            category_directions(samples, labels, names),
+            samples.delta.cpu() / length,
+            layer=place.layer,
+            length=length,
+            seed=bench.seed,
+        )
     return concept_cone_geometry(
         bench.activations,
         layer=place.layer,
@@ -351,20 +346,25 @@ def _run(bench: Bench) -> Findings:
         permutations=bench.settings.permutations,
         seed=bench.seed,
         reason=place.reason,
+        control=control,
+        without_control=why,
     )
 
 
 ANALYSES.register("concept_cone_geometry")(
     Analysis(
         title="Concept cone geometry",
-        question="Do all kinds of harmful request share one direction, or do they span several?",
+        question="Do all kinds of harmful request share one direction, or do they span several, "
+        "and a cone of them that refuses throughout?",
         method="Category directions with the noise of their prompts taken out of every product "
         "(split halves, no shared harmless prompt), bootstrap intervals, and the eigenvalues that "
-        "the pooled direction leaves, in order, against the largest of permuted categories.",
-        null="cosine 0 for unrelated directions; categories permuted among harmful prompts",
+        "the pooled direction leaves, in order, against the largest of permuted categories; each "
+        "category's direction taken out, and sums and differences of them added.",
+        null="cosine 0 for unrelated directions; categories permuted among harmful prompts; 6 "
+        "random directions taken out and added",
         source="arXiv:2502.17420 (cones); unbiased products: Walther et al. 2016 "
         "(doi:10.1016/j.neuroimage.2015.12.012)",
-        cost="none beyond PROBE (and DISTILL, which says at which layer)",
+        cost="up to 13 forward passes of 32 harmful prompts and 44 of 32 harmless ones",
         run=_run,
         pictures=pictures,
     )
