@@ -169,10 +169,10 @@ class _Run:
 
 @cache
 def analysis_code() -> str:
-    """Return a hash of the code of all analyses and of what directions are found with."""
+    """Return a hash of all analyses, and of what finds, applies and scores directions."""
     found: Mapping[str, str] = {
         f"{package}/{path.name}": sha256_of_file(path)
-        for package in ("analysis", "directions", "statistics")
+        for package in ("analysis", "directions", "measure", "operator", "statistics")
         for path in sorted(Path(str(resources.files("obliteratus") / package)).rglob("*.py"))
     }
     return digest(found)
