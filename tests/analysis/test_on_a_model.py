@@ -33,14 +33,19 @@ def run(folder: Path, output: Path, store: Store, *assignments: str) -> Analysis
     return analyze(str(folder), output, settings, store=store)
 
 
-def test_all_answer_on_a_model_that_refuses(refuser: Path, tmp_path: Path, store: Store) -> None:
-    folder = tmp_path / "with-categories"
+def with_categories(refuser: Path, folder: Path, *, count: int = 2) -> Path:
+    """Copy a refuser's folder and put its prompts into ``count`` categories, in turn."""
     shutil.copytree(refuser, folder)
     for name in ("harmful", "harmless"):
         rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
         for number, row in enumerate(rows):
-            row["category"] = f"c{number % 2}"
+            row["category"] = f"c{number % count}"
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return folder
+
+
+def test_all_answer_on_a_model_that_refuses(refuser: Path, tmp_path: Path, store: Store) -> None:
+    folder = with_categories(refuser, tmp_path / "with-categories")
     asked = f"analyze.modules=[{','.join(MODULES)}]"
     atlas = run(folder, tmp_path / "out", store, asked, POSITIONS).atlas
     assert [(each.module, each.reason) for each in atlas.left_out] == []
@@ -55,6 +60,22 @@ def test_all_answer_on_a_model_that_refuses(refuser: Path, tmp_path: Path, store
     assert found["whitened_svd"].estimates["first_ratio"].value > 1
     for name, each in found.items():
         assert all(drawn(picture).axes for picture in ANALYSES[name].pictures(each))
+
+
+def test_too_few_prompts_of_a_category_leave_its_geometry(
+    refuser: Path, tmp_path: Path, store: Store
+) -> None:
+    folder = with_categories(refuser, tmp_path / "with-categories", count=3)
+    asked = "analyze.modules=[concept_cone_geometry]"
+    few, enough = (
+        run(folder, tmp_path / str(prompts), store, asked, f"analyze.prompts={prompts}")
+        .atlas.findings["concept_cone_geometry"]
+        .facts
+        for prompts in (4, 16)
+    )
+    assert few["causal"].endswith("; raise analyze.prompts")
+    assert few["geometry"] == enough["geometry"]
+    assert enough["causal"] == "measured"
 
 
 def test_what_cannot_be_answered_says_what_to_set(

@@ -30,7 +30,7 @@ from obliteratus.statistics.estimate import Estimate, Verdict
 
 RANDOM = 6
 MOST = 5
-"""Categories whose pairs are added: ten sums and twenty differences."""
+"""Categories whose pairs are added, the first by name: ten sums and twenty differences."""
 ONE, OWN = 0.25, 0.5
 """Selectivity surely below the first is one direction for all, surely above the other each own."""
 STREAM = 0x636F6E65  # added to the seed, so that no other use of it has drawn the same directions
@@ -177,9 +177,10 @@ def measure_control(
     vectors: int = RANDOM,
     seed: int = 0,
 ) -> CategoryControl:
-    """Take every category's unit direction out of the bench's harmful prompts, and add it.
+    """Take every category's unit direction out of the bench's harmful prompts, and add some.
 
-    All that is added is ``length`` long. Prompts of other categories are left out.
+    Added are those of the first ``MOST`` categories, their sums and differences in pairs, and the
+    sum of all, each ``length`` long. Prompts of other categories are left out.
     """
     names = tuple(rows)
     labels = [prompt.category for prompt in bench.subset.prompts.harmful]

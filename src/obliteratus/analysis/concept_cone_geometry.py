@@ -24,6 +24,7 @@ from torch import Tensor
 
 from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.category_control import (
+    MOST,
     CategoryControl,
     ControlFindings,
     control_findings,
@@ -85,7 +86,6 @@ def concept_cone_geometry(
             groups, has_direction=has_direction, permutations=permutations, seed=seed
         )
     here = found[layer]
-    profile = np.array([each.mean for each in found.values()])
     many = len([label for label in labels if label in names])
     caused = None if control is None else control_findings(control, seed=seed)
     shape = combined(here, caused)
@@ -96,19 +96,7 @@ def concept_cone_geometry(
             **_estimates(here, n=many, seed=seed),
             **({} if caused is None else caused.estimates),
         },
-        arrays={
-            "cosine": here.cosine,
-            "cosine_low": here.low,
-            "cosine_high": here.high,
-            "cosine_plain": here.plain,
-            "spectrum": here.spectrum,
-            "spectrum_null": np.array([here.null]),
-            "layer_cosine": profile[:, 0],
-            "layer_cosine_low": profile[:, 1],
-            "layer_cosine_high": profile[:, 2],
-            "layer_directions": np.array([float(each.directions) for each in found.values()]),
-            **_causal_arrays(control, caused),
-        },
+        arrays={**_arrays(here, tuple(found.values())), **_causal_arrays(control, caused)},
         facts={
             "verdict": shape,
             "geometry": here.geometry,
@@ -142,6 +130,22 @@ def combined(here: CategoryGeometry, caused: ControlFindings | None) -> Shape:
     return shapes.get(caused.sums, "undetermined")
 
 
+def _arrays(here: CategoryGeometry, layers: tuple[CategoryGeometry, ...]) -> dict[str, np.ndarray]:
+    profile = np.array([each.mean for each in layers])
+    return {
+        "cosine": here.cosine,
+        "cosine_low": here.low,
+        "cosine_high": here.high,
+        "cosine_plain": here.plain,
+        "spectrum": here.spectrum,
+        "spectrum_null": np.array([here.null]),
+        "layer_cosine": profile[:, 0],
+        "layer_cosine_low": profile[:, 1],
+        "layer_cosine_high": profile[:, 2],
+        "layer_directions": np.array([float(each.directions) for each in layers]),
+    }
+
+
 def _causal_arrays(
     control: CategoryControl | None, caused: ControlFindings | None
 ) -> dict[str, np.ndarray]:
@@ -167,6 +171,7 @@ def _causal_facts(
         "control": caused.control,
         "sums": caused.sums,
         "removed_categories": list(control.names),
+        "added_in_the_sum_of_all_only": list(control.names[MOST:]),
         "added": list(control.sums),
         "subtracted": list(control.differences),
     }
@@ -323,11 +328,22 @@ def category_directions(
     return found
 
 
+def _uncontrolled(bench: Bench, names: list[str]) -> str:
+    """Return why what the directions do cannot be measured, or nothing."""
+    if bench.calibrated() is None:
+        return "the model has no first tokens that show refusal"
+    counts = Counter(prompt.category for prompt in bench.subset.prompts.harmful)
+    few = [name for name in names if counts[name] < 2]
+    if few:
+        return f"fewer than two of the prompts are of {', '.join(few)}; raise analyze.prompts"
+    return ""
+
+
 def _run(bench: Bench) -> Findings:
     names = _categories(bench.activations)  # refuse before directions are selected
     place = chosen_place(bench)
-    control, why = None, "the model has no first tokens that show refusal"
-    if bench.calibrated() is not None:
+    control, why = None, _uncontrolled(bench, names)
+    if not why:
         samples = samples_at(bench.activations, place.layer, place.position)
         labels = bench.activations.harmful.categories
         length = float(torch.linalg.vector_norm(samples.delta))
@@ -364,7 +380,8 @@ ANALYSES.register("concept_cone_geometry")(
         "random directions taken out and added",
         source="arXiv:2502.17420 (cones); unbiased products: Walther et al. 2016 "
         "(doi:10.1016/j.neuroimage.2015.12.012)",
-        cost="up to 13 forward passes of 32 harmful prompts and 44 of 32 harmless ones",
+        cost="8 forward passes of 32 harmful prompts and one more for each category, at most 43 "
+        "of 32 harmless ones",
         run=_run,
         pictures=pictures,
     )

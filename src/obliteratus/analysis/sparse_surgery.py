@@ -18,6 +18,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from obliteratus.analysis.bench import Bench
+from obliteratus.analysis.beyond_random import above
 from obliteratus.analysis.columns import Columns, columns_along, shares, surgery, written
 from obliteratus.analysis.findings import Findings
 from obliteratus.analysis.intervening import random_rows, scores, selected
@@ -25,14 +26,12 @@ from obliteratus.analysis.module import ANALYSES, Analysis
 from obliteratus.analysis.resampling import SIGNIFICANT, ends, prediction_bound, weights
 from obliteratus.events import track
 from obliteratus.pictures.spec import Line, Panel, Picture
-from obliteratus.statistics.estimate import Estimate, Verdict
+from obliteratus.statistics.estimate import Estimate
 from obliteratus.statistics.permutation import sign_flip
 
 BUDGETS = (0.01, 0.03, 0.1, 0.3)
 """Shares of the energy along r: a hundredth to a third, in equal steps of the logarithm."""
 DRAWS = 6  # of random columns, and of random directions
-NEGLIGIBLE = 0.25
-"""Log-odds: a fall that surely stays below is as good as none."""
 STREAM = 0x73706172  # added to the seed, so that no other use of it has drawn the same columns
 NULLS: Mapping[str, str] = {"columns": "random columns along r", "directions": "random directions"}
 LISTED = 20  # units that are named
@@ -81,7 +80,7 @@ def sparse_surgery(cut: Cut, *, seed: int) -> Findings:
         "written": cut.written[:LISTED] / max(float(cut.written.sum()), 1e-30),
     }
     bounds = {null: prediction_bound(arrays[null].mean(axis=1)) for null in NULLS}
-    mean_fall = _beyond(cut.ranked.mean(axis=0), max(bounds.values()), seed)
+    mean_fall = above(cut.ranked.mean(axis=0), max(bounds.values()), seed)
     test = sign_flip(cut.whole, seed=seed)
     is_there = test.p_value < SIGNIFICANT and test.effect.value > 0
     whole = replace(test.effect, verdict="supported" if is_there else "undetermined")
@@ -99,18 +98,6 @@ def sparse_surgery(cut: Cut, *, seed: int) -> Findings:
             "bounds": bounds,
         },
     )
-
-
-def _beyond(values: Float64[np.ndarray, " prompt"], bound: float, seed: int) -> Estimate:
-    test = sign_flip(values - bound, seed=seed)
-    low, high = (end + bound for end in test.effect.interval)
-    value = float(values.mean())
-    verdict: Verdict = "undetermined"
-    if value > max(bound, NEGLIGIBLE) and test.p_value < SIGNIFICANT:
-        verdict = "supported"
-    elif high < max(bound, NEGLIGIBLE):
-        verdict = "not_supported"
-    return replace(test.effect, value=value, interval=(low, high), null=bound, verdict=verdict)
 
 
 def _headline(

@@ -17,6 +17,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from obliteratus.analysis.bench import Bench
+from obliteratus.analysis.beyond_random import NEGLIGIBLE
 from obliteratus.analysis.findings import Findings
 from obliteratus.analysis.intervening import random_rows, scores, selected
 from obliteratus.analysis.module import ANALYSES, Analysis
@@ -38,8 +39,6 @@ ASKED = 1.0
 """The dose at which the questions are answered: δ itself, or all of the projection."""
 RANDOM = 6
 """Random vectors: five degrees of freedom for the scatter between them."""
-NEGLIGIBLE = 0.25
-"""Log-odds: an effect that surely stays below is as good as none."""
 STREAM = 0x73746565  # added to the seed, so that no other use of it has drawn the same vectors
 WAYS: Mapping[str, str] = {
     "added": "added to harmless prompts, it raises refusal by",
