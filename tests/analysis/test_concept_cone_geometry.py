@@ -90,6 +90,14 @@ def test_planted_directions_are_counted() -> None:
     )
 
 
+def test_a_small_second_direction_is_one_though_categories_share_the_first() -> None:
+    every = [found(seed, apart=0.1) for seed in range(12)]
+    counted = [each.estimates["directions"] for each in every if each.facts["geometry"] == "linear"]
+    assert {each.value for each in counted} == {1, 2}
+    for each in counted:
+        assert each.verdict == ("supported" if each.value > 1 else "not_supported")
+
+
 def test_without_a_direction_nothing_is_reported() -> None:
     assert verdicts(norm=0.0)["undetermined"] >= 90
 

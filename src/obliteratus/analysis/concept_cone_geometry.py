@@ -203,6 +203,8 @@ def _estimates(here: CategoryGeometry, *, n: int, seed: int) -> dict[str, Estima
         "undetermined": ("undetermined", "undetermined"),
     }
     one, more = verdicts[here.geometry]
+    if here.directions > 1:  # small ones are beyond the null as well, however much is shared
+        more = "supported"
     most = float(len(here.cosine))
     return {
         "mean_cosine": Estimate(

@@ -1,5 +1,6 @@
 """What ``analyze`` does: its settings, the run, and the findings on one screen."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from obliteratus.analysis.atlas import ATLAS_FILE, WORDS, Atlas
+from obliteratus.analysis.findings import Findings
 from obliteratus.analysis.module import ANALYSES
 from obliteratus.cli.main_job import default_output
 from obliteratus.cli.obliterate import DEFAULT_METHOD
@@ -14,7 +16,7 @@ from obliteratus.cli.render import Screen
 from obliteratus.cli.words import duration
 from obliteratus.pipeline.analyze import analyze
 from obliteratus.pipeline.methods import settings_for
-from obliteratus.statistics.claims import all_of
+from obliteratus.statistics.estimate import Verdict
 from obliteratus.verify.terminal import COLOURS
 
 
@@ -49,13 +51,25 @@ def run(
     )
 
 
+def verdicts(found: Findings) -> Text:
+    """Return how many estimates have each verdict, the plain word where all have the same.
+
+    Estimates may answer opposite questions (one direction, or more), so none stands for all.
+    """
+    counts: Counter[Verdict] = Counter(each.verdict for each in found.estimates.values())
+    said = sorted(counts, key=list(WORDS).index)
+    return Text("\n").join(
+        Text(WORDS[each] if len(said) == 1 else f"{counts[each]} {WORDS[each]}", COLOURS[each])
+        for each in said
+    )
+
+
 def _table(atlas: Atlas) -> Table:
     table = Table.grid(padding=(0, 2, 1, 1))
     table.add_column(no_wrap=True)
     table.add_column(ratio=1)
     for name, found in atlas.findings.items():
-        verdict = all_of(tuple(each.verdict for each in found.estimates.values()))
-        words = Text.assemble(ANALYSES[name].title, "\n", (WORDS[verdict], COLOURS[verdict]))
+        words = Text.assemble(ANALYSES[name].title, "\n", verdicts(found))
         table.add_row(words, found.headline)
     for each in atlas.left_out:
         words = Text.assemble(ANALYSES[each.module].title, "\n", ("left out", "dim"))
