@@ -16,7 +16,7 @@ from obliteratus.measure.judges.base import Exchange, Judge, Outcome, Ruling
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.settings import EarlyStopping
 
-BOUND = 32  # tokens; of labelled answers this long 8 of 115 change later, half of them made to
+BOUND = 36  # tokens; of labelled answers this long 4 of 60 change later, most of them made to
 AUDITED = 0.1  # of the prompts: their long answers are most of what is left to generate
 
 

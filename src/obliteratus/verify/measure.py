@@ -96,12 +96,19 @@ def measure_model(
     generator = GENERATORS[settings.generator]()
     meter = Meter(model, subject, settings, judge, generator, system, store, role, reasoning)
     read = cache(lambda: meter.read(chosen, directions))
-    harmful, harmless = meter.both_answers(chosen, read)
-    assert harmless.completions is not None
-    forced = harmless.completions if reference is None else reference.completions
+    ruled = meter.both_answers(chosen, read)
     if lookalikes is None:
         lookalikes = built_in_lookalikes(settings.over_refusal)
-    safe = meter.lookalikes(lookalikes) if lookalikes else None
+    ruled_safe = meter.lookalikes(lookalikes) if lookalikes else None
+    heldout = meter.heldout(
+        documents(settings.text, settings.text_documents) if texts is None else texts
+    )
+    capability = meter.capability(capability_tasks(settings))
+    # What does not need the rulings is done: a judge elsewhere has had all that time.
+    harmful, harmless = (each() for each in ruled)
+    safe = None if ruled_safe is None else ruled_safe()
+    assert harmless.completions is not None
+    forced = harmless.completions if reference is None else reference.completions
     said = [harmful, harmless, *([] if safe is None else [safe])]
     return Measurement(
         subject=subject,
@@ -114,14 +121,12 @@ def measure_model(
         questions=tuple(prompt.text for prompt in chosen.harmless),
         first=meter.first_tokens(chosen, read),
         forced=meter.forced(chosen.harmless, forced),
-        heldout=meter.heldout(
-            documents(settings.text, settings.text_documents) if texts is None else texts
-        ),
+        heldout=heldout,
         lookalikes=safe,
         rerun=meter.rerun(chosen.harmless) if reference is None else None,
         projections=None if directions is None else meter.projections(chosen, directions, read),
         reasoning=in_words(reasoning, settings),
-        capability=meter.capability(capability_tasks(settings)),
+        capability=capability,
         deviations=(
             *generator.deviations(model),
             *thought_deviations(subject.name, reasoning, settings, said),
