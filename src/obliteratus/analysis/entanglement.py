@@ -1,0 +1,104 @@
+"""What taking a direction out costs in skill, per unit of refusal, against random directions.
+
+Skill is the log-odds of the right answer's first token: the letter of a multiple-choice question.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+from torch import Tensor
+
+from obliteratus.analysis.bench import Bench
+from obliteratus.analysis.intervening import scores
+from obliteratus.analysis.resampling import ends, weights
+from obliteratus.analysis.self_repair import NEGLIGIBLE, beyond
+from obliteratus.measure.log_odds import RefusalTokens
+from obliteratus.measure.multiple_choice import LETTERS, multiple_choice
+from obliteratus.models.chat import encode
+from obliteratus.models.loaded import LoadedModel
+from obliteratus.operator.removal import everywhere
+from obliteratus.operator.steering import steering
+from obliteratus.prompts.spread import spread_indices
+from obliteratus.statistics.estimate import Estimate
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as it is put to a model, and the tokens with which the right answer begins."""
+
+    text: str
+    answer: tuple[int, ...]
+
+
+def built_in_questions(model: LoadedModel, count: int) -> tuple[Asked, ...]:
+    """Return ``count`` of the built-in multiple-choice questions, spread over their tables."""
+    every = multiple_choice()
+    tokens = [_tokens(model, letter) for letter in LETTERS]
+    chosen = [every[place] for place in spread_indices(len(every), count)]
+    return tuple(Asked(each.prompt, tokens[each.answer]) for each in chosen)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Falls of the log-odds of right answers and of refusals; vector 0 is the direction."""
+
+    skill: Float64[np.ndarray, "vector item"]
+    refusal: Float64[np.ndarray, "vector prompt"]
+
+
+def cost_estimates(costs: Costs, *, seed: int) -> dict[str, Estimate]:
+    """Return the fall of skill, and its ratio to the fall of refusal (items and prompts resampled).
+
+    Raises:
+        MeasurementError: fewer than two items, or fewer than three random directions.
+    """
+    skill = beyond(costs.skill, seed)
+    rng = np.random.default_rng(seed)
+    fall = max(float(costs.refusal[0].mean()), NEGLIGIBLE)
+    above = weights(costs.skill.shape[1], rng) @ costs.skill[0]
+    below = weights(costs.refusal.shape[1], rng) @ costs.refusal[0]
+    low, high = ends(above / np.maximum(below, NEGLIGIBLE))
+    ratio = Estimate(
+        skill.value / fall,
+        (float(low), float(high)),
+        n=costs.skill.shape[1],
+        null=float(skill.null or 0.0) / fall,
+        seed=seed,
+        verdict=skill.verdict,
+    )
+    return {"skill_lost": skill, "entanglement": ratio}
+
+
+def measure_costs(
+    bench: Bench,
+    rows: Sequence[Float64[Tensor, " d_model"]],
+    questions: Sequence[Asked],
+    refusal: Float64[np.ndarray, "vector prompt"],
+) -> Costs:
+    """Take each of ``rows`` out of every write and read the answers; ``refusal`` is known."""
+    before = _skill(bench, questions)
+    falls = list[np.ndarray]()
+    for row in rows:
+        with steering(bench.model, everywhere(bench.model, row[None]), kind="write_projection"):
+            falls.append(before - _skill(bench, questions))
+    return Costs(np.array(falls), refusal)
+
+
+def _skill(bench: Bench, questions: Sequence[Asked]) -> Float64[np.ndarray, " item"]:
+    found = np.empty(len(questions))
+    for answer in dict.fromkeys(each.answer for each in questions):
+        places = [place for place, each in enumerate(questions) if each.answer == answer]
+        texts = [questions[place].text for place in places]
+        encoded = encode(bench.model, texts, system=bench.system)
+        found[places] = scores(bench.model, bench.head, RefusalTokens(answer), encoded)
+    return found
+
+
+def _tokens(model: LoadedModel, letter: str) -> tuple[int, ...]:
+    found: set[int] = set()
+    for text in (letter, f" {letter}"):
+        ids: list[int] = model.tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportAssignmentType]
+        found.add(ids[-1])
+    return tuple(sorted(found))
