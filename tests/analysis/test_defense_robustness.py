@@ -109,7 +109,7 @@ def times(seen: Robustness, name: str) -> int:
 
 def test_a_backup_is_found_with_its_share() -> None:
     every = [found(backup(), seed) for seed in range(100)]
-    assert sum(each.estimates["repair_by_parts"].verdict == "supported" for each in every) >= 80
+    assert sum(each.estimates["repair_by_blocks"].verdict == "supported" for each in every) >= 80
     assert sum(is_self_repair(each.estimates) for each in every) >= 80
     shares = [each.estimates["repair_share"].value for each in every]
     assert np.mean(shares) == pytest.approx(0.7, abs=0.1)
@@ -151,7 +151,7 @@ def test_what_is_removed_before_its_writer_is_written_again() -> None:
     r = plant.truth.refusal[0]
     asked = bench(plant, r)
     generator = torch.Generator().manual_seed(0)
-    rows = [r, *(energy_matched(plant.model, r, generator) for _ in range(3))]
+    rows = [r, *(energy_matched(plant.model, r, plant.truth.constant, generator) for _ in range(3))]
     layer = plant.truth.write_layer
     shares = [
         reaction_estimates(measure_reaction(asked, rows, at, seed=0), seed=0)["written_again"]

@@ -2,8 +2,9 @@
 
 Four questions about r, each held against random directions of equal energy in the weights: does the
 model make up for its loss while it runs (CE = DE − TE, :mod:`obliteratus.analysis.self_repair`);
-do later layers write it, or a new direction, again (:mod:`obliteratus.analysis.new_directions`);
-does skill go with it (:mod:`obliteratus.analysis.entanglement`); and how little ends refusal
+do later layers write it again, or does a new direction take over
+(:mod:`obliteratus.analysis.new_directions`); does skill go with it
+(:mod:`obliteratus.analysis.entanglement`); and how little ends refusal
 (:mod:`obliteratus.analysis.attack_cost`). That the classes can still be told apart without r is no
 repair: harm stays decodable, and nothing here is concluded from it.
 """
@@ -46,6 +47,7 @@ RANDOM = 6
 """Random directions: five degrees of freedom for the scatter between them."""
 QUESTIONS = 48
 STREAM = 0x726F6275  # added to the seed, so that no other use of it has drawn the same directions
+SHARES = ("repair_share", "written_again", "new_direction", "entanglement")
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ class Robustness:
 def defense_robustness(seen: Robustness, *, layer: Layer, seed: int) -> Findings:
     """Return what was found of the direction that was read at ``layer``.
 
-    Self-repair is supported where parts compensate, or where a new direction is there and lowers
-    refusal further when it is taken out as well. ``facts["attack_cost"]`` is the cheapest attack
-    that surely ends refusal: rank, strength, what is left, first-token KL; None where none does.
+    ``facts["self_repair"]`` is true where blocks compensate, or where a direction that was not
+    there before takes over. ``facts["attack_cost"]`` is the cheapest attack that surely ends
+    refusal: rank, strength, what is left, first-token KL; None where none does.
 
     Raises:
         MeasurementError: fewer than two prompts, or fewer than three random directions.
@@ -83,7 +85,6 @@ def defense_robustness(seen: Robustness, *, layer: Layer, seed: int) -> Findings
         arrays={
             "late": late[0],
             "late_random": late[1:],
-            "total": np.array([seen.repair.kept[0].mean()]),
             "grown": seen.reaction.grown[0],
             "grown_random": seen.reaction.grown[1:],
             "left": (seen.attacks.odds > 0).mean(axis=2),
@@ -102,30 +103,43 @@ def is_self_repair(estimates: Mapping[str, Estimate]) -> bool:
     """Say whether the model was seen to make up for the direction, decodable or not."""
 
     def holds(name: str) -> bool:
-        return estimates[name].verdict == "supported"
+        return name in estimates and estimates[name].verdict == "supported"
 
-    return holds("repair_by_parts") or (holds("new_direction") and holds("new_direction_removed"))
+    return holds("repair_by_blocks") or (
+        holds("new_direction") and holds("new_direction_takes_over")
+    )
 
 
 def _headline(estimates: Mapping[str, Estimate], cheapest: Mapping[str, Any] | None) -> str:
-    share, cost = estimates["repair_share"], estimates["entanglement"]
+    return f"{_repaired(estimates)}; {_lost(estimates)}; " + (
+        "no attack up to rank 3 is seen to end refusal."
+        if cheapest is None
+        else f"rank {cheapest['rank']} at strength {cheapest['strength']:g} ends it at a "
+        f"first-token KL of {cheapest['kl']:.3f}."
+    )
+
+
+def _repaired(estimates: Mapping[str, Estimate]) -> str:
+    if "repair_share" not in estimates:
+        return "The direction has no effect beyond random ones that could be made up for"
+    share = estimates["repair_share"]
     low, high = share.interval
-    if estimates["direct_effect"].verdict != "supported":
-        repaired = "The direction has no effect beyond random ones that could be repaired"
-    elif is_self_repair(estimates):
-        repaired = f"The model makes up for {share.value:.0%} ({low:.0%} to {high:.0%}) of r"
-    else:
-        repaired = f"No self-repair is seen ({share.value:.0%}, {low:.0%} to {high:.0%})"
-    skill = "skill goes with refusal" if cost.verdict == "supported" else "no skill is seen to go"
-    low, high = cost.interval
-    lost = f"{skill} ({cost.value:.2f}, {low:.2f} to {high:.2f} per unit)"
-    ended = "no attack up to rank 3 is seen to end refusal"
-    if cheapest is not None:
-        ended = (
-            f"rank {cheapest['rank']} at strength {cheapest['strength']:g} ends it at a "
-            f"first-token KL of {cheapest['kl']:.3f}"
-        )
-    return f"{repaired}; {lost}; {ended}."
+    size = f"{share.value:.0%} ({low:.0%} to {high:.0%})"
+    if share.verdict == "supported":
+        return f"The model makes up for {size} of what its direction did"
+    if is_self_repair(estimates):
+        return "A direction that was not there before takes over when r is gone"
+    return f"No self-repair is seen ({size})"
+
+
+def _lost(estimates: Mapping[str, Estimate]) -> str:
+    skill = estimates["skill_lost"]
+    said = "skill goes with refusal" if skill.verdict == "supported" else "no skill is seen to go"
+    known, unit = estimates.get("entanglement", skill), "log-odds"
+    if known is not skill:
+        unit = "per unit of refusal"
+    low, high = known.interval
+    return f"{said} ({known.value:.2f}, {low:.2f} to {high:.2f} {unit})"
 
 
 def pictures(found: Findings) -> tuple[Picture, ...]:
@@ -137,33 +151,31 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
         for row, values in enumerate(arrays["late_random"])
     ]
     late.append(Line("the direction", x, tuple(arrays["late"].tolist()), role="refusal"))
-    total = (float(arrays["total"][0]),) * len(x)
-    late.append(Line("out of every write", x, total, role="edited", dashed=True))
-    doses = (0.0, *STRENGTHS)
     roles: tuple[Role, ...] = ("refusal", "edited", "compliance")
     left = [
         Line(f"rank {rank + 1}", STRENGTHS, tuple(values.tolist()), role=role)
         for rank, (values, role) in enumerate(zip(arrays["left"], roles, strict=True))
     ]
     kl = [
-        Line("", doses, (0.0, *values.tolist()), role=role)
+        Line("", STRENGTHS, tuple(values.tolist()), role=role)
         for values, role in zip(arrays["kl"], roles, strict=True)
     ]
     shares: list[tuple[str, Estimate, Role]] = [
         (name.replace("_", " "), found.estimates[name], "edited")
-        for name in ("repair_share", "written_again", "new_direction", "entanglement")
+        for name in SHARES
+        if name in found.estimates
     ]
     return (
         Picture(
             "Does the model make up for its direction?",
             "Fall of the refusal log-odds with the direction out from one layer on (−1 is the "
-            "embedding): what later layers lose when nothing has answered yet. Where it is above "
-            "the dashed line, parts answer.",
+            "embedding: out of everything). Towards the left more blocks respond to the removal: "
+            "where the line falls to the left they repair, where it rises they pass r on.",
             (Panel(tuple(late), "out from this layer on", "fall of log-odds", whole_x=True),),
         ),
         Picture(
             "Repair, renewal, entanglement",
-            "Shares with 95 % intervals: of the effect that parts give back, of r written again, "
+            "Shares with 95 % intervals: of the effect that blocks give back, of r written again, "
             "of the contrast that is new, and the fall of skill per fall of refusal.",
             (Panel((estimates_dots(shares),)),),
         ),
@@ -188,14 +200,15 @@ def measure(
     layer, row = selected(bench.directions)
     row = row.double().cpu()
     place = chosen_place(bench)
+    samples = samples_at(bench.activations, place.layer, place.position)
+    mean = samples.harmless.double().cpu().mean(dim=0)
     generator = torch.Generator().manual_seed(STREAM + seed)
-    random = [energy_matched(bench.model, row, generator) for _ in range(vectors)]
+    random = [energy_matched(bench.model, row, mean, generator) for _ in range(vectors)]
     rows = [row, *random]
     repair = measure_repair(bench, rows)
-    samples = samples_at(bench.activations, place.layer, place.position)
     return Robustness(
         repair=repair,
-        reaction=measure_reaction(bench, rows, layer, seed=seed),
+        reaction=measure_reaction(bench, rows, layer, mean, seed=seed),
         costs=measure_costs(bench, rows, questions, repair.total),
         attacks=measure_attacks(bench, ranked_rows(row, samples), random),
     )
@@ -213,13 +226,14 @@ ANALYSES.register("defense_robustness")(
         title="Defense robustness",
         question="Does the model make up for its refusal direction when that is taken out, does "
         "skill go with it, and how little ends refusal?",
-        method="Compensation CE = DE − TE with the final norm's part split off; r written again "
-        "behind a partial removal and directions that were not there before; fall of skill per "
-        "fall of refusal; the least rank and strength of a hook ablation that ends refusal. What "
-        "can be read off the stream without r is not called repair.",
+        method="Compensation CE = DE − TE, block by block, with the final norm's part split off; r "
+        "written again behind a partial removal, and directions that were not there before and "
+        "matter more without r; fall of skill per fall of refusal; the least rank and strength of "
+        "a hook ablation that ends refusal. What can be read off the stream without r is not "
+        "called repair.",
         null="6 random directions of equal energy in the weights: a prediction bound for a seventh",
         source="2402.15390 (self-repair), 2406.11717; bound: Hahn 1969",
-        cost="up to 128 forward passes of 32 harmful prompts, 12 of 32 harmless ones, 15 of both "
+        cost="up to 124 forward passes of 32 harmful prompts, 19 of 32 harmless ones, 15 of both "
         "on fit prompts, and 8 of 48 questions",
         run=_run,
         pictures=pictures,

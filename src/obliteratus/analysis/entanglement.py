@@ -1,25 +1,29 @@
 """What taking a direction out costs in skill, per unit of refusal, against random directions.
 
 Skill is the log-odds of the right answer's first token: the letter of a multiple-choice question.
+Its fall is held against that with random directions of equal energy out, and divided by the fall
+of the refusal log-odds: 0 where nothing but refusal reads r, 1 where an answer loses as much.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from obliteratus.analysis.bench import Bench
-from obliteratus.analysis.intervening import scores
+from obliteratus.analysis.beyond_random import beyond
 from obliteratus.analysis.resampling import ends, weights
-from obliteratus.analysis.self_repair import NEGLIGIBLE, beyond
-from obliteratus.measure.log_odds import RefusalTokens
+from obliteratus.events import without_progress
+from obliteratus.measure.log_odds import log_odds
 from obliteratus.measure.multiple_choice import LETTERS, multiple_choice
 from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.removal import everywhere
 from obliteratus.operator.steering import steering
+from obliteratus.probe.forward import last_hidden
 from obliteratus.prompts.spread import spread_indices
 from obliteratus.statistics.estimate import Estimate
 
@@ -51,20 +55,23 @@ class Costs:
 def cost_estimates(costs: Costs, *, seed: int) -> dict[str, Estimate]:
     """Return the fall of skill, and its ratio to the fall of refusal (items and prompts resampled).
 
+    The ratio is given where refusal falls beyond what random directions bring about.
+
     Raises:
         MeasurementError: fewer than two items, or fewer than three random directions.
     """
-    skill = beyond(costs.skill, seed)
+    skill, refusal = beyond(costs.skill, seed), beyond(costs.refusal, seed)
+    if refusal.verdict != "supported":
+        return {"skill_lost": skill}
     rng = np.random.default_rng(seed)
-    fall = max(float(costs.refusal[0].mean()), NEGLIGIBLE)
     above = weights(costs.skill.shape[1], rng) @ costs.skill[0]
     below = weights(costs.refusal.shape[1], rng) @ costs.refusal[0]
-    low, high = ends(above / np.maximum(below, NEGLIGIBLE))
+    low, high = ends(above / np.maximum(below, float(refusal.null or 0.0)))
     ratio = Estimate(
-        skill.value / fall,
+        skill.value / refusal.value,
         (float(low), float(high)),
         n=costs.skill.shape[1],
-        null=float(skill.null or 0.0) / fall,
+        null=float(skill.null or 0.0) / refusal.value,
         seed=seed,
         verdict=skill.verdict,
     )
@@ -86,13 +93,16 @@ def measure_costs(
     return Costs(np.array(falls), refusal)
 
 
+@torch.no_grad()
 def _skill(bench: Bench, questions: Sequence[Asked]) -> Float64[np.ndarray, " item"]:
+    encoded = encode(bench.model, [each.text for each in questions], system=bench.system)
+    with without_progress():
+        hidden = last_hidden(bench.model, encoded, task="answer questions")
     found = np.empty(len(questions))
     for answer in dict.fromkeys(each.answer for each in questions):
         places = [place for place, each in enumerate(questions) if each.answer == answer]
-        texts = [questions[place].text for place in places]
-        encoded = encode(bench.model, texts, system=bench.system)
-        found[places] = scores(bench.model, bench.head, RefusalTokens(answer), encoded)
+        log_p = bench.head.log_probabilities(hidden[places])
+        found[places] = log_odds(log_p, answer).cpu().numpy()
     return found
 
 

@@ -2,7 +2,10 @@
 
 A plain random direction moves another amount of weight than one that a model writes along. Here a
 random draw a is turned towards the direction of most (or least) energy in the span of a, Ga, G²a,
-…, with G = Σ W Wᵀ over the writers, by the angle at which the energies are equal.
+…, with G = Σ W Wᵀ over the writers, by the angle at which the energies are equal. All tokens have
+a long mean in common, which no difference of classes has a part of: a direction turned towards it
+would hold its energy there, and its removal would shift every token by a constant. So each draw has
+as much of the mean as the given direction, and all turning is orthogonal to it.
 """
 
 import math
@@ -37,26 +40,50 @@ def energy_along(model: LoadedModel, row: Float64[Tensor, " d_model"]) -> float:
 
 
 def energy_matched(
-    model: LoadedModel, row: Float64[Tensor, " d_model"], generator: torch.Generator
+    model: LoadedModel,
+    row: Float64[Tensor, " d_model"],
+    mean: Float64[Tensor, " d_model"],
+    generator: torch.Generator,
 ) -> Float64[Tensor, " d_model"]:
     """Return a random unit direction whose removal changes the weights as much as that of ``row``.
+
+    Both have the same cosine to ``mean``, the part of the stream that all tokens have in common.
 
     Raises:
         MeasurementError: weights are packed, or no such direction is found.
     """
+    common = mean / torch.linalg.vector_norm(mean)
+    along = float(common @ row)
+
+    def completed(free: Tensor) -> Float64[Tensor, " d_model"]:
+        """Return the unit direction with this much of the mean and the rest along ``free``."""
+        return along * common + math.sqrt(max(0.0, 1 - along**2)) * free
+
     wanted = energy_along(model, row)
-    start = random_rows(1, len(row), generator)
-    span = _Span(model, start)
-    goes_up = span.energy(start[0]) < wanted
+    drawn = random_rows(1, len(row), generator)[0]
+    start = orthonormalise(torch.stack([common, drawn]))[1]
+    frame = torch.stack([common, start])
+    span = _Span(model, frame)
+    goes_up = span.energy(completed(start)) < wanted
     for _ in range(TURNS):
         try:
-            frame = orthonormalise(torch.cat([span.frame, span.spread[-1:]]))
+            frame = orthonormalise(torch.cat([frame, span.spread[-1:]]))
         except DirectionError:
             break  # the writers turn the span into itself, so nothing further can be reached
         span = _Span(model, frame)
-        end = span.extreme(start[0], largest=goes_up)
-        if (span.energy(end) >= wanted) == goes_up:
-            return _between(span, start[0], end, wanted, goes_up=goes_up)
+        end = span.extreme(start, largest=goes_up)
+        if (span.energy(completed(end)) >= wanted) != goes_up:
+            continue
+        low, high, found = 0.0, math.pi / 2, row
+        for _ in range(BISECTIONS):
+            angle = (low + high) / 2
+            mixed = math.cos(angle) * start + math.sin(angle) * end
+            found = completed(mixed / torch.linalg.vector_norm(mixed))
+            if (span.energy(found) < wanted) == goes_up:
+                low = angle
+            else:
+                high = angle
+        return found
     raise MeasurementError(
         f"no random direction holds the energy {wanted:.3e} in the weights, as the one that is "
         "asked about does, so it has no matched null. Leave this analysis out with --modules."
@@ -101,28 +128,8 @@ class _Span:
     def extreme(
         self, start: Float64[Tensor, " d_model"], *, largest: bool
     ) -> Float64[Tensor, " d_model"]:
-        inner = self.spread @ self.frame.T
+        """Return the direction of most (least) energy that is orthogonal to the first row."""
+        inner = (self.spread @ self.frame.T)[1:, 1:]
         vectors = torch.linalg.eigh((inner + inner.T) / 2).eigenvectors
-        row = vectors[:, -1 if largest else 0] @ self.frame
+        row = vectors[:, -1 if largest else 0] @ self.frame[1:]
         return row if float(row @ start) >= 0 else -row
-
-
-def _between(
-    span: _Span,
-    start: Float64[Tensor, " d_model"],
-    end: Float64[Tensor, " d_model"],
-    wanted: float,
-    *,
-    goes_up: bool,
-) -> Float64[Tensor, " d_model"]:
-    low, high = 0.0, math.pi / 2
-    row = start
-    for _ in range(BISECTIONS):
-        angle = (low + high) / 2
-        mixed = math.cos(angle) * start + math.sin(angle) * end
-        row = mixed / torch.linalg.vector_norm(mixed)
-        if (span.energy(row) < wanted) == goes_up:
-            low = angle
-        else:
-            high = angle
-    return row

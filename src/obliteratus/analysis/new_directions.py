@@ -1,10 +1,12 @@
-"""What a removal brings about: r written again by later layers, and directions that were not there.
+"""What a removal brings about: r written again by later layers, and directions that take over.
 
 With r out of the writes up to a layer, r is *written again* in so far as the contrast of both
-classes along it comes back behind that layer. With r out of every write, a direction is *new* in so
-far as the contrast grew by it, g = δ' − (I − r rᵀ) δ, and it is self-repair only if taking it out
-as well lowers refusal further. A contrast that was there before separates the classes after the
-removal as well; that it does is no repair.
+classes along it comes back behind that layer. With r out of every write the contrast δ becomes δ',
+and what is new has made it longer: ‖δ'‖² − ‖(I − r rᵀ) δ‖², which is the growth of the squared
+contrast along g = δ' − (I − r rᵀ) δ. What readers of r no longer write makes it shorter, and what
+separated the classes before does so still and adds nothing: harm that stays decodable is no repair.
+A new direction *takes over* if it matters more without r than with it: taken out beside r it lowers
+refusal by more than taken out alone.
 """
 
 from collections.abc import Sequence
@@ -16,12 +18,12 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from obliteratus.analysis.bench import Bench
+from obliteratus.analysis.beyond_random import beyond
 from obliteratus.analysis.intervening import scores
 from obliteratus.analysis.lens import last_streams
 from obliteratus.analysis.matched import energy_matched
 from obliteratus.analysis.products import products
 from obliteratus.analysis.resampling import ends, prediction_bound, weights
-from obliteratus.analysis.self_repair import beyond
 from obliteratus.events import without_progress
 from obliteratus.models.chat import Encoded, encode
 from obliteratus.operator.bases import orthonormalise
@@ -39,59 +41,69 @@ class Reaction:
     """What was measured; vector 0 is the direction, the others are its nulls.
 
     ``again`` is the contrast along each vector behind a partial edit, summed over the later layers,
-    for every pair, and ``whole`` that along r without an edit. ``grown`` holds ‖g‖² of every vector
-    and layer without noise, ``resampled`` that of vector 0 in bootstrap samples, both in units of
-    the largest ‖δ‖². ``further`` are falls of the refusal log-odds of harmful prompts beyond those
-    by r alone: row 0 with the new direction out as well, the others with random ones.
+    for every pair, and ``whole`` that along r without an edit. ``grown`` is by how much ‖δ'‖² is
+    longer than ‖(I − r rᵀ) δ‖² for every vector and layer, without noise, ``resampled`` that of
+    vector 0 in bootstrap samples, both in units of the largest ‖δ‖². ``further`` is by how much the
+    refusal log-odds of harmful prompts fall further with a second direction out beside r than with
+    it out alone: row 0 of the new direction, the others of random ones; None where none has grown.
     """
 
     again: Float64[np.ndarray, "vector pair"]
     whole: Float64[np.ndarray, " pair"]
     grown: Float64[np.ndarray, "vector layer"]
     resampled: Float64[np.ndarray, "sample layer"]
-    further: Float64[np.ndarray, "vector prompt"]
+    further: Float64[np.ndarray, "vector prompt"] | None
 
 
 def reaction_estimates(reaction: Reaction, *, seed: int) -> dict[str, Estimate]:
-    """Return the share of r that is written again, the new direction's size, and what it does."""
-    whole = float(reaction.whole.mean())
+    """Return the share of r that is written again, how much is new, and whether that takes over.
+
+    The share is given where r surely tells the classes apart behind the edit, the last where
+    something new was there to be taken out.
+    """
+    found: dict[str, Estimate] = {}
     n = len(reaction.whole)
-    bound = prediction_bound(np.abs(reaction.again[1:].mean(axis=1))) / max(whole, 1e-12)
     drawn = weights(n, np.random.default_rng(seed))
-    low, high = ends((drawn @ reaction.again[0]) / np.maximum(drawn @ reaction.whole, 1e-12))
-    again = float(reaction.again[0].mean()) / max(whole, 1e-12)
+    whole = drawn @ reaction.whole
+    if float(ends(whole)[0]) > 0:
+        length = float(reaction.whole.mean())
+        bound = prediction_bound(np.abs(reaction.again[1:].mean(axis=1))) / length
+        low, high = ends((drawn @ reaction.again[0]) / whole)
+        again = float(reaction.again[0].mean()) / length
+        found["written_again"] = _held_against(again, (low, high), n, bound, seed)
     layer = int(reaction.grown[0].argmax())
-    size = float(reaction.grown[0, layer])
-    size_low, size_high = ends(reaction.resampled[:, layer])
     most = prediction_bound(reaction.grown[1:].max(axis=1))
-    return {
-        "written_again": Estimate(
-            again, (float(low), float(high)), n, bound, seed, _verdict(low, high, bound)
-        ),
-        "new_direction": Estimate(
-            size,
-            (min(size, float(size_low)), max(size, float(size_high))),
-            n,
-            most,
-            seed,
-            _verdict(size_low, size_high, most),
-        ),
-        "new_direction_removed": beyond(reaction.further, seed),
-    }
+    size = float(reaction.grown[0, layer])
+    found["new_direction"] = _held_against(size, ends(reaction.resampled[:, layer]), n, most, seed)
+    if reaction.further is not None:
+        found["new_direction_takes_over"] = beyond(reaction.further, seed)
+    return found
 
 
-def _verdict(low: np.ndarray, high: np.ndarray, bound: float) -> Verdict:
-    if float(low) > bound:
-        return "supported"
-    return "not_supported" if float(high) < bound else "undetermined"
+def _held_against(
+    value: float, interval: tuple[np.ndarray, np.ndarray], n: int, bound: float, seed: int
+) -> Estimate:
+    low, high = (float(end) for end in interval)
+    verdict: Verdict = "undetermined"
+    if low > bound:
+        verdict = "supported"
+    elif high < bound:
+        verdict = "not_supported"
+    return Estimate(value, (min(low, value), max(high, value)), n, bound, seed, verdict)
 
 
 def measure_reaction(
-    bench: Bench, rows: Sequence[Float64[Tensor, " d_model"]], layer: Layer, *, seed: int
+    bench: Bench,
+    rows: Sequence[Float64[Tensor, " d_model"]],
+    layer: Layer,
+    mean: Float64[Tensor, " d_model"],
+    *,
+    seed: int,
 ) -> Reaction:
     """Remove each of ``rows`` in part (up to ``layer``) and everywhere, and look at both classes.
 
-    The new direction is taken from fit prompts and tried on select prompts.
+    The new direction is taken from fit prompts and tried on select prompts. Random second
+    directions have the energy of the new one and as much of ``mean``.
     """
     model = bench.model
     fit = limited(bench.splits.fit, bench.settings.prompts)
@@ -103,45 +115,47 @@ def measure_reaction(
     first = 0 if layer == "embedding" else layer + 1
     upto: tuple[Layer, ...] = ("embedding", *range(first))
     whole: tuple[Layer, ...] = ("embedding", *range(model.anatomy.n_layers))
-    unit = max(_squared(untouched).max(), 1e-12)
-    again, grown, growth = list[np.ndarray](), list[np.ndarray](), list[Tensor]()
-    for row in rows:
+    unit = max(float(_squared(untouched).max()), 1e-12)
+    counts = weights(len(untouched), np.random.default_rng(seed), RESAMPLES) * len(untouched)
+    again, grown, resampled, growth = list[np.ndarray](), list[np.ndarray](), [], untouched
+    for number, row in enumerate(rows):
         part = _contrast(bench, sides, row, upto)[:, first + 1 :]
         again.append((part @ row).sum(dim=1).numpy())
-        left = untouched - (untouched @ row)[..., None] * row
-        growth.append(_contrast(bench, sides, row, whole) - left)
-        grown.append(_squared(growth[-1]) / unit)
-    counts = weights(len(untouched), np.random.default_rng(seed), RESAMPLES) * len(untouched)
-    resampled = _squared(growth[0], counts) / unit
+        before = untouched - (untouched @ row)[..., None] * row
+        after = _contrast(bench, sides, row, whole)
+        grown.append((_squared(after) - _squared(before)) / unit)
+        if number == 0:
+            growth = after - before
+            resampled = (_squared(after, counts) - _squared(before, counts)) / unit
     place = int(grown[0].argmax())
-    new = growth[0][:, place].mean(dim=0)
+    further = None
+    if grown[0][place] > prediction_bound(np.array(grown[1:]).max(axis=1)):
+        new = orthonormalise(torch.stack([rows[0], growth[:, place].mean(dim=0)]))[1]
+        generator = torch.Generator().manual_seed(seed)
+        others = [energy_matched(model, new, mean, generator) for _ in rows[1:]]
+        further = _further(bench, rows[0], [new, *others])
     return Reaction(
         np.array(again),
         (untouched[:, first + 1 :] @ rows[0]).sum(dim=1).numpy(),
         np.array(grown),
-        resampled,
-        _further(bench, rows[0], new, count=len(rows) - 1, seed=seed),
+        np.asarray(resampled),
+        further,
     )
 
 
 def _further(
-    bench: Bench, row: Tensor, new: Tensor, *, count: int, seed: int
+    bench: Bench, row: Tensor, seconds: Sequence[Tensor]
 ) -> Float64[np.ndarray, "vector prompt"]:
-    generator = torch.Generator().manual_seed(seed)
-    second = orthonormalise(torch.stack([row, new]))[1]
-    others = [energy_matched(bench.model, second, generator) for _ in range(count)]
-    alone = _without(bench, row[None])
+    def left(*out: Tensor) -> Float64[np.ndarray, " prompt"]:
+        basis = everywhere(bench.model, orthonormalise(torch.stack(out)))
+        with steering(bench.model, basis, kind="write_projection"):
+            return scores(bench.model, bench.head, bench.tokens, bench.subset.harmful)
+
+    untouched = scores(bench.model, bench.head, bench.tokens, bench.subset.harmful)
+    beside_nothing = left(row)
     return np.array(
-        [
-            alone - _without(bench, orthonormalise(torch.stack([row, other])))
-            for other in (second, *others)
-        ]
+        [(beside_nothing - left(row, each)) - (untouched - left(each)) for each in seconds]
     )
-
-
-def _without(bench: Bench, rows: Tensor) -> Float64[np.ndarray, " prompt"]:
-    with steering(bench.model, everywhere(bench.model, rows), kind="write_projection"):
-        return scores(bench.model, bench.head, bench.tokens, bench.subset.harmful)
 
 
 def _contrast(
@@ -166,12 +180,9 @@ def _squared(
     rows: Float64[Tensor, "pair layer d_model"],
     counts: Float64[np.ndarray, "sample pair"] | None = None,
 ) -> Float64[np.ndarray, "*batch layer"]:
-    """Return ‖mean‖² at every layer without the noise of single pairs, never below 0."""
-    found: list[np.ndarray] = []
-    for layer in rows.unbind(dim=1):
-        gram = (layer @ layer.T).numpy()
-        given = np.ones((1, len(gram))) if counts is None else counts
-        inner = np.nan_to_num(products(gram, given[:, None])[:, 0, 0])
-        found.append(np.maximum(inner, 0.0))
+    """Return ‖mean‖² at every layer without the noise of single pairs, which may be below 0."""
+    given = np.ones((1, len(rows))) if counts is None else counts
+    grams = [(layer @ layer.T).numpy() for layer in rows.unbind(dim=1)]
+    found = [np.nan_to_num(products(gram, given[:, None])[:, 0, 0]) for gram in grams]
     stacked = np.stack(found, axis=-1)
     return stacked[0] if counts is None else stacked

@@ -1,11 +1,19 @@
 """Does the model make up for a direction that is taken out? Compensation CE = DE − TE.
 
-The total effect TE is the fall of the refusal log-odds with r out of every write. The direct effect
-DE is what readers of r lose before anything can answer: r is taken out from one layer on only, and
-what earlier layers wrote is that of an untouched run; of all layers the one with the largest fall
-counts, chosen on one half of the prompts and read on the other. Both with the scale of the final
-norm held at its untouched value: what the norm alone adds, because a shorter stream is divided by
-less, is split off (arXiv 2402.15390). That harm can still be read after the removal is no repair.
+Blocks are let respond to the removal one after the other. With r out of the stream at block k and
+of every write behind it, blocks up to k have not responded, F(k) is what the refusal log-odds fall
+by, and F(k) − F(j), k behind j, is what the response of the blocks between them does, through
+everything behind. A block that read r and passed it on *lowers* refusal as it responds: it mediates
+r. One that *raises* it restores what was lost: it repairs. These steps add up to the total effect
+TE exactly, so nothing is counted twice, whether repair goes through one block or a chain of them.
+
+CE is the sum of the steps that restore, chosen on one half of the prompts and read on the other;
+DE = CE + TE is the fall that would be there had no block restored anything; CE / DE is the share
+that is repaired. The scale of the final norm is held at its untouched value: what the norm alone
+does, because a shorter stream is divided by less, is split off (arXiv 2402.15390). Blocks that only
+read r do not restore, and that harm can still be read after the removal is no repair either. What
+restores and what mediates inside one step (a block; in models of more than 12, a few of them) is
+seen as their sum, so CE is a lower bound there.
 """
 
 import contextlib
@@ -19,7 +27,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from obliteratus.analysis.bench import Bench
-from obliteratus.analysis.resampling import SIGNIFICANT, ends, prediction_bound, weights
+from obliteratus.analysis.beyond_random import NEGLIGIBLE, beyond
+from obliteratus.analysis.resampling import ends, weights
 from obliteratus.events import without_progress
 from obliteratus.measure.head import chunks
 from obliteratus.measure.log_odds import log_odds
@@ -30,109 +39,94 @@ from obliteratus.operator.removal import everywhere
 from obliteratus.operator.steering import steering
 from obliteratus.probe.forward import forward_batches
 from obliteratus.shapes import Layer
-from obliteratus.statistics.estimate import Estimate, Verdict
-from obliteratus.statistics.permutation import sign_flip
+from obliteratus.statistics.estimate import Estimate
 
 DEPTHS = 12
 """Layers from which on r is taken out; of deeper models these are spread evenly."""
-NEGLIGIBLE = 0.25
-"""Log-odds: compensation that surely stays below is as good as none."""
 
 
 @dataclass(frozen=True)
 class Repair:
     """Falls of the refusal log-odds; vector 0 is the direction, the others are its nulls.
 
-    ``total`` is with r out of every write, ``kept`` the same with the final norm's scale held, and
-    ``late`` with r out from each of ``starts`` on, scale held.
+    ``late`` is with r out from each of ``starts`` on and the final norm's scale held; the first
+    start is the embedding, so that nothing of r is left. ``total`` is that with the norm free.
     """
 
     starts: tuple[Layer, ...]
-    total: Float64[np.ndarray, "vector prompt"]
-    kept: Float64[np.ndarray, "vector prompt"]
     late: Float64[np.ndarray, "vector start prompt"]
+    total: Float64[np.ndarray, "vector prompt"]
 
     @property
-    def direct(self) -> Float64[np.ndarray, "vector prompt"]:
-        """DE of every vector and prompt, the layer chosen on the other half of the prompts."""
-        found = np.empty_like(self.kept)
+    def kept(self) -> Float64[np.ndarray, "vector prompt"]:
+        """TE: the fall with r out of everything, the final norm's scale held."""
+        return self.late[:, 0]
+
+    @property
+    def restored(self) -> Float64[np.ndarray, "vector prompt"]:
+        """CE: what the restoring steps give back, chosen on the other half of the prompts."""
+        steps = np.diff(self.late, axis=1)
+        found = np.empty_like(self.total)
         for half in (0, 1):
-            best = self.late[:, :, 1 - half :: 2].mean(axis=2).argmax(axis=1)
-            found[:, half::2] = self.late[np.arange(len(best)), best][:, half::2]
+            restores = steps[:, :, 1 - half :: 2].mean(axis=2) > 0
+            found[:, half::2] = (steps[:, :, half::2] * restores[:, :, None]).sum(axis=1)
         return found
 
 
 def repair_estimates(repair: Repair, *, seed: int) -> dict[str, Estimate]:
-    """Return DE, the compensation by parts, its share of DE, and what the norm alone gives back.
+    """Return DE, the compensation CE by blocks, its share of DE, and what the norm gives back.
 
     Compensation is supported beyond what a further random direction of equal energy stays below.
-    The share is 0 to 1 where r acts; it is undetermined where DE is not beyond random itself.
+    It and the share, which is given only then, are undetermined where DE is not beyond random
+    itself: of what does nothing nothing can be made up for.
 
     Raises:
         MeasurementError: fewer than two prompts, or fewer than three random directions.
     """
-    direct = repair.direct
-    by_parts, by_norm = direct - repair.kept, repair.kept - repair.total
-    acts = beyond(direct, seed)
-    parts, norm = (beyond(each, seed) for each in (by_parts, by_norm))
+    restored = repair.restored
+    direct = restored + repair.kept
+    acts, blocks = beyond(direct, seed), beyond(restored, seed)
+    norm = beyond(repair.kept - repair.total, seed)
     if acts.verdict != "supported":
-        parts = replace(parts, verdict="undetermined")
+        blocks = replace(blocks, verdict="undetermined")
+        return {"direct_effect": acts, "repair_by_blocks": blocks, "repair_by_norm": norm}
     drawn = weights(direct.shape[1], np.random.default_rng(seed))
-    ratios = (drawn @ by_parts[0]) / np.maximum(drawn @ direct[0], NEGLIGIBLE)
+    ratios = (drawn @ restored[0]) / np.maximum(drawn @ direct[0], NEGLIGIBLE)
     low, high = ends(ratios)
-    length = max(float(direct[0].mean()), NEGLIGIBLE)
     share = Estimate(
-        float(by_parts[0].mean()) / length,
+        blocks.value / acts.value,
         (float(low), float(high)),
         n=direct.shape[1],
-        null=float(parts.null or 0.0) / length,
+        null=float(blocks.null or 0.0) / acts.value,
         seed=seed,
-        verdict=parts.verdict,
+        verdict=blocks.verdict,
     )
     return {
         "direct_effect": acts,
-        "repair_by_parts": parts,
+        "repair_by_blocks": blocks,
         "repair_share": share,
         "repair_by_norm": norm,
     }
 
 
-def beyond(values: Float64[np.ndarray, "vector prompt"], seed: int) -> Estimate:
-    """Return the mean of row 0, held against what a further row like the others stays below."""
-    bound = prediction_bound(values[1:].mean(axis=1))
-    test = sign_flip(values[0] - bound, seed=seed)
-    low, high = (end + bound for end in test.effect.interval)
-    value = float(values[0].mean())
-    verdict: Verdict = "undetermined"
-    if value > max(bound, NEGLIGIBLE) and test.p_value < SIGNIFICANT:
-        verdict = "supported"
-    elif high < max(bound, NEGLIGIBLE):
-        verdict = "not_supported"
-    return replace(test.effect, value=value, interval=(low, high), null=bound, verdict=verdict)
-
-
 def measure_repair(bench: Bench, rows: Sequence[Float64[Tensor, " d_model"]]) -> Repair:
-    """Take each of ``rows`` out of the bench's harmful prompts: everywhere, and from layers on."""
-    encoded = bench.subset.harmful
+    """Take each of ``rows`` out of the bench's harmful prompts, from every start on."""
     starts = depths(bench.model)
-    before, sizes = _seen(bench, encoded, None)
-    total, kept, late = list[np.ndarray](), list[np.ndarray](), list[list[np.ndarray]]()
-    for row in rows:
-        with removed_from(bench.model, row, "embedding"):
-            plain, _ = _seen(bench, encoded, None)
-            held, _ = _seen(bench, encoded, sizes)
-        total.append(before - plain)
-        kept.append(before - held)
-        falls = list[np.ndarray]()
-        for start in starts:
+    before, sizes = _untouched(bench)
+    late = np.empty((len(rows), len(starts), len(before)))
+    total = np.empty((len(rows), len(before)))
+    for number, row in enumerate(rows):
+        for place, start in enumerate(starts):
             with removed_from(bench.model, row, start):
-                falls.append(before - _seen(bench, encoded, sizes)[0])
-        late.append(falls)
-    return Repair(starts, np.array(total), np.array(kept), np.array(late))
+                hidden, own = _seen(bench.model, bench.subset.harmful)
+            if place == 0:
+                total[number] = before - _odds(bench, hidden)
+            late[number, place] = before - _odds(bench, _held(bench.model, hidden, own / sizes))
+    return Repair(starts, late, total)
 
 
 def depths(model: LoadedModel) -> tuple[Layer, ...]:
-    """Return up to ``DEPTHS`` layers, spread evenly over ``embedding`` and the blocks."""
+    """Return up to ``DEPTHS`` layers, spread evenly from ``embedding`` to the last block."""
     layers: tuple[Layer, ...] = ("embedding", *range(model.anatomy.n_layers))
     count = min(DEPTHS, len(layers))
     places = np.linspace(0, len(layers) - 1, count).round().astype(int).tolist()
@@ -154,21 +148,34 @@ def removed_from(
         yield
 
 
+def _untouched(bench: Bench) -> tuple[Float64[np.ndarray, " prompt"], Float64[Tensor, " prompt"]]:
+    hidden, sizes = _seen(bench.model, bench.subset.harmful)
+    return _odds(bench, hidden), sizes
+
+
+@torch.no_grad()
+def _odds(bench: Bench, hidden: Float64[Tensor, "prompt d_model"]) -> Float64[np.ndarray, " p"]:
+    states = hidden.to(bench.head.weight.dtype)
+    found = [
+        log_odds(bench.head.log_probabilities(part), bench.tokens.ids).cpu()
+        for part in chunks(states)
+    ]
+    return torch.cat(found).numpy()
+
+
 @torch.no_grad()
 def _seen(
-    bench: Bench, encoded: Encoded, sizes: Float64[Tensor, " prompt"] | None
-) -> tuple[Float64[np.ndarray, " prompt"], Float64[Tensor, " prompt"]]:
-    """Return log-odds and what the final norm divides by; with ``sizes`` it divides by those."""
-    model = bench.model
-    path = model.anatomy.final_norm
-    norm = None if path is None else model.module.get_submodule(path)
+    model: LoadedModel, encoded: Encoded
+) -> tuple[Float64[Tensor, "prompt d_model"], Float64[Tensor, " prompt"]]:
+    """Return what the final norm makes of every last token, and what it divides there by."""
+    norm = _final_norm(model)
     given: list[Tensor] = []
 
     def keep(_module: nn.Module, args: tuple[Any, ...]) -> None:
         given[:] = [args[0]]
 
     hidden = torch.empty(len(encoded), model.anatomy.d_model, dtype=torch.float64)
-    own = torch.ones(len(encoded), dtype=torch.float64)
+    sizes = torch.ones(len(encoded), dtype=torch.float64)
     handles = [] if norm is None else [norm.register_forward_pre_hook(keep)]
     with hooked(handles), without_progress():
         for batch, output in forward_batches(model, encoded, task="intervene"):
@@ -176,17 +183,27 @@ def _seen(
             place = torch.arange(len(rows), device=output.device), last
             hidden[rows] = output[place].double().cpu()
             if norm is not None:
-                own[rows] = _size(norm, given[0].reshape(output.shape)[place]).cpu()
-    if sizes is not None and norm is not None:
-        bias = getattr(norm, "bias", None)
-        shift = torch.zeros(()) if bias is None else bias.detach().double().cpu()
-        hidden = (hidden - shift) * (own / sizes)[:, None] + shift
-    states = hidden.to(bench.head.weight.dtype)
-    odds = [
-        log_odds(bench.head.log_probabilities(part), bench.tokens.ids).cpu()
-        for part in chunks(states)
-    ]
-    return torch.cat(odds).numpy(), own
+                sizes[rows] = _size(norm, given[0].reshape(output.shape)[place]).cpu()
+    return hidden, sizes
+
+
+def _held(
+    model: LoadedModel,
+    hidden: Float64[Tensor, "prompt d_model"],
+    longer: Float64[Tensor, " prompt"],
+) -> Float64[Tensor, "prompt d_model"]:
+    """Return ``hidden`` as it is where the final norm divides by less: each row times ``longer``.
+
+    The bias of the norm stays as it is.
+    """
+    bias = getattr(_final_norm(model), "bias", None)
+    shift = torch.zeros(()) if bias is None else bias.detach().double().cpu()
+    return (hidden - shift) * longer[:, None] + shift
+
+
+def _final_norm(model: LoadedModel) -> nn.Module | None:
+    path = model.anatomy.final_norm
+    return None if path is None else model.module.get_submodule(path)
 
 
 def _size(norm: nn.Module, stream: Float[Tensor, "row d_model"]) -> Float64[Tensor, " row"]:
