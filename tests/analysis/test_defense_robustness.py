@@ -35,7 +35,7 @@ from obliteratus.testing.planted_transformer import PlantedTransformer, planted
 from obliteratus.testing.tiny import tiny_model
 
 POOL, FEW = 24, 12  # prompts that are measured, and how many of them one experiment sees
-DRAWN, VECTORS = 10, 6  # the same for random directions
+DRAWN, VECTORS = 8, 6  # the same for random directions
 ITEMS = 24
 
 
@@ -74,30 +74,29 @@ decodable = cache(lambda: pool("decodable_only", "inert"))
 
 def found(seen: Robustness, seed: int) -> Findings:
     rng = np.random.default_rng(seed)
-    rows = [0, *(1 + rng.choice(DRAWN, size=VECTORS, replace=False))]
+    random = rng.choice(DRAWN, size=VECTORS, replace=False)
+    rows = [0, *(1 + random)]
     prompts = rng.choice(POOL, size=FEW, replace=False)
     items = rng.choice(ITEMS, size=FEW, replace=False)
     repair, reaction, attacks = seen.repair, seen.reaction, seen.attacks
     some = Robustness(
         repair=Repair(
-            repair.starts,
-            repair.total[rows][:, prompts],
-            repair.kept[rows][:, prompts],
-            repair.late[rows][:, :, prompts],
+            repair.starts, repair.late[rows][:, :, prompts], repair.total[rows][:, prompts]
         ),
         reaction=replace(
             reaction,
             again=reaction.again[rows][:, prompts],
             whole=reaction.whole[prompts],
             grown=reaction.grown[rows],
-            further=reaction.further[rows][:, prompts],
+            further=None if reaction.further is None else reaction.further[rows][:, prompts],
         ),
         costs=Costs(seen.costs.skill[rows][:, items], seen.costs.refusal[rows][:, prompts]),
         attacks=Attacks(
             attacks.untouched[prompts],
             attacks.odds[:, :, prompts],
             attacks.kl[:, :, prompts],
-            attacks.random[[row - 1 for row in rows[1:]]][:, prompts],
+            attacks.random[random][:, prompts],
+            attacks.random_kl[random][:, prompts],
         ),
     )
     return defense_robustness(some, layer=2, seed=seed)

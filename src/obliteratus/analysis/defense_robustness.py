@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from obliteratus.analysis.attack_cost import (
@@ -233,7 +232,7 @@ ANALYSES.register("defense_robustness")(
         "called repair.",
         null="6 random directions of equal energy in the weights: a prediction bound for a seventh",
         source="2402.15390 (self-repair), 2406.11717; bound: Hahn 1969",
-        cost="up to 124 forward passes of 32 harmful prompts, 19 of 32 harmless ones, 15 of both "
+        cost="up to 120 forward passes of 32 harmful prompts, 19 of 32 harmless ones, 15 of both "
         "on fit prompts, and 8 of 48 questions",
         run=_run,
         pictures=pictures,

@@ -9,63 +9,34 @@ the edited model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import torch
 from jaxtyping import Float64
 from scipy import stats
-from torch import Tensor
 
+from obliteratus.analysis.ablated import Suite, measure_suite
 from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.findings import Findings
 from obliteratus.analysis.geometry_change import debiased_cka, effective_rank, independent_rank
-from obliteratus.analysis.intervening import scores, selected
-from obliteratus.analysis.lens import last_streams, layers_of
-from obliteratus.analysis.matched import energy_matched
+from obliteratus.analysis.intervening import selected
 from obliteratus.analysis.module import ANALYSES, Analysis
 from obliteratus.analysis.resampling import SIGNIFICANT, prediction_bound
 from obliteratus.errors import MeasurementError
-from obliteratus.events import without_progress
-from obliteratus.measure.divergence import first_token_kl
 from obliteratus.measure.documents import select_text
-from obliteratus.measure.likelihood import document_nll
-from obliteratus.operator.removal import everywhere
-from obliteratus.operator.steering import steering
 from obliteratus.pictures.spec import Line, Panel, Picture
-from obliteratus.probe.forward import last_hidden
-from obliteratus.shapes import Layer
 from obliteratus.statistics.bootstrap import bootstrap_mean
 from obliteratus.statistics.estimate import Estimate, Verdict
 from obliteratus.statistics.permutation import sign_flip
 
-RANDOM = 6
 DOCUMENTS = 8
 BLOCKS = 8
 """Blocks of prompts that the jackknife leaves out in turn: seven degrees of freedom."""
 Statistic = Callable[[np.ndarray, np.ndarray], float]
-STREAM = 0x65766173  # added to the seed, so that no other use of it has drawn the same directions
 LEFT_OUT = {
     "coherence": "it compares whole answers, which take long to generate for every random "
     "direction; obliteratus verify measures it on the edited model"
 }
-
-
-@dataclass(frozen=True)
-class Suite:
-    """What was measured; vector 0 is the direction, the others are random ones of equal energy.
-
-    ``before`` and ``after`` are streams at the last token, of both classes. ``fall`` is of refusal
-    log-odds of harmful prompts, ``kl`` in nats on harmless ones, ``nll`` the rise in nats per token
-    of each document.
-    """
-
-    layers: tuple[Layer, ...]
-    before: Float64[np.ndarray, "prompt layer d_model"]
-    after: Float64[np.ndarray, "vector prompt layer d_model"]
-    fall: Float64[np.ndarray, "vector harmful"]
-    kl: Float64[np.ndarray, "vector harmless"]
-    nll: Float64[np.ndarray, "vector document"]
 
 
 def evaluation_suite(suite: Suite, *, seed: int) -> Findings:
@@ -231,71 +202,12 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
     )
 
 
-def measure_suite(
-    bench: Bench,
-    row: Float64[Tensor, " d_model"],
-    texts: Sequence[str],
-    *,
-    vectors: int = RANDOM,
-    seed: int = 0,
-) -> Suite:
-    """Run the bench's prompts and ``texts`` untouched, without ``row``, and without random ones.
-
-    Raises:
-        MeasurementError: weights are packed, so that no energy can be matched.
-    """
-    generator = torch.Generator().manual_seed(STREAM + seed)
-    row = row.double().cpu()
-    rows = [row, *(energy_matched(bench.model, row, generator) for _ in range(vectors))]
-    before = _State.of(bench, texts)
-    after: list[_State] = []
-    for each in rows:
-        with steering(bench.model, everywhere(bench.model, each[None]), kind="write_projection"):
-            after.append(_State.of(bench, texts))
-    return Suite(
-        layers=layers_of(bench.model),
-        before=before.streams,
-        after=np.stack([each.streams for each in after]),
-        fall=np.stack([before.odds - each.odds for each in after]),
-        kl=np.stack(
-            [
-                first_token_kl(before.hidden, bench.head, each.hidden, bench.head).numpy()
-                for each in after
-            ]
-        ),
-        nll=np.stack([each.nll - before.nll for each in after]),
-    )
-
-
-@dataclass(frozen=True)
-class _State:
-    """What is seen of the model under whatever hooks are active."""
-
-    streams: np.ndarray
-    odds: np.ndarray
-    hidden: Tensor
-    nll: np.ndarray
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, bench: Bench, texts: Sequence[str]) -> "_State":
-        harmful, harmless = bench.subset.harmful, bench.subset.harmless
-        with without_progress():
-            streams = [last_streams(bench.model, side).double() for side in (harmful, harmless)]
-            hidden = last_hidden(bench.model, harmless, task="evaluate")
-            found = document_nll(bench.model, texts, task="evaluate", head=bench.head)
-        return cls(
-            torch.cat(streams).numpy(),
-            scores(bench.model, bench.head, bench.tokens, harmful),
-            hidden,
-            (found.nll / found.tokens).numpy(),
-        )
-
-
 def _run(bench: Bench) -> Findings:
-    _, row = selected(bench.directions)
+    layer, row = selected(bench.directions)
     texts = [document.text for document in select_text()[:DOCUMENTS]]
-    return evaluation_suite(measure_suite(bench, row, texts, seed=bench.seed), seed=bench.seed)
+    return evaluation_suite(
+        measure_suite(bench, row, layer, texts, seed=bench.seed), seed=bench.seed
+    )
 
 
 ANALYSES.register("evaluation_suite")(

@@ -1,0 +1,107 @@
+"""One model untouched, and the same without directions: what the evaluation suite compares."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from obliteratus.analysis.bench import Bench
+from obliteratus.analysis.intervening import scores
+from obliteratus.analysis.lens import last_streams, layers_of
+from obliteratus.analysis.matched import energy_matched
+from obliteratus.events import without_progress
+from obliteratus.measure.divergence import first_token_kl
+from obliteratus.measure.likelihood import document_nll
+from obliteratus.operator.removal import everywhere
+from obliteratus.operator.steering import steering
+from obliteratus.probe.forward import last_hidden
+from obliteratus.shapes import Layer
+
+RANDOM = 6
+STREAM = 0x65766173  # added to the seed, so that no other use of it has drawn the same directions
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What was measured; vector 0 is the direction, the others are random ones of equal energy.
+
+    ``before`` and ``after`` are streams at the last token, of both classes. ``fall`` is of refusal
+    log-odds of harmful prompts, ``kl`` in nats on harmless ones, ``nll`` the rise in nats per token
+    of each document.
+    """
+
+    layers: tuple[Layer, ...]
+    before: Float64[np.ndarray, "prompt layer d_model"]
+    after: Float64[np.ndarray, "vector prompt layer d_model"]
+    fall: Float64[np.ndarray, "vector harmful"]
+    kl: Float64[np.ndarray, "vector harmless"]
+    nll: Float64[np.ndarray, "vector document"]
+
+
+def measure_suite(
+    bench: Bench,
+    row: Float64[Tensor, " d_model"],
+    layer: Layer,
+    texts: Sequence[str],
+    *,
+    vectors: int = RANDOM,
+    seed: int = 0,
+) -> Suite:
+    """Run the bench's prompts and ``texts`` untouched, without ``row``, and without random ones.
+
+    These have as much as ``row`` of the mean of harmless prompts at ``layer``, where it was read.
+
+    Raises:
+        MeasurementError: weights are packed, so that no energy can be matched.
+    """
+    generator = torch.Generator().manual_seed(STREAM + seed)
+    row, layers = row.double().cpu(), layers_of(bench.model)
+    before = _State.of(bench, texts)
+    harmless = before.streams[len(bench.subset.harmful) :, layers.index(layer)]
+    mean = torch.from_numpy(harmless.mean(axis=0))
+    rows = [row, *(energy_matched(bench.model, row, mean, generator) for _ in range(vectors))]
+    after: list[_State] = []
+    for each in rows:
+        with steering(bench.model, everywhere(bench.model, each[None]), kind="write_projection"):
+            after.append(_State.of(bench, texts))
+    return Suite(
+        layers=layers,
+        before=before.streams,
+        after=np.stack([each.streams for each in after]),
+        fall=np.stack([before.odds - each.odds for each in after]),
+        kl=np.stack(
+            [
+                first_token_kl(before.hidden, bench.head, each.hidden, bench.head).numpy()
+                for each in after
+            ]
+        ),
+        nll=np.stack([each.nll - before.nll for each in after]),
+    )
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is seen of the model under whatever hooks are active."""
+
+    streams: np.ndarray
+    odds: np.ndarray
+    hidden: Tensor
+    nll: np.ndarray
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, bench: Bench, texts: Sequence[str]) -> "_State":
+        harmful, harmless = bench.subset.harmful, bench.subset.harmless
+        with without_progress():
+            streams = [last_streams(bench.model, side).double() for side in (harmful, harmless)]
+            hidden = last_hidden(bench.model, harmless, task="evaluate")
+            found = document_nll(bench.model, texts, task="evaluate", head=bench.head)
+        return cls(
+            torch.cat(streams).numpy(),
+            scores(bench.model, bench.head, bench.tokens, harmful),
+            hidden,
+            (found.nll / found.tokens).numpy(),
+        )
