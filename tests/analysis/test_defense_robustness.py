@@ -1,14 +1,19 @@
 """A planted backup is found as repair, entangled skill as cost, what is decodable as neither."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from obliteratus.analysis.attack_cost import Attacks, attack_estimates
+from obliteratus.analysis.attack_cost import (
+    Attacks,
+    attack_estimates,
+    measure_attacks,
+    ranked_rows,
+)
 from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.defense_robustness import (
     Robustness,
@@ -17,12 +22,13 @@ from obliteratus.analysis.defense_robustness import (
     measure,
     pictures,
 )
-from obliteratus.analysis.entanglement import Asked, Costs
-from obliteratus.analysis.findings import Findings
+from obliteratus.analysis.entanglement import Asked, Costs, cost_estimates
 from obliteratus.analysis.matched import energy_along, energy_matched
+from obliteratus.analysis.module import ANALYSES
 from obliteratus.analysis.new_directions import measure_reaction, reaction_estimates
-from obliteratus.analysis.self_repair import Repair
+from obliteratus.analysis.self_repair import Repair, repair_estimates
 from obliteratus.directions.directions import Directions
+from obliteratus.directions.samples import samples_at
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.operator.removal import everywhere
 from obliteratus.pictures.drawn import drawn
@@ -30,13 +36,13 @@ from obliteratus.pictures.interactive import interactive
 from obliteratus.probe.capture import probe
 from obliteratus.prompts.contrast import Splits
 from obliteratus.settings import AnalyzeSettings
+from obliteratus.statistics.estimate import Estimate
 from obliteratus.testing.planted_prompts import planted_items
 from obliteratus.testing.planted_transformer import PlantedTransformer, planted
 from obliteratus.testing.tiny import tiny_model
 
-POOL, FEW = 24, 12  # prompts that are measured, and how many of them one experiment sees
+POOL, FEW = 18, 12  # prompts that are measured, and how many of them one experiment sees
 DRAWN, VECTORS = 8, 6  # the same for random directions
-ITEMS = 24
 
 
 def bench(plant: PlantedTransformer, row: torch.Tensor) -> Bench:
@@ -54,32 +60,23 @@ def bench(plant: PlantedTransformer, row: torch.Tensor) -> Bench:
     )
 
 
-def questions(plant: PlantedTransformer) -> list[Asked]:
-    return [Asked(i.prompt.text, (plant.token(i.answer),)) for i in planted_items(ITEMS)]
-
-
-def pool(variant: str, what: str = "refusal", **changes: Any) -> Robustness:
-    plant = planted(variant, **changes)
+@cache
+def pool(variant: str, what: str = "refusal") -> Robustness:
+    plant = planted(variant)
     row = plant.truth.refusal[0] if what == "refusal" else plant.truth.inert
     assert row is not None
-    return measure(bench(plant, row), questions(plant), vectors=DRAWN)
+    items = [Asked(i.prompt.text, (plant.token(i.answer),)) for i in planted_items(POOL)]
+    return measure(bench(plant, row), items, vectors=DRAWN)
 
 
-linear = cache(lambda: pool("linear"))
-backup = cache(lambda: pool("backup"))
-entangled = cache(lambda: pool("entangled"))
-unread = cache(lambda: pool("null", "inert"))
-decodable = cache(lambda: pool("decodable_only", "inert"))
-
-
-def found(seen: Robustness, seed: int) -> Findings:
+def some(seen: Robustness, seed: int) -> Robustness:
     rng = np.random.default_rng(seed)
     random = rng.choice(DRAWN, size=VECTORS, replace=False)
     rows = [0, *(1 + random)]
-    prompts = rng.choice(POOL, size=FEW, replace=False)
-    items = rng.choice(ITEMS, size=FEW, replace=False)
+    prompts, items = (rng.choice(POOL, size=FEW, replace=False) for _ in range(2))
     repair, reaction, attacks = seen.repair, seen.reaction, seen.attacks
-    some = Robustness(
+    further = None if reaction.further is None else reaction.further[rows][:, prompts]
+    return Robustness(
         repair=Repair(
             repair.starts, repair.late[rows][:, :, prompts], repair.total[rows][:, prompts]
         ),
@@ -88,7 +85,7 @@ def found(seen: Robustness, seed: int) -> Findings:
             again=reaction.again[rows][:, prompts],
             whole=reaction.whole[prompts],
             grown=reaction.grown[rows],
-            further=None if reaction.further is None else reaction.further[rows][:, prompts],
+            further=further,
         ),
         costs=Costs(seen.costs.skill[rows][:, items], seen.costs.refusal[rows][:, prompts]),
         attacks=Attacks(
@@ -99,96 +96,176 @@ def found(seen: Robustness, seed: int) -> Findings:
             attacks.random_kl[random][:, prompts],
         ),
     )
-    return defense_robustness(some, layer=2, seed=seed)
 
 
-def times(seen: Robustness, name: str) -> int:
-    return sum(found(seen, seed).estimates[name].verdict == "supported" for seed in range(100))
+def repairs(seen: Robustness) -> list[dict[str, Estimate]]:
+    found: list[dict[str, Estimate]] = []
+    for seed in range(100):
+        few = some(seen, seed)
+        reaction = reaction_estimates(few.reaction, seed=seed)
+        found.append({**repair_estimates(few.repair, seed=seed), **reaction})
+    return found
+
+
+def costs(seen: Robustness) -> list[dict[str, Estimate]]:
+    return [cost_estimates(some(seen, seed).costs, seed=seed) for seed in range(100)]
+
+
+def times(found: list[dict[str, Estimate]], name: str, verdict: str = "supported") -> int:
+    return sum(name in each and each[name].verdict == verdict for each in found)
 
 
 def test_a_backup_is_found_with_its_share() -> None:
-    every = [found(backup(), seed) for seed in range(100)]
-    assert sum(each.estimates["repair_by_blocks"].verdict == "supported" for each in every) >= 80
-    assert sum(is_self_repair(each.estimates) for each in every) >= 80
-    shares = [each.estimates["repair_share"].value for each in every]
-    assert np.mean(shares) == pytest.approx(0.7, abs=0.1)
+    found = repairs(pool("backup"))
+    assert times(found, "repair_by_blocks") >= 80
+    assert sum(map(is_self_repair, found)) >= 80
+    shares = [each["repair_share"].value for each in found]
+    assert np.mean(shares) == pytest.approx(planted("backup").truth.repair, abs=0.1)
 
 
-def test_what_the_backup_writes_is_new_and_refuses() -> None:
-    estimates = found(backup(), 0).estimates
-    assert estimates["new_direction"].verdict == "supported"
-    assert estimates["new_direction_removed"].value > 4
+def test_what_the_backup_writes_takes_over() -> None:
+    found = repairs(pool("backup"))
+    assert times(found, "new_direction") >= 80
+    assert times(found, "new_direction_takes_over") >= 80
 
 
-@pytest.mark.parametrize("seen", [linear, unread], ids=["linear", "null"])
-def test_without_a_backup_there_is_no_repair(seen: Any) -> None:
-    every = [found(seen(), seed).estimates for seed in range(100)]
-    assert sum(is_self_repair(each) for each in every) <= 10
+@pytest.mark.parametrize("what", ["refusal", "inert"])
+@pytest.mark.parametrize("variant", ["linear", "null", "decodable_only"])
+def test_readers_of_a_direction_do_not_repair_it(variant: str, what: str) -> None:
+    """In ``decodable_only`` harm is still told apart without r, by a direction twice as long."""
+    if planted(variant).truth.inert is None and what == "inert":
+        pytest.skip("nothing inert is planted")
+    found = repairs(pool(variant, what))
+    assert sum(map(is_self_repair, found)) <= 10
+    shares = [each["repair_share"] for each in found if "repair_share" in each]
+    assert all(each.interval[0] < 0.05 for each in shares)
+    if (variant, what) in (("linear", "refusal"), ("decodable_only", "refusal")):
+        assert times(found, "repair_by_blocks", "not_supported") >= 80
+    if what == "inert":
+        assert times(found, "direct_effect") <= 10
 
 
-def test_harm_that_is_only_decodable_is_no_repair() -> None:
-    """Without r the classes are still told apart by the inert direction, twice as long as r."""
-    plant = planted("decodable_only")
-    assert plant.truth.inert is not None
-    seen = pool("decodable_only")
-    assert sum(is_self_repair(found(seen, seed).estimates) for seed in range(100)) <= 10
-    assert sum(is_self_repair(found(decodable(), seed).estimates) for seed in range(100)) <= 10
+def test_harm_stays_decodable_and_is_not_new() -> None:
+    found = repairs(pool("decodable_only"))
+    assert times(found, "new_direction") <= 10
+
+
+def test_a_block_that_repairs_and_one_that_passes_on_are_told_apart() -> None:
+    """Their sum would be 0: a block gives back 4, and one before it takes 4 more."""
+    late = np.zeros((5, 4, 8))
+    late[0] = np.array([6.0, 2.0, 6.0, 0.0])[:, None]
+    repair = Repair(("embedding", 0, 1, 2), late, late[:, 0])
+    found = repair_estimates(repair, seed=0)
+    assert found["repair_by_blocks"].value == pytest.approx(4)
+    assert found["direct_effect"].value == pytest.approx(10)
+    assert found["repair_share"].value == pytest.approx(0.4)
+
+
+def test_noise_that_restores_on_one_half_only_is_no_repair() -> None:
+    rng = np.random.default_rng(0)
+    shares: list[float] = []
+    for _ in range(50):
+        late = rng.normal(size=(5, 12, 24))
+        late[0] += 12
+        shares.append(float(Repair((), late, late[:, 0]).restored[0].mean()))
+    assert abs(np.mean(shares)) < 0.1
+    assert np.maximum(np.diff(late[0].mean(axis=1)), 0).sum() > 0.3
+
+
+def test_what_the_final_norm_alone_gives_back_is_split_off() -> None:
+    late = np.zeros((5, 3, 8))
+    late[0] = np.array([10.0, 10.0, 0.0])[:, None]
+    found = repair_estimates(Repair(("embedding", 0, 1), late, late[:, 0] - 2), seed=0)
+    assert found["repair_by_norm"].value > 1.9
+    assert found["repair_by_blocks"].value == 0
 
 
 def test_entangled_skill_is_found_with_its_ratio() -> None:
-    assert times(entangled(), "entanglement") >= 80
-    ratio = np.mean([found(entangled(), s).estimates["entanglement"].value for s in range(20)])
-    assert ratio == pytest.approx(0.4, abs=0.08)
+    found = costs(pool("entangled"))
+    assert times(found, "entanglement") >= 80
+    ratio = np.mean([each["entanglement"].value for each in found])
+    assert ratio == pytest.approx(planted("entangled").truth.entanglement, abs=0.08)
 
 
-def test_skill_that_does_not_read_the_direction_is_not_entangled() -> None:
-    assert times(linear(), "entanglement") <= 10
+@pytest.mark.parametrize(("variant", "what"), [("linear", "refusal"), ("null", "inert")])
+def test_skill_that_does_not_read_the_direction_is_not_entangled(variant: str, what: str) -> None:
+    assert times(costs(pool(variant, what)), "skill_lost") <= 10
 
 
 def test_what_is_removed_before_its_writer_is_written_again() -> None:
     plant = planted("linear")
-    r = plant.truth.refusal[0]
+    r, mean = plant.truth.refusal[0], plant.truth.constant
     asked = bench(plant, r)
     generator = torch.Generator().manual_seed(0)
-    rows = [r, *(energy_matched(plant.model, r, plant.truth.constant, generator) for _ in range(3))]
+    rows = [r, *(energy_matched(plant.model, r, mean, generator) for _ in range(3))]
     layer = plant.truth.write_layer
-    shares = [
-        reaction_estimates(measure_reaction(asked, rows, at, seed=0), seed=0)["written_again"]
+    before, behind = (
+        reaction_estimates(measure_reaction(asked, rows, at, mean, seed=0), seed=0)["written_again"]
         for at in (layer - 1, layer)
-    ]
-    assert shares[0].value == pytest.approx(1.0, abs=0.1)
-    assert shares[0].verdict == "supported"
-    assert shares[1].value == pytest.approx(0.0, abs=0.1)
+    )
+    assert before.value == pytest.approx(1.0, abs=0.1)
+    assert before.verdict == "supported"
+    assert behind.value == pytest.approx(0.0, abs=0.1)
+    assert behind.verdict != "supported"
 
 
-def test_an_attack_of_rank_one_ends_one_direction_and_not_a_cone() -> None:
-    _, cheapest = attack_estimates(linear().attacks, seed=0)
+def test_one_direction_out_ends_one_direction() -> None:
+    _, cheapest = attack_estimates(pool("linear").attacks, seed=0)
     assert cheapest is not None
     assert cheapest["rank"] == 1
-    assert cheapest["strength"] <= 0.75
-    _, attack = attack_estimates(pool("cone").attacks, seed=0)
-    assert attack is None or attack["rank"] > 1
+    assert 0.5 < cheapest["strength"] <= 1
+    assert cheapest["left"] <= 0.1
+
+
+def test_the_mean_of_a_cone_does_not_end_it() -> None:
+    """It leaves 0.6 of every category's direction, and 0.55 are enough to be refused."""
+    plant = planted("cone")
+    mean = plant.truth.basis[0]
+    asked = bench(plant, mean)
+    samples = samples_at(asked.activations, plant.truth.write_layer, -1)
+    random = list(torch.eye(len(mean), dtype=torch.float64)[:3])
+    seen = measure_attacks(asked, ranked_rows(mean, samples), random)
+    assert (seen.odds[0] > 0).all()
+    _, cheapest = attack_estimates(seen, seed=0)
+    assert cheapest is None or cheapest["rank"] > 1
 
 
 def test_where_random_directions_end_refusal_too_no_cost_is_named() -> None:
-    attacks = linear().attacks
+    attacks = pool("linear").attacks
     fragile = replace(attacks, random=np.full_like(attacks.random, -1.0))
     assert attack_estimates(fragile, seed=0)[1] is None
     assert attack_estimates(attacks, seed=0)[1] is not None
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "mixtral"])
-def test_random_directions_hold_the_energy_of_the_direction(model_type: str) -> None:
+def test_random_directions_hold_the_energy_of_the_direction_and_as_much_of_the_mean(
+    model_type: str,
+) -> None:
     model = tiny_model(model_type)
-    row = torch.nn.functional.normalize(torch.arange(1, 17, dtype=torch.float64), dim=0)
+    unit: Callable[[torch.Tensor], torch.Tensor] = lambda x: x / x.norm()  # noqa: E731
+    row = unit(torch.arange(1, 17, dtype=torch.float64))
+    mean = unit(torch.linspace(-1, 2, 16, dtype=torch.float64))
     generator = torch.Generator().manual_seed(0)
-    one, two = (energy_matched(model, row, generator) for _ in range(2))
-    assert energy_along(model, one) == pytest.approx(energy_along(model, row), rel=1e-6)
+    one, two = (energy_matched(model, row, mean, generator) for _ in range(2))
+    for drawn_row in (one, two):
+        assert energy_along(model, drawn_row) == pytest.approx(energy_along(model, row), rel=1e-6)
+        assert float(drawn_row @ mean) == pytest.approx(float(row @ mean))
+        assert float(drawn_row.norm()) == pytest.approx(1)
     assert abs(float(one @ two)) < 0.99
-    assert abs(float(one @ row)) < 0.99
 
 
-def test_it_is_drawn() -> None:
-    for picture in pictures(found(backup(), 0)):
+def test_it_answers_and_is_drawn() -> None:
+    plant = planted("backup")
+    found = ANALYSES["defense_robustness"].run(bench(plant, plant.truth.refusal[0]))
+    assert found.facts["self_repair"]
+    assert found.headline.startswith("The model makes up for 7")
+    for picture in pictures(found):
         assert drawn(picture).axes
         assert interactive(picture).data
+
+
+def test_a_direction_without_effect_is_drawn_too() -> None:
+    found = defense_robustness(pool("null", "inert"), layer=2, seed=0)
+    assert not found.facts["self_repair"]
+    assert found.headline.startswith("The direction has no effect beyond random ones")
+    assert all(drawn(picture).axes for picture in pictures(found))
