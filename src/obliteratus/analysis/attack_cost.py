@@ -17,12 +17,11 @@ from torch import Tensor
 from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.intervening import scores
 from obliteratus.analysis.resampling import prediction_bound
+from obliteratus.analysis.turned import Change, ablated
 from obliteratus.directions.samples import Samples
 from obliteratus.events import without_progress
 from obliteratus.measure.divergence import first_token_kl
 from obliteratus.operator.bases import orthonormalise
-from obliteratus.operator.removal import everywhere
-from obliteratus.operator.steering import steering
 from obliteratus.probe.forward import last_hidden
 from obliteratus.statistics.bootstrap import bootstrap_mean
 from obliteratus.statistics.estimate import Estimate, Verdict
@@ -42,8 +41,8 @@ FEWEST = 12
 class Attacks:
     """Refusal log-odds of harmful prompts under every attack, and first-token KL on harmless ones.
 
-    ``untouched`` are the log-odds without one; ``random`` and ``random_kl`` are those with a random
-    direction of equal energy out at strength 1.
+    ``untouched`` are the log-odds without one; ``random`` and ``random_kl`` are those under the
+    removal of the first direction turned along random ones, at strength 1.
     """
 
     untouched: Float64[np.ndarray, " prompt"]
@@ -60,8 +59,8 @@ def attack_estimates(
 
     The cheapest has the least rank, and of that rank the least strength. ``attack_left`` is the
     share of refused prompts that are refused still (by the strongest attack where none suffices),
-    its null the least that random directions leave. Where one of these ends refusal too, nothing is
-    said of r. ``attack_kl`` is held against what random directions of strength 1 stay below.
+    its null the least that a turned change leaves. Where one of these ends refusal too, nothing is
+    said of r. ``attack_kl`` is held against what a further turned change stays below.
     """
     refused = attacks.untouched > 0
     count = int(refused.sum())
@@ -119,7 +118,7 @@ def ranked_rows(
 def measure_attacks(
     bench: Bench,
     rows: Float64[Tensor, "rank d_model"],
-    random: Sequence[Float64[Tensor, " d_model"]],
+    random: Sequence[Change],
 ) -> Attacks:
     """Take the first 1, 2, 3 of ``rows`` out at every strength, on both classes of the bench."""
     harmful, harmless = bench.subset.harmful, bench.subset.harmless
@@ -128,16 +127,18 @@ def measure_attacks(
         with without_progress():
             return last_hidden(bench.model, harmless, task="attack")
 
-    def under(out: Tensor, strength: float) -> tuple[np.ndarray, np.ndarray]:
-        basis = everywhere(bench.model, out)
-        with steering(bench.model, basis, kind="write_projection", strength=strength):
+    def under(change: Change, strength: float) -> tuple[np.ndarray, np.ndarray]:
+        with ablated(bench.model, change, strength=strength):
             odds = scores(bench.model, bench.head, bench.tokens, harmful)
             kl = first_token_kl(before, bench.head, states(), bench.head)
         return odds, kl.numpy()
 
     before = states()
-    ours = [[under(rows[:rank], strength) for strength in STRENGTHS] for rank in RANKS]
-    theirs = [under(each[None], 1.0) for each in random]
+    ours = [
+        [under(Change(rows[:rank], rows[:rank]), strength) for strength in STRENGTHS]
+        for rank in RANKS
+    ]
+    theirs = [under(each, 1.0) for each in random]
     return Attacks(
         untouched=scores(bench.model, bench.head, bench.tokens, harmful),
         odds=np.array([[odds for odds, _ in line] for line in ours]),

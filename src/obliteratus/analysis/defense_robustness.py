@@ -1,7 +1,7 @@
 """How robust is refusal against taking its direction out, and what does that cost?
 
-Four questions about r, each held against random directions of equal energy in the weights: does the
-model make up for its loss while it runs (CE = DE − TE, :mod:`obliteratus.analysis.self_repair`);
+Four questions about r, each held against the same change of every write along random directions
+(:mod:`obliteratus.analysis.turned`): does the model make up for its loss while it runs (CE = DE − TE, :mod:`obliteratus.analysis.self_repair`);
 do later layers write it again, or does a new direction take over
 (:mod:`obliteratus.analysis.new_directions`); does skill go with it
 (:mod:`obliteratus.analysis.entanglement`); and how little ends refusal
@@ -32,11 +32,11 @@ from obliteratus.analysis.entanglement import (
 )
 from obliteratus.analysis.findings import Findings
 from obliteratus.analysis.intervening import selected
-from obliteratus.analysis.matched import energy_matched
 from obliteratus.analysis.module import ANALYSES, Analysis
 from obliteratus.analysis.new_directions import Reaction, measure_reaction, reaction_estimates
 from obliteratus.analysis.place import chosen_place
 from obliteratus.analysis.self_repair import Repair, measure_repair, repair_estimates
+from obliteratus.analysis.turned import out, turned
 from obliteratus.directions.samples import samples_at
 from obliteratus.pictures.spec import Line, Panel, Picture, Role, estimates_dots
 from obliteratus.shapes import Layer
@@ -67,7 +67,7 @@ def defense_robustness(seen: Robustness, *, layer: Layer, seed: int) -> Findings
     refusal: rank, strength, what is left, first-token KL; None where none does.
 
     Raises:
-        MeasurementError: fewer than two prompts, or fewer than three random directions.
+        MeasurementError: fewer than two prompts, or fewer than three nulls.
     """
     attack, cheapest = attack_estimates(seen.attacks, seed=seed)
     estimates = {
@@ -190,26 +190,25 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
 def measure(
     bench: Bench, questions: Sequence[Asked], *, vectors: int = RANDOM, seed: int = 0
 ) -> Robustness:
-    """Measure the bench's selected direction and random ``vectors`` of its energy.
+    """Measure the bench's selected direction, and its removal turned along random ``vectors``.
 
     Raises:
-        MeasurementError: every layer has a direction of its own, or weights are packed.
+        MeasurementError: every layer has a direction of its own, or what changes the stream is more
+            than writes.
         DirectionError: activations of single prompts were not kept.
     """
     layer, row = selected(bench.directions)
     row = row.double().cpu()
     place = chosen_place(bench)
     samples = samples_at(bench.activations, place.layer, place.position)
-    mean = samples.harmless.double().cpu().mean(dim=0)
     generator = torch.Generator().manual_seed(STREAM + seed)
-    random = [energy_matched(bench.model, row, mean, generator) for _ in range(vectors)]
-    rows = [row, *random]
-    repair = measure_repair(bench, rows)
+    changes = [out(row), *(turned(row, generator) for _ in range(vectors))]
+    repair = measure_repair(bench, changes)
     return Robustness(
         repair=repair,
-        reaction=measure_reaction(bench, rows, layer, mean, seed=seed),
-        costs=measure_costs(bench, rows, questions, repair.total),
-        attacks=measure_attacks(bench, ranked_rows(row, samples), random),
+        reaction=measure_reaction(bench, changes, layer, seed=seed),
+        costs=measure_costs(bench, changes, questions, repair.total),
+        attacks=measure_attacks(bench, ranked_rows(row, samples), changes[1:]),
     )
 
 
@@ -230,9 +229,10 @@ ANALYSES.register("defense_robustness")(
         "matter more without r; fall of skill per fall of refusal; the least rank and strength of "
         "a hook ablation that ends refusal. What can be read off the stream without r is not "
         "called repair.",
-        null="6 random directions of equal energy in the weights: a prediction bound for a seventh",
+        null="what is taken out along r, taken out along 6 random directions instead: as much energy "
+        "in every matrix; a prediction bound for a seventh",
         source="2402.15390 (self-repair), 2406.11717; bound: Hahn 1969",
-        cost="up to 120 forward passes of 32 harmful prompts, 19 of 32 harmless ones, 15 of both "
+        cost="up to 120 forward passes of 32 harmful prompts, 19 of 32 harmless ones, 9 of both "
         "on fit prompts, and 8 of 48 questions",
         run=_run,
         pictures=pictures,

@@ -1,7 +1,7 @@
-"""What taking a direction out costs in skill, per unit of refusal, against random directions.
+"""What taking a direction out costs in skill, per unit of refusal, against changes of equal size.
 
 Skill is the log-odds of the right answer's first token: the letter of a multiple-choice question.
-Its fall is held against that with random directions of equal energy out, and divided by the fall
+Its fall is held against that under the same change along random directions, and divided by the fall
 of the refusal log-odds: 0 where nothing but refusal reads r, 1 where an answer loses as much.
 """
 
@@ -11,18 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float64
-from torch import Tensor
 
 from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.beyond_random import beyond
 from obliteratus.analysis.resampling import ends, weights
+from obliteratus.analysis.turned import Change, ablated
 from obliteratus.events import without_progress
 from obliteratus.measure.log_odds import log_odds
 from obliteratus.measure.multiple_choice import LETTERS, multiple_choice
 from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
-from obliteratus.operator.removal import everywhere
-from obliteratus.operator.steering import steering
 from obliteratus.probe.forward import last_hidden
 from obliteratus.prompts.spread import spread_indices
 from obliteratus.statistics.estimate import Estimate
@@ -46,7 +44,7 @@ def built_in_questions(model: LoadedModel, count: int) -> tuple[Asked, ...]:
 
 @dataclass(frozen=True)
 class Costs:
-    """Falls of the log-odds of right answers and of refusals; vector 0 is the direction."""
+    """Falls of the log-odds of right answers and of refusals; vector 0 is the removal."""
 
     skill: Float64[np.ndarray, "vector item"]
     refusal: Float64[np.ndarray, "vector prompt"]
@@ -55,10 +53,10 @@ class Costs:
 def cost_estimates(costs: Costs, *, seed: int) -> dict[str, Estimate]:
     """Return the fall of skill, and its ratio to the fall of refusal (items and prompts resampled).
 
-    The ratio is given where refusal falls beyond what random directions bring about.
+    The ratio is given where refusal falls beyond what its nulls bring about.
 
     Raises:
-        MeasurementError: fewer than two items, or fewer than three random directions.
+        MeasurementError: fewer than two items, or fewer than three nulls.
     """
     skill, refusal = beyond(costs.skill, seed), beyond(costs.refusal, seed)
     if refusal.verdict != "supported":
@@ -80,15 +78,15 @@ def cost_estimates(costs: Costs, *, seed: int) -> dict[str, Estimate]:
 
 def measure_costs(
     bench: Bench,
-    rows: Sequence[Float64[Tensor, " d_model"]],
+    changes: Sequence[Change],
     questions: Sequence[Asked],
     refusal: Float64[np.ndarray, "vector prompt"],
 ) -> Costs:
-    """Take each of ``rows`` out of every write and read the answers; ``refusal`` is known."""
+    """Make each of ``changes`` in every write and read the answers; ``refusal`` is known."""
     before = _skill(bench, questions)
     falls = list[np.ndarray]()
-    for row in rows:
-        with steering(bench.model, everywhere(bench.model, row[None]), kind="write_projection"):
+    for change in changes:
+        with ablated(bench.model, change):
             falls.append(before - _skill(bench, questions))
     return Costs(np.array(falls), refusal)
 

@@ -15,13 +15,13 @@ import numpy as np
 from jaxtyping import Float64
 from scipy import stats
 
-from obliteratus.analysis.ablated import Suite, measure_suite
 from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.findings import Findings
 from obliteratus.analysis.geometry_change import debiased_cka, effective_rank, independent_rank
 from obliteratus.analysis.intervening import selected
 from obliteratus.analysis.module import ANALYSES, Analysis
 from obliteratus.analysis.resampling import SIGNIFICANT, prediction_bound
+from obliteratus.analysis.suite import Suite, measure_suite
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.documents import select_text
 from obliteratus.pictures.spec import Line, Panel, Picture
@@ -203,11 +203,9 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
 
 
 def _run(bench: Bench) -> Findings:
-    layer, row = selected(bench.directions)
+    _, row = selected(bench.directions)
     texts = [document.text for document in select_text()[:DOCUMENTS]]
-    return evaluation_suite(
-        measure_suite(bench, row, layer, texts, seed=bench.seed), seed=bench.seed
-    )
+    return evaluation_suite(measure_suite(bench, row, texts, seed=bench.seed), seed=bench.seed)
 
 
 ANALYSES.register("evaluation_suite")(

@@ -9,7 +9,8 @@ A new direction *takes over* if it matters more without r than with it: taken ou
 refusal by more than taken out alone.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,15 +21,13 @@ from torch import Tensor
 from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.beyond_random import beyond
 from obliteratus.analysis.intervening import scores
-from obliteratus.analysis.lens import last_streams
-from obliteratus.analysis.matched import energy_matched
+from obliteratus.analysis.lens import last_streams, layers_of
 from obliteratus.analysis.products import products
 from obliteratus.analysis.resampling import ends, prediction_bound, weights
+from obliteratus.analysis.turned import Change, ablated, out, turned
 from obliteratus.events import without_progress
 from obliteratus.models.chat import Encoded, encode
 from obliteratus.operator.bases import orthonormalise
-from obliteratus.operator.removal import everywhere
-from obliteratus.operator.steering import steering
 from obliteratus.prompts.spread import limited
 from obliteratus.shapes import Layer
 from obliteratus.statistics.estimate import Estimate, Verdict
@@ -38,14 +37,15 @@ RESAMPLES = 400
 
 @dataclass(frozen=True)
 class Reaction:
-    """What was measured; vector 0 is the direction, the others are its nulls.
+    """What was measured; vector 0 is r, the others are its nulls.
 
-    ``again`` is the contrast along each vector behind a partial edit, summed over the later layers,
-    for every pair, and ``whole`` that along r without an edit. ``grown`` is by how much ‖δ'‖² is
-    longer than ‖(I − r rᵀ) δ‖² for every vector and layer, without noise, ``resampled`` that of
-    vector 0 in bootstrap samples, both in units of the largest ‖δ‖². ``further`` is by how much the
-    refusal log-odds of harmful prompts fall further with a second direction out beside r than with
-    it out alone: row 0 of the new direction, the others of random ones; None where none has grown.
+    ``again`` is what later layers add to the contrast along each vector behind a partial removal of
+    r, summed over these layers, for every pair, and ``whole`` the contrast along r without one.
+    ``grown`` is by how much ‖δ'‖² is longer than that of a δ which nothing but the change has
+    changed, for every vector and layer, without noise, ``resampled`` that of vector 0 in bootstrap
+    samples, both in units of the largest ‖δ‖². ``further`` is by how much more the refusal log-odds
+    of harmful prompts fall with a second change beside the removal of r than with it alone: row 0
+    takes the new direction out, the others are turned; None where nothing has grown.
     """
 
     again: Float64[np.ndarray, "vector pair"]
@@ -93,36 +93,28 @@ def _held_against(
 
 
 def measure_reaction(
-    bench: Bench,
-    rows: Sequence[Float64[Tensor, " d_model"]],
-    layer: Layer,
-    mean: Float64[Tensor, " d_model"],
-    *,
-    seed: int,
+    bench: Bench, changes: Sequence[Change], layer: Layer, *, seed: int
 ) -> Reaction:
-    """Remove each of ``rows`` in part (up to ``layer``) and everywhere, and look at both classes.
+    """Make each of ``changes`` everywhere, and the first up to ``layer``; look at both classes.
 
-    The new direction is taken from fit prompts and tried on select prompts. Random second
-    directions have the energy of the new one and as much of ``mean``.
+    The first is the removal of r. The new direction is taken from fit prompts and tried on select
+    prompts.
     """
-    model = bench.model
+    model, row = bench.model, changes[0].read[0]
     fit = limited(bench.splits.fit, bench.settings.prompts)
     sides = [
         encode(model, [prompt.text for prompt in side], system=bench.system)
         for side in (fit.harmful, fit.harmless)
     ]
-    untouched = _contrast(bench, sides, None, ())
-    first = 0 if layer == "embedding" else layer + 1
-    upto: tuple[Layer, ...] = ("embedding", *range(first))
-    whole: tuple[Layer, ...] = ("embedding", *range(model.anatomy.n_layers))
+    untouched = _contrast(bench, sides, None)
+    here = layers_of(model).index(layer)
+    part = _contrast(bench, sides, changes[0], layers_of(model)[: here + 1])
+    later = part[:, here + 1 :] - part[:, here, None]
     unit = max(float(_squared(untouched).max()), 1e-12)
     counts = weights(len(untouched), np.random.default_rng(seed), RESAMPLES) * len(untouched)
-    again, grown, resampled, growth = list[np.ndarray](), list[np.ndarray](), [], untouched
-    for number, row in enumerate(rows):
-        part = _contrast(bench, sides, row, upto)[:, first + 1 :]
-        again.append((part @ row).sum(dim=1).numpy())
-        before = untouched - (untouched @ row)[..., None] * row
-        after = _contrast(bench, sides, row, whole)
+    grown, resampled, growth = list[np.ndarray](), np.empty(0), untouched
+    for number, change in enumerate(changes):
+        before, after = change.of(untouched), _contrast(bench, sides, change)
         grown.append((_squared(after) - _squared(before)) / unit)
         if number == 0:
             growth = after - before
@@ -130,49 +122,47 @@ def measure_reaction(
     place = int(grown[0].argmax())
     further = None
     if grown[0][place] > prediction_bound(np.array(grown[1:]).max(axis=1)):
-        new = orthonormalise(torch.stack([rows[0], growth[:, place].mean(dim=0)]))[1]
+        new = orthonormalise(torch.stack([row, growth[:, place].mean(dim=0)]))[1]
         generator = torch.Generator().manual_seed(seed)
-        others = [energy_matched(model, new, mean, generator) for _ in rows[1:]]
-        further = _further(bench, rows[0], [new, *others])
+        others = [turned(new, generator, beside=row) for _ in changes[1:]]
+        further = _further(bench, changes[0], [out(new), *others])
     return Reaction(
-        np.array(again),
-        (untouched[:, first + 1 :] @ rows[0]).sum(dim=1).numpy(),
+        np.array([(later @ each.write[0]).sum(dim=1).numpy() for each in changes]),
+        (untouched[:, here + 1 :] @ row).sum(dim=1).numpy(),
         np.array(grown),
-        np.asarray(resampled),
+        resampled,
         further,
     )
 
 
 def _further(
-    bench: Bench, row: Tensor, seconds: Sequence[Tensor]
+    bench: Bench, first: Change, seconds: Sequence[Change]
 ) -> Float64[np.ndarray, "vector prompt"]:
-    def left(*out: Tensor) -> Float64[np.ndarray, " prompt"]:
-        basis = everywhere(bench.model, orthonormalise(torch.stack(out)))
-        with steering(bench.model, basis, kind="write_projection"):
+    def left(change: Change) -> Float64[np.ndarray, " prompt"]:
+        with ablated(bench.model, change):
             return scores(bench.model, bench.head, bench.tokens, bench.subset.harmful)
 
     untouched = scores(bench.model, bench.head, bench.tokens, bench.subset.harmful)
-    beside_nothing = left(row)
+    alone = left(first)
     return np.array(
-        [(beside_nothing - left(row, each)) - (untouched - left(each)) for each in seconds]
+        [(alone - left(first.beside(each))) - (untouched - left(each)) for each in seconds]
     )
 
 
 def _contrast(
-    bench: Bench, sides: Sequence[Encoded], row: Tensor | None, layers: Sequence[Layer]
+    bench: Bench,
+    sides: Sequence[Encoded],
+    change: Change | None,
+    layers: Iterable[Layer] | None = None,
 ) -> Float64[Tensor, "pair layer d_model"]:
-    """Return harmful − harmless streams, row by row, with ``row`` out of the writes of ``layers``.
+    """Return harmful − harmless streams, row by row, with ``change`` in the writes of ``layers``.
 
     Of unpaired classes row i goes with row i: the mean is that of the classes all the same.
     """
     n = min(map(len, sides))
-    with without_progress():
-        if row is None:
-            streams = [last_streams(bench.model, side) for side in sides]
-        else:
-            basis = dict.fromkeys(layers, row[None])
-            with steering(bench.model, basis, kind="write_projection"):
-                streams = [last_streams(bench.model, side) for side in sides]
+    made = contextlib.nullcontext() if change is None else ablated(bench.model, change, layers)
+    with without_progress(), made:
+        streams = [last_streams(bench.model, side) for side in sides]
     return streams[0][:n].double() - streams[1][:n].double()
 
 

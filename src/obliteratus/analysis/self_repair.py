@@ -16,8 +16,7 @@ restores and what mediates inside one step (a block; in models of more than 12, 
 seen as their sum, so CE is a lower bound there.
 """
 
-import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,14 +28,13 @@ from torch import Tensor, nn
 from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.beyond_random import NEGLIGIBLE, beyond
 from obliteratus.analysis.resampling import ends, weights
+from obliteratus.analysis.turned import Change, ablated_from
 from obliteratus.events import without_progress
 from obliteratus.measure.head import chunks
 from obliteratus.measure.log_odds import log_odds
 from obliteratus.models.chat import Encoded
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.plumbing import hooked
-from obliteratus.operator.removal import everywhere
-from obliteratus.operator.steering import steering
 from obliteratus.probe.forward import forward_batches
 from obliteratus.shapes import Layer
 from obliteratus.statistics.estimate import Estimate
@@ -47,7 +45,7 @@ DEPTHS = 12
 
 @dataclass(frozen=True)
 class Repair:
-    """Falls of the refusal log-odds; vector 0 is the direction, the others are its nulls.
+    """Falls of the refusal log-odds; vector 0 is the removal, the others are its nulls.
 
     ``late`` is with r out from each of ``starts`` on and the final norm's scale held; the first
     start is the embedding, so that nothing of r is left. ``total`` is that with the norm free.
@@ -76,12 +74,12 @@ class Repair:
 def repair_estimates(repair: Repair, *, seed: int) -> dict[str, Estimate]:
     """Return DE, the compensation CE by blocks, its share of DE, and what the norm gives back.
 
-    Compensation is supported beyond what a further random direction of equal energy stays below.
+    Compensation is supported beyond what a further turned change of equal size stays below.
     It and the share, which is given only then, are undetermined where DE is not beyond random
     itself: of what does nothing nothing can be made up for.
 
     Raises:
-        MeasurementError: fewer than two prompts, or fewer than three random directions.
+        MeasurementError: fewer than two prompts, or fewer than three nulls.
     """
     restored = repair.restored
     direct = restored + repair.kept
@@ -109,15 +107,15 @@ def repair_estimates(repair: Repair, *, seed: int) -> dict[str, Estimate]:
     }
 
 
-def measure_repair(bench: Bench, rows: Sequence[Float64[Tensor, " d_model"]]) -> Repair:
-    """Take each of ``rows`` out of the bench's harmful prompts, from every start on."""
+def measure_repair(bench: Bench, changes: Sequence[Change]) -> Repair:
+    """Make each of ``changes`` on the bench's harmful prompts, from every start on."""
     starts = depths(bench.model)
     before, sizes = _untouched(bench)
-    late = np.empty((len(rows), len(starts), len(before)))
-    total = np.empty((len(rows), len(before)))
-    for number, row in enumerate(rows):
+    late = np.empty((len(changes), len(starts), len(before)))
+    total = np.empty((len(changes), len(before)))
+    for number, change in enumerate(changes):
         for place, start in enumerate(starts):
-            with removed_from(bench.model, row, start):
+            with ablated_from(bench.model, change, start):
                 hidden, own = _seen(bench.model, bench.subset.harmful)
             if place == 0:
                 total[number] = before - _odds(bench, hidden)
@@ -131,21 +129,6 @@ def depths(model: LoadedModel) -> tuple[Layer, ...]:
     count = min(DEPTHS, len(layers))
     places = np.linspace(0, len(layers) - 1, count).round().astype(int).tolist()
     return tuple(layers[place] for place in places)
-
-
-@contextlib.contextmanager
-def removed_from(
-    model: LoadedModel, row: Float64[Tensor, " d_model"], start: Layer
-) -> Generator[None]:
-    """Take ``row`` out of the stream at ``start`` and out of every write behind it."""
-    basis = everywhere(model, row[None])
-    first = -1 if start == "embedding" else start
-    later = {layer: rows for layer, rows in basis.items() if layer != "embedding" and layer > first}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(steering(model, {start: row[None]}, kind="projection"))
-        if later:
-            stack.enter_context(steering(model, later, kind="write_projection"))
-        yield
 
 
 def _untouched(bench: Bench) -> tuple[Float64[np.ndarray, " prompt"], Float64[Tensor, " prompt"]]:

@@ -1,4 +1,4 @@
-"""One model untouched, and the same without directions: what the evaluation suite compares."""
+"""One model untouched, and the same with a direction out: what the evaluation suite compares."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,10 @@ from torch import Tensor
 from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.intervening import scores
 from obliteratus.analysis.lens import last_streams, layers_of
-from obliteratus.analysis.matched import energy_matched
+from obliteratus.analysis.turned import ablated, out, turned
 from obliteratus.events import without_progress
 from obliteratus.measure.divergence import first_token_kl
 from obliteratus.measure.likelihood import document_nll
-from obliteratus.operator.removal import everywhere
-from obliteratus.operator.steering import steering
 from obliteratus.probe.forward import last_hidden
 from obliteratus.shapes import Layer
 
@@ -44,7 +42,6 @@ class Suite:
 def measure_suite(
     bench: Bench,
     row: Float64[Tensor, " d_model"],
-    layer: Layer,
     texts: Sequence[str],
     *,
     vectors: int = RANDOM,
@@ -58,17 +55,15 @@ def measure_suite(
         MeasurementError: weights are packed, so that no energy can be matched.
     """
     generator = torch.Generator().manual_seed(STREAM + seed)
-    row, layers = row.double().cpu(), layers_of(bench.model)
+    row = row.double().cpu()
+    changes = [out(row), *(turned(row, generator) for _ in range(vectors))]
     before = _State.of(bench, texts)
-    harmless = before.streams[len(bench.subset.harmful) :, layers.index(layer)]
-    mean = torch.from_numpy(harmless.mean(axis=0))
-    rows = [row, *(energy_matched(bench.model, row, mean, generator) for _ in range(vectors))]
     after: list[_State] = []
-    for each in rows:
-        with steering(bench.model, everywhere(bench.model, each[None]), kind="write_projection"):
+    for change in changes:
+        with ablated(bench.model, change):
             after.append(_State.of(bench, texts))
     return Suite(
-        layers=layers,
+        layers=layers_of(bench.model),
         before=before.streams,
         after=np.stack([each.streams for each in after]),
         fall=np.stack([before.odds - each.odds for each in after]),
