@@ -1,6 +1,5 @@
 """A planted backup is found as repair, entangled skill as cost, what is decodable as neither."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
@@ -23,10 +22,10 @@ from obliteratus.analysis.defense_robustness import (
     pictures,
 )
 from obliteratus.analysis.entanglement import Asked, Costs, cost_estimates
-from obliteratus.analysis.matched import energy_along, energy_matched
 from obliteratus.analysis.module import ANALYSES
 from obliteratus.analysis.new_directions import measure_reaction, reaction_estimates
 from obliteratus.analysis.self_repair import Repair, repair_estimates
+from obliteratus.analysis.turned import out, turned
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.samples import samples_at
 from obliteratus.measure.behaviour import BEHAVIOURS
@@ -39,7 +38,6 @@ from obliteratus.settings import AnalyzeSettings
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.testing.planted_prompts import planted_items
 from obliteratus.testing.planted_transformer import PlantedTransformer, planted
-from obliteratus.testing.tiny import tiny_model
 
 POOL, FEW = 18, 12  # prompts that are measured, and how many of them one experiment sees
 DRAWN, VECTORS = 8, 6  # the same for random directions
@@ -194,19 +192,17 @@ def test_skill_that_does_not_read_the_direction_is_not_entangled(variant: str, w
 
 def test_what_is_removed_before_its_writer_is_written_again() -> None:
     plant = planted("linear")
-    r, mean = plant.truth.refusal[0], plant.truth.constant
-    asked = bench(plant, r)
+    r, layer = plant.truth.refusal[0], plant.truth.write_layer
     generator = torch.Generator().manual_seed(0)
-    rows = [r, *(energy_matched(plant.model, r, mean, generator) for _ in range(3))]
-    layer = plant.truth.write_layer
+    changes = [out(r), *(turned(r, generator) for _ in range(3))]
     before, behind = (
-        reaction_estimates(measure_reaction(asked, rows, at, mean, seed=0), seed=0)["written_again"]
+        reaction_estimates(measure_reaction(bench(plant, r), changes, at, seed=0), seed=0)
         for at in (layer - 1, layer)
     )
-    assert before.value == pytest.approx(1.0, abs=0.1)
-    assert before.verdict == "supported"
-    assert behind.value == pytest.approx(0.0, abs=0.1)
-    assert behind.verdict != "supported"
+    assert before["written_again"].value == pytest.approx(1.0, abs=0.1)
+    assert before["written_again"].verdict == "supported"
+    assert behind["written_again"].value == pytest.approx(0.0, abs=0.1)
+    assert behind["written_again"].verdict != "supported"
 
 
 def test_one_direction_out_ends_one_direction() -> None:
@@ -223,7 +219,8 @@ def test_the_mean_of_a_cone_does_not_end_it() -> None:
     mean = plant.truth.basis[0]
     asked = bench(plant, mean)
     samples = samples_at(asked.activations, plant.truth.write_layer, -1)
-    random = list(torch.eye(len(mean), dtype=torch.float64)[:3])
+    generator = torch.Generator().manual_seed(0)
+    random = [turned(mean, generator) for _ in range(3)]
     seen = measure_attacks(asked, ranked_rows(mean, samples), random)
     assert (seen.odds[0] > 0).all()
     _, cheapest = attack_estimates(seen, seed=0)
@@ -235,23 +232,6 @@ def test_where_random_directions_end_refusal_too_no_cost_is_named() -> None:
     fragile = replace(attacks, random=np.full_like(attacks.random, -1.0))
     assert attack_estimates(fragile, seed=0)[1] is None
     assert attack_estimates(attacks, seed=0)[1] is not None
-
-
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "mixtral"])
-def test_random_directions_hold_the_energy_of_the_direction_and_as_much_of_the_mean(
-    model_type: str,
-) -> None:
-    model = tiny_model(model_type)
-    unit: Callable[[torch.Tensor], torch.Tensor] = lambda x: x / x.norm()  # noqa: E731
-    row = unit(torch.arange(1, 17, dtype=torch.float64))
-    mean = unit(torch.linspace(-1, 2, 16, dtype=torch.float64))
-    generator = torch.Generator().manual_seed(0)
-    one, two = (energy_matched(model, row, mean, generator) for _ in range(2))
-    for drawn_row in (one, two):
-        assert energy_along(model, drawn_row) == pytest.approx(energy_along(model, row), rel=1e-6)
-        assert float(drawn_row @ mean) == pytest.approx(float(row @ mean))
-        assert float(drawn_row.norm()) == pytest.approx(1)
-    assert abs(float(one @ two)) < 0.99
 
 
 def test_it_answers_and_is_drawn() -> None:

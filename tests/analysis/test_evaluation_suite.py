@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from obliteratus.analysis.bench import Bench
-from obliteratus.analysis.evaluation_suite import Suite, evaluation_suite, measure_suite, pictures
+from obliteratus.analysis.evaluation_suite import evaluation_suite, pictures
 from obliteratus.analysis.findings import Findings
 from obliteratus.analysis.geometry_change import debiased_cka, effective_rank, independent_rank
+from obliteratus.analysis.suite import Suite, measure_suite
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.behaviour import BEHAVIOURS
@@ -19,8 +20,8 @@ from obliteratus.prompts.contrast import Splits
 from obliteratus.settings import AnalyzeSettings
 from obliteratus.testing.planted_transformer import planted
 
-POOL, FEW = 24, 12  # prompts that are measured, and how many of them one experiment sees
-DRAWN, VECTORS = 10, 6  # the same for random directions
+POOL, FEW = 18, 12  # prompts that are measured, and how many of them one experiment sees
+DRAWN, VECTORS = 8, 6  # the same for random directions
 TEXTS = ("Rain fell on the old bridge.", "A lamp stood near the window.", "The river was wide.",
          "Paper boats are simple.", "Music came from the market.", "Bread was early.")  # fmt: skip
 

@@ -1,11 +1,11 @@
 """How robust is refusal against taking its direction out, and what does that cost?
 
 Four questions about r, each held against the same change of every write along random directions
-(:mod:`obliteratus.analysis.turned`): does the model make up for its loss while it runs (CE = DE − TE, :mod:`obliteratus.analysis.self_repair`);
-do later layers write it again, or does a new direction take over
-(:mod:`obliteratus.analysis.new_directions`); does skill go with it
-(:mod:`obliteratus.analysis.entanglement`); and how little ends refusal
-(:mod:`obliteratus.analysis.attack_cost`). That the classes can still be told apart without r is no
+(:mod:`obliteratus.analysis.turned`). Does the model make up for its loss while it runs: CE = DE − TE
+(:mod:`obliteratus.analysis.self_repair`)? Do later layers write it again, or does a new direction
+take over (:mod:`obliteratus.analysis.new_directions`)? Does skill go with it
+(:mod:`obliteratus.analysis.entanglement`)? And how little ends refusal
+(:mod:`obliteratus.analysis.attack_cost`)? That the classes can still be told apart without r is no
 repair: harm stays decodable, and nothing here is concluded from it.
 """
 
@@ -229,8 +229,8 @@ ANALYSES.register("defense_robustness")(
         "matter more without r; fall of skill per fall of refusal; the least rank and strength of "
         "a hook ablation that ends refusal. What can be read off the stream without r is not "
         "called repair.",
-        null="what is taken out along r, taken out along 6 random directions instead: as much energy "
-        "in every matrix; a prediction bound for a seventh",
+        null="what is taken out along r, taken out along 6 random directions instead: as much "
+        "energy in every matrix; a prediction bound for a seventh",
         source="2402.15390 (self-repair), 2406.11717; bound: Hahn 1969",
         cost="up to 120 forward passes of 32 harmful prompts, 19 of 32 harmless ones, 9 of both "
         "on fit prompts, and 8 of 48 questions",

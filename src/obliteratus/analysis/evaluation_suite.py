@@ -1,9 +1,10 @@
 """What the ablation of refusal changes, in one report, and no number without its null.
 
 The untouched model is held against itself with the selected direction out of every write, by hooks,
-and against itself without random directions of equal energy: effective rank and debiased CKA of the
-stream at every layer, refusal log-odds, first-token KL, and the likelihood of held-out text. Every
-change is held against what a further random direction would bring about. Coherence compares whole
+and with the same taken out along random directions (:mod:`obliteratus.analysis.turned`): effective
+rank and debiased CKA of the stream at every layer, refusal log-odds, first-token KL, and the
+likelihood of held-out text. Every change is held against what a further such null would bring
+about. Coherence compares whole
 answers, hundreds of tokens for each prompt, direction and random direction: VERIFY measures it, on
 the edited model.
 """
@@ -16,6 +17,7 @@ from jaxtyping import Float64
 from scipy import stats
 
 from obliteratus.analysis.bench import Bench
+from obliteratus.analysis.beyond_random import NEGLIGIBLE
 from obliteratus.analysis.findings import Findings
 from obliteratus.analysis.geometry_change import debiased_cka, effective_rank, independent_rank
 from obliteratus.analysis.intervening import selected
@@ -30,6 +32,8 @@ from obliteratus.statistics.estimate import Estimate, Verdict
 from obliteratus.statistics.permutation import sign_flip
 
 DOCUMENTS = 8
+NEGLIGIBLE_KL, NEGLIGIBLE_NLL = 0.01, 0.005
+"""Nats: a tenth of what VERIFY tolerates of an edited model (0.1, and 5 % of perplexity)."""
 BLOCKS = 8
 """Blocks of prompts that the jackknife leaves out in turn: seven degrees of freedom."""
 Statistic = Callable[[np.ndarray, np.ndarray], float]
@@ -40,7 +44,7 @@ LEFT_OUT = {
 
 
 def evaluation_suite(suite: Suite, *, seed: int) -> Findings:
-    """Return every change with its null; a verdict *supported* is a change beyond random ones.
+    """Return every change with its null; a verdict *supported* is a change beyond that.
 
     Raises:
         MeasurementError: too few prompts, documents or random directions, or (our bug) a number
@@ -55,9 +59,9 @@ def evaluation_suite(suite: Suite, *, seed: int) -> Findings:
         [[debiased_cka(suite.before[:, n], each[:, n]) for n in width] for each in suite.after]
     )
     estimates = {
-        "refusal_fall": _mean_change(suite.fall, seed),
-        "first_token_kl": _mean_change(suite.kl, seed),
-        "nll_rise": _mean_change(suite.nll, seed),
+        "refusal_fall": _mean_change(suite.fall, NEGLIGIBLE, seed),
+        "first_token_kl": _mean_change(suite.kl, NEGLIGIBLE_KL, seed),
+        "nll_rise": _mean_change(suite.nll, NEGLIGIBLE_NLL, seed),
         "cka_loss": _geometry(suite, _cka_loss, seed),
         "rank_change": _geometry(suite, _rank_change, seed),
         "effective_rank": _absolute_rank(suite, float(chance.mean()), seed),
@@ -81,14 +85,16 @@ def evaluation_suite(suite: Suite, *, seed: int) -> Findings:
     )
 
 
-def _mean_change(values: Float64[np.ndarray, "vector unit"], seed: int) -> Estimate:
+def _mean_change(
+    values: Float64[np.ndarray, "vector unit"], negligible: float, seed: int
+) -> Estimate:
     bound = prediction_bound(values[1:].mean(axis=1))
     test = sign_flip(values[0] - bound, seed=seed)
     found = bootstrap_mean(values[0], seed=seed)
     verdict: Verdict = "undetermined"
-    if found.value > bound and test.p_value < SIGNIFICANT:
+    if found.value > max(bound, negligible) and test.p_value < SIGNIFICANT:
         verdict = "supported"
-    elif found.interval[1] < bound:
+    elif found.interval[1] < max(bound, negligible):
         verdict = "not_supported"
     return replace(found, null=bound, verdict=verdict)
 
@@ -216,8 +222,8 @@ ANALYSES.register("evaluation_suite")(
         method="The direction is taken out of every write by hooks: effective rank and debiased "
         "CKA of the stream by layer, refusal log-odds, first-token KL, NLL of held-out text. "
         "Coherence needs whole answers and is left to verify.",
-        null="6 random directions of equal energy in the weights: a prediction bound for a "
-        "seventh; coordinates dealt anew among prompts for the effective rank",
+        null="what is taken out along r, taken out along 6 random directions instead: a prediction "
+        "bound for a seventh; coordinates dealt anew among prompts for the effective rank",
         source="2405.01012 (debiased CKA), Roy and Vetterli 2007 (effective rank), 2406.11717",
         cost="16 forward passes of 32 harmful prompts, 16 of 32 harmless ones, 8 of 8 documents",
         run=_run,

@@ -24,7 +24,7 @@ STREAM = 0x65766173  # added to the seed, so that no other use of it has drawn t
 
 @dataclass(frozen=True)
 class Suite:
-    """What was measured; vector 0 is the direction, the others are random ones of equal energy.
+    """What was measured; vector 0 is the removal, the others are the same along random directions.
 
     ``before`` and ``after`` are streams at the last token, of both classes. ``fall`` is of refusal
     log-odds of harmful prompts, ``kl`` in nats on harmless ones, ``nll`` the rise in nats per token
@@ -47,12 +47,10 @@ def measure_suite(
     vectors: int = RANDOM,
     seed: int = 0,
 ) -> Suite:
-    """Run the bench's prompts and ``texts`` untouched, without ``row``, and without random ones.
-
-    These have as much as ``row`` of the mean of harmless prompts at ``layer``, where it was read.
+    """Run the bench's prompts and ``texts`` untouched, without ``row``, and with that turned.
 
     Raises:
-        MeasurementError: weights are packed, so that no energy can be matched.
+        MeasurementError: see :func:`obliteratus.analysis.turned.ablated`.
     """
     generator = torch.Generator().manual_seed(STREAM + seed)
     row = row.double().cpu()
