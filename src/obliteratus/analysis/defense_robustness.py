@@ -1,7 +1,7 @@
 """How robust is refusal against taking its direction out, and what does that cost?
 
 Four questions about r, each held against the same change of every write along random directions
-(:mod:`obliteratus.analysis.turned`). Does the model make up for its loss while it runs: CE = DE − TE
+(:mod:`obliteratus.analysis.turned`). Does the model make up for its loss, CE = DE − TE
 (:mod:`obliteratus.analysis.self_repair`)? Do later layers write it again, or does a new direction
 take over (:mod:`obliteratus.analysis.new_directions`)? Does skill go with it
 (:mod:`obliteratus.analysis.entanglement`)? And how little ends refusal
