@@ -76,7 +76,10 @@ def some(seen: Robustness, seed: int) -> Robustness:
     further = None if reaction.further is None else reaction.further[rows][:, prompts]
     return Robustness(
         repair=Repair(
-            repair.starts, repair.late[rows][:, :, prompts], repair.total[rows][:, prompts]
+            repair.starts,
+            repair.late[rows][:, :, prompts],
+            repair.total[rows][:, prompts],
+            repair.random[random][:, prompts],
         ),
         reaction=replace(
             reaction,
@@ -152,7 +155,7 @@ def test_a_block_that_repairs_and_one_that_passes_on_are_told_apart() -> None:
     """Their sum would be 0: a block gives back 4, and one before it takes 4 more."""
     late = np.zeros((5, 4, 8))
     late[0] = np.array([6.0, 2.0, 6.0, 0.0])[:, None]
-    repair = Repair(("embedding", 0, 1, 2), late, late[:, 0])
+    repair = Repair(("embedding", 0, 1, 2), late, late[:, 0], late[1:, 0])
     found = repair_estimates(repair, seed=0)
     assert found["repair_by_blocks"].value == pytest.approx(4)
     assert found["direct_effect"].value == pytest.approx(10)
@@ -165,7 +168,7 @@ def test_noise_that_restores_on_one_half_only_is_no_repair() -> None:
     for _ in range(50):
         late = rng.normal(size=(5, 12, 24))
         late[0] += 12
-        shares.append(float(Repair((), late, late[:, 0]).restored[0].mean()))
+        shares.append(float(Repair((), late, late[:, 0], late[1:, 0]).restored[0].mean()))
     assert abs(np.mean(shares)) < 0.1
     assert np.maximum(np.diff(late[0].mean(axis=1)), 0).sum() > 0.3
 
@@ -173,7 +176,8 @@ def test_noise_that_restores_on_one_half_only_is_no_repair() -> None:
 def test_what_the_final_norm_alone_gives_back_is_split_off() -> None:
     late = np.zeros((5, 3, 8))
     late[0] = np.array([10.0, 10.0, 0.0])[:, None]
-    found = repair_estimates(Repair(("embedding", 0, 1), late, late[:, 0] - 2), seed=0)
+    total = late[:, 0] - np.array([2.0, 0, 0, 0, 0])[:, None]
+    found = repair_estimates(Repair(("embedding", 0, 1), late, total, late[1:, 0]), seed=0)
     assert found["repair_by_norm"].value > 1.9
     assert found["repair_by_blocks"].value == 0
 

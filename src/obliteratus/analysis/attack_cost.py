@@ -41,8 +41,8 @@ FEWEST = 12
 class Attacks:
     """Refusal log-odds of harmful prompts under every attack, and first-token KL on harmless ones.
 
-    ``untouched`` are the log-odds without one; ``random`` and ``random_kl`` are those under the
-    removal of the first direction turned along random ones, at strength 1.
+    ``untouched`` are the log-odds without one; ``random`` and ``random_kl`` are those with a random
+    direction out of every write.
     """
 
     untouched: Float64[np.ndarray, " prompt"]
@@ -59,8 +59,8 @@ def attack_estimates(
 
     The cheapest has the least rank, and of that rank the least strength. ``attack_left`` is the
     share of refused prompts that are refused still (by the strongest attack where none suffices),
-    its null the least that a turned change leaves. Where one of these ends refusal too, nothing is
-    said of r. ``attack_kl`` is held against what a further turned change stays below.
+    its null the least that random directions leave. Where one of these ends refusal too, nothing is
+    said of r. ``attack_kl`` is held against what a further random direction stays below.
     """
     refused = attacks.untouched > 0
     count = int(refused.sum())

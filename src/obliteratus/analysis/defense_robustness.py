@@ -1,6 +1,7 @@
 """How robust is refusal against taking its direction out, and what does that cost?
 
-Four questions about r, each held against the same change of every write along random directions
+Four questions about r. That it acts on refusal is held against random directions taken out, what
+else follows against the same change of every write along random directions
 (:mod:`obliteratus.analysis.turned`). Does the model make up for its loss, CE = DE − TE
 (:mod:`obliteratus.analysis.self_repair`)? Do later layers write it again, or does a new direction
 take over (:mod:`obliteratus.analysis.new_directions`)? Does skill go with it
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from obliteratus.analysis.attack_cost import (
@@ -31,7 +33,7 @@ from obliteratus.analysis.entanglement import (
     measure_costs,
 )
 from obliteratus.analysis.findings import Findings
-from obliteratus.analysis.intervening import selected
+from obliteratus.analysis.intervening import random_rows, selected
 from obliteratus.analysis.module import ANALYSES, Analysis
 from obliteratus.analysis.new_directions import Reaction, measure_reaction, reaction_estimates
 from obliteratus.analysis.place import chosen_place
@@ -190,7 +192,7 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
 def measure(
     bench: Bench, questions: Sequence[Asked], *, vectors: int = RANDOM, seed: int = 0
 ) -> Robustness:
-    """Measure the bench's selected direction, and its removal turned along random ``vectors``.
+    """Measure the bench's selected direction, and as many nulls of both kinds as ``vectors``.
 
     Raises:
         MeasurementError: every layer has a direction of its own, or what changes the stream is more
@@ -203,12 +205,16 @@ def measure(
     samples = samples_at(bench.activations, place.layer, place.position)
     generator = torch.Generator().manual_seed(STREAM + seed)
     changes = [out(row), *(turned(row, generator) for _ in range(vectors))]
-    repair = measure_repair(bench, changes)
+    random = [out(random_rows(1, len(row), generator)[0]) for _ in range(vectors)]
+    attacks = measure_attacks(bench, ranked_rows(row, samples), random)
+    falls = attacks.untouched - attacks.random
+    repair = measure_repair(bench, changes, falls)
+    refusal = np.vstack([repair.total[:1], falls])
     return Robustness(
         repair=repair,
         reaction=measure_reaction(bench, changes, layer, seed=seed),
-        costs=measure_costs(bench, changes, questions, repair.total),
-        attacks=measure_attacks(bench, ranked_rows(row, samples), changes[1:]),
+        costs=measure_costs(bench, changes, questions, refusal),
+        attacks=attacks,
     )
 
 
@@ -229,8 +235,9 @@ ANALYSES.register("defense_robustness")(
         "matter more without r; fall of skill per fall of refusal; the least rank and strength of "
         "a hook ablation that ends refusal. What can be read off the stream without r is not "
         "called repair.",
-        null="what is taken out along r, taken out along 6 random directions instead: as much "
-        "energy in every matrix; a prediction bound for a seventh",
+        null="what is taken out along r, taken out along 6 random directions instead (as much "
+        "energy in every matrix), and for refusal 6 random directions out: prediction bounds for "
+        "a seventh",
         source="2402.15390 (self-repair), 2406.11717; bound: Hahn 1969",
         cost="up to 120 forward passes of 32 harmful prompts, 19 of 32 harmless ones, 9 of both "
         "on fit prompts, and 8 of 48 questions",

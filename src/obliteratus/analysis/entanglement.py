@@ -44,10 +44,13 @@ def built_in_questions(model: LoadedModel, count: int) -> tuple[Asked, ...]:
 
 @dataclass(frozen=True)
 class Costs:
-    """Falls of the log-odds of right answers and of refusals; vector 0 is the removal."""
+    """Falls of the log-odds of right answers and of refusals; vector 0 is the removal.
+
+    The others are it turned, and for ``refusal`` random directions out.
+    """
 
     skill: Float64[np.ndarray, "vector item"]
-    refusal: Float64[np.ndarray, "vector prompt"]
+    refusal: Float64[np.ndarray, "null prompt"]
 
 
 def cost_estimates(costs: Costs, *, seed: int) -> dict[str, Estimate]:
@@ -80,7 +83,7 @@ def measure_costs(
     bench: Bench,
     changes: Sequence[Change],
     questions: Sequence[Asked],
-    refusal: Float64[np.ndarray, "vector prompt"],
+    refusal: Float64[np.ndarray, "null prompt"],
 ) -> Costs:
     """Make each of ``changes`` in every write and read the answers; ``refusal`` is known."""
     before = _skill(bench, questions)

@@ -4,9 +4,8 @@ The untouched model is held against itself with the selected direction out of ev
 and with the same taken out along random directions (:mod:`obliteratus.analysis.turned`): effective
 rank and debiased CKA of the stream at every layer, refusal log-odds, first-token KL, and the
 likelihood of held-out text. Every change is held against what a further such null would bring
-about. Coherence compares whole
-answers, hundreds of tokens for each prompt, direction and random direction: VERIFY measures it, on
-the edited model.
+about. Coherence compares whole answers, hundreds of tokens for each prompt, direction and null:
+VERIFY measures it, on the edited model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -222,8 +221,9 @@ ANALYSES.register("evaluation_suite")(
         method="The direction is taken out of every write by hooks: effective rank and debiased "
         "CKA of the stream by layer, refusal log-odds, first-token KL, NLL of held-out text. "
         "Coherence needs whole answers and is left to verify.",
-        null="what is taken out along r, taken out along 6 random directions instead: a prediction "
-        "bound for a seventh; coordinates dealt anew among prompts for the effective rank",
+        null="what is taken out along r, taken out along 6 random directions instead (for refusal, "
+        "6 random directions out): prediction bounds for a seventh; coordinates dealt anew among "
+        "prompts for the effective rank",
         source="2405.01012 (debiased CKA), Roy and Vetterli 2007 (effective rank), 2406.11717",
         cost="16 forward passes of 32 harmful prompts, 16 of 32 harmless ones, 8 of 8 documents",
         run=_run,

@@ -33,6 +33,8 @@ from obliteratus.shapes import Layer
 from obliteratus.statistics.estimate import Estimate, Verdict
 
 RESAMPLES = 400
+NEGLIGIBLE = 0.05
+"""Share of a contrast: what surely stays below is as good as none."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,9 @@ def _held_against(
 ) -> Estimate:
     low, high = (float(end) for end in interval)
     verdict: Verdict = "undetermined"
-    if low > bound:
+    if low > max(bound, NEGLIGIBLE):
         verdict = "supported"
-    elif high < bound:
+    elif high < max(bound, NEGLIGIBLE):
         verdict = "not_supported"
     return Estimate(value, (min(low, value), max(high, value)), n, bound, seed, verdict)
 

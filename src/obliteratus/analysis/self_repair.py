@@ -45,15 +45,17 @@ DEPTHS = 12
 
 @dataclass(frozen=True)
 class Repair:
-    """Falls of the refusal log-odds; vector 0 is the removal, the others are its nulls.
+    """Falls of the refusal log-odds; vector 0 is the removal, the others are it turned.
 
     ``late`` is with r out from each of ``starts`` on and the final norm's scale held; the first
     start is the embedding, so that nothing of r is left. ``total`` is that with the norm free.
+    ``random`` is with random directions out of everything.
     """
 
     starts: tuple[Layer, ...]
     late: Float64[np.ndarray, "vector start prompt"]
     total: Float64[np.ndarray, "vector prompt"]
+    random: Float64[np.ndarray, "null prompt"]
 
     @property
     def kept(self) -> Float64[np.ndarray, "vector prompt"]:
@@ -74,16 +76,17 @@ class Repair:
 def repair_estimates(repair: Repair, *, seed: int) -> dict[str, Estimate]:
     """Return DE, the compensation CE by blocks, its share of DE, and what the norm gives back.
 
-    Compensation is supported beyond what a further turned change of equal size stays below.
-    It and the share, which is given only then, are undetermined where DE is not beyond random
-    itself: of what does nothing nothing can be made up for.
+    DE is supported beyond what a further random direction stays below, compensation beyond what a
+    further turned change of equal size does. Where DE is not supported, compensation is
+    undetermined and there is no share: of what does nothing, nothing can be made up for.
 
     Raises:
         MeasurementError: fewer than two prompts, or fewer than three nulls.
     """
     restored = repair.restored
     direct = restored + repair.kept
-    acts, blocks = beyond(direct, seed), beyond(restored, seed)
+    acts = beyond(np.vstack([direct[:1], repair.random]), seed)
+    blocks = beyond(restored, seed)
     norm = beyond(repair.kept - repair.total, seed)
     if acts.verdict != "supported":
         blocks = replace(blocks, verdict="undetermined")
@@ -107,8 +110,13 @@ def repair_estimates(repair: Repair, *, seed: int) -> dict[str, Estimate]:
     }
 
 
-def measure_repair(bench: Bench, changes: Sequence[Change]) -> Repair:
-    """Make each of ``changes`` on the bench's harmful prompts, from every start on."""
+def measure_repair(
+    bench: Bench, changes: Sequence[Change], random: Float64[np.ndarray, "null prompt"]
+) -> Repair:
+    """Make each of ``changes`` on the bench's harmful prompts, from every start on.
+
+    ``random`` are known falls with random directions out.
+    """
     starts = depths(bench.model)
     before, sizes = _untouched(bench)
     late = np.empty((len(changes), len(starts), len(before)))
@@ -120,7 +128,7 @@ def measure_repair(bench: Bench, changes: Sequence[Change]) -> Repair:
             if place == 0:
                 total[number] = before - _odds(bench, hidden)
             late[number, place] = before - _odds(bench, _held(bench.model, hidden, own / sizes))
-    return Repair(starts, late, total)
+    return Repair(starts, late, total, random)
 
 
 def depths(model: LoadedModel) -> tuple[Layer, ...]:

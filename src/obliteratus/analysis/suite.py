@@ -1,5 +1,6 @@
 """One model untouched, and the same with a direction out: what the evaluation suite compares."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,9 +10,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from obliteratus.analysis.bench import Bench
-from obliteratus.analysis.intervening import scores
+from obliteratus.analysis.intervening import random_rows, scores
 from obliteratus.analysis.lens import last_streams, layers_of
-from obliteratus.analysis.turned import ablated, out, turned
+from obliteratus.analysis.turned import Change, ablated, out, turned
 from obliteratus.events import without_progress
 from obliteratus.measure.divergence import first_token_kl
 from obliteratus.measure.likelihood import document_nll
@@ -27,7 +28,7 @@ class Suite:
     """What was measured; vector 0 is the removal, the others are the same along random directions.
 
     ``before`` and ``after`` are streams at the last token, of both classes. ``fall`` is of refusal
-    log-odds of harmful prompts, ``kl`` in nats on harmless ones, ``nll`` the rise in nats per token
+    log-odds of harmful prompts, its nulls with random directions out; ``kl`` in nats on harmless ones, ``nll`` the rise in nats per token
     of each document.
     """
 
@@ -55,16 +56,18 @@ def measure_suite(
     generator = torch.Generator().manual_seed(STREAM + seed)
     row = row.double().cpu()
     changes = [out(row), *(turned(row, generator) for _ in range(vectors))]
+    random = [out(random_rows(1, len(row), generator)[0]) for _ in range(vectors)]
     before = _State.of(bench, texts)
     after: list[_State] = []
     for change in changes:
         with ablated(bench.model, change):
             after.append(_State.of(bench, texts))
+    odds = [_odds(bench, change) for change in (changes[0], *random)]
     return Suite(
         layers=layers_of(bench.model),
         before=before.streams,
         after=np.stack([each.streams for each in after]),
-        fall=np.stack([before.odds - each.odds for each in after]),
+        fall=_odds(bench, None) - np.stack(odds),
         kl=np.stack(
             [
                 first_token_kl(before.hidden, bench.head, each.hidden, bench.head).numpy()
@@ -75,12 +78,17 @@ def measure_suite(
     )
 
 
+def _odds(bench: Bench, change: Change | None) -> Float64[np.ndarray, " harmful"]:
+    made = contextlib.nullcontext() if change is None else ablated(bench.model, change)
+    with made:
+        return scores(bench.model, bench.head, bench.tokens, bench.subset.harmful)
+
+
 @dataclass(frozen=True)
 class _State:
     """What is seen of the model under whatever hooks are active."""
 
     streams: np.ndarray
-    odds: np.ndarray
     hidden: Tensor
     nll: np.ndarray
 
@@ -92,9 +100,4 @@ class _State:
             streams = [last_streams(bench.model, side).double() for side in (harmful, harmless)]
             hidden = last_hidden(bench.model, harmless, task="evaluate")
             found = document_nll(bench.model, texts, task="evaluate", head=bench.head)
-        return cls(
-            torch.cat(streams).numpy(),
-            scores(bench.model, bench.head, bench.tokens, harmful),
-            hidden,
-            (found.nll / found.tokens).numpy(),
-        )
+        return cls(torch.cat(streams).numpy(), hidden, (found.nll / found.tokens).numpy())
