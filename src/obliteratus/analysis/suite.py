@@ -28,8 +28,8 @@ class Suite:
     """What was measured; vector 0 is the removal, the others are the same along random directions.
 
     ``before`` and ``after`` are streams at the last token, of both classes. ``fall`` is of refusal
-    log-odds of harmful prompts, its nulls with random directions out; ``kl`` in nats on harmless ones, ``nll`` the rise in nats per token
-    of each document.
+    log-odds of harmful prompts, its nulls with random directions out; ``kl`` in nats on harmless
+    prompts, ``nll`` the rise in nats per token of each document.
     """
 
     layers: tuple[Layer, ...]
