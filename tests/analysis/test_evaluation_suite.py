@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 from obliteratus.analysis.bench import Bench
-from obliteratus.analysis.evaluation_suite import evaluation_suite, pictures
-from obliteratus.analysis.findings import Findings
+from obliteratus.analysis.evaluation_suite import (
+    behaviour_changes,
+    evaluation_suite,
+    pictures,
+    stream_changes,
+)
 from obliteratus.analysis.geometry_change import debiased_cka, effective_rank, independent_rank
 from obliteratus.analysis.suite import Suite, measure_suite
 from obliteratus.directions.directions import Directions
@@ -18,6 +22,7 @@ from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.pictures.drawn import drawn
 from obliteratus.prompts.contrast import Splits
 from obliteratus.settings import AnalyzeSettings
+from obliteratus.statistics.estimate import Estimate
 from obliteratus.testing.planted_transformer import planted
 
 POOL, FEW = 18, 12  # prompts that are measured, and how many of them one experiment sees
@@ -49,12 +54,12 @@ def pool(variant: str, what: str = "refusal") -> Suite:
     return measure_suite(bench, row, TEXTS, vectors=DRAWN)
 
 
-def found(suite: Suite, seed: int) -> Findings:
+def some(suite: Suite, seed: int) -> Suite:
     rng = np.random.default_rng(seed)
     vectors = [0, *(1 + rng.choice(DRAWN, size=VECTORS, replace=False))]
     few = rng.choice(POOL, size=FEW, replace=False)
     both = np.concatenate([few, POOL + few])
-    some = replace(
+    return replace(
         suite,
         before=suite.before[both],
         after=suite.after[vectors][:, both],
@@ -62,29 +67,46 @@ def found(suite: Suite, seed: int) -> Findings:
         kl=suite.kl[vectors][:, few],
         nll=suite.nll[vectors],
     )
-    return evaluation_suite(some, seed=seed)
 
 
-def test_the_fall_of_refusal_is_found() -> None:
-    seen = [found(pool("linear"), seed).estimates for seed in range(20)]
-    assert sum(each["refusal_fall"].verdict == "supported" for each in seen) >= 16
-    assert np.mean([e["refusal_fall"].value for e in seen]) == pytest.approx(12, abs=1.5)
+def behaviour(suite: Suite) -> list[dict[str, Estimate]]:
+    return [behaviour_changes(some(suite, seed), seed=seed) for seed in range(100)]
+
+
+def times(seen: list[dict[str, Estimate]], name: str) -> int:
+    return sum(each[name].verdict == "supported" for each in seen)
+
+
+def test_the_fall_of_refusal_is_found_and_nothing_beside_it() -> None:
+    seen = behaviour(pool("linear"))
+    assert times(seen, "refusal_fall") >= 80
+    assert np.mean([each["refusal_fall"].value for each in seen]) == pytest.approx(12, abs=1.5)
+    assert times(seen, "first_token_kl") <= 10
+    assert times(seen, "nll_rise") <= 10
 
 
 def test_an_unread_direction_changes_no_behaviour() -> None:
-    seen = [found(pool("null", "inert"), seed).estimates for seed in range(20)]
+    seen = behaviour(pool("null", "inert"))
     for name in ("refusal_fall", "first_token_kl", "nll_rise"):
-        assert sum(each[name].verdict == "supported" for each in seen) <= 2
+        assert times(seen, name) <= 10
 
 
 def test_a_long_unread_direction_changes_the_stream_and_not_refusal() -> None:
-    seen = [found(pool("decodable_only", "inert"), seed).estimates for seed in range(20)]
-    assert sum(each["refusal_fall"].verdict == "supported" for each in seen) <= 2
-    assert sum(each["cka_loss"].value > (each["cka_loss"].null or 0.0) for each in seen) >= 16
+    suite = pool("decodable_only", "inert")
+    assert times(behaviour(suite), "refusal_fall") <= 10
+    stream = [stream_changes(some(suite, seed), seed=seed) for seed in range(100)]
+    assert times(stream, "cka_loss") >= 80
+
+
+def test_an_ablation_that_changes_nothing_leaves_the_stream_as_it_is() -> None:
+    suite = pool("null", "inert")
+    same = replace(suite, after=np.concatenate([suite.before[None], suite.after[1:]]))
+    stream = [stream_changes(some(same, seed), seed=seed) for seed in range(100)]
+    assert times(stream, "cka_loss") + times(stream, "rank_change") == 0
 
 
 def test_every_number_has_its_null() -> None:
-    estimates = found(pool("linear"), 0).estimates
+    estimates = evaluation_suite(pool("linear"), seed=0).estimates
     assert len(estimates) == 6
     assert all(each.null is not None for each in estimates.values())
 
@@ -122,4 +144,4 @@ def test_without_random_directions_there_is_no_report() -> None:
 
 
 def test_it_is_drawn() -> None:
-    assert all(drawn(each).axes for each in pictures(found(pool("linear"), 0)))
+    assert all(drawn(each).axes for each in pictures(evaluation_suite(pool("linear"), seed=0)))

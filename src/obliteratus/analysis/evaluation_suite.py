@@ -46,34 +46,28 @@ def evaluation_suite(suite: Suite, *, seed: int) -> Findings:
     """Return every change with its null; a verdict *supported* is a change beyond that.
 
     Raises:
-        MeasurementError: too few prompts, documents or random directions, or (our bug) a number
-            has no null.
+        MeasurementError: too few prompts, documents or nulls, or (our bug) a number has no null.
     """
-    rng = np.random.default_rng(seed)
-    width = range(len(suite.layers))
-    ranks = np.array([effective_rank(suite.before[:, layer]) for layer in width])
-    after = np.array([[effective_rank(each[:, layer]) for layer in width] for each in suite.after])
-    chance = np.array([independent_rank(suite.before[:, layer], rng) for layer in width])
-    cka = np.array(
-        [[debiased_cka(suite.before[:, n], each[:, n]) for n in width] for each in suite.after]
-    )
+    layers = range(len(suite.layers))
+    chance = _chance(suite, seed)
     estimates = {
-        "refusal_fall": _mean_change(suite.fall, NEGLIGIBLE, seed),
-        "first_token_kl": _mean_change(suite.kl, NEGLIGIBLE_KL, seed),
-        "nll_rise": _mean_change(suite.nll, NEGLIGIBLE_NLL, seed),
-        "cka_loss": _geometry(suite, _cka_loss, seed),
-        "rank_change": _geometry(suite, _rank_change, seed),
+        **behaviour_changes(suite, seed=seed),
+        **stream_changes(suite, seed=seed),
         "effective_rank": _absolute_rank(suite, float(chance.mean()), seed),
     }
     missing = [name for name, each in estimates.items() if each.null is None]
     if missing:
         raise MeasurementError(f"{', '.join(missing)} would be reported without a null.")
+    after = np.array([[effective_rank(each[:, n]) for n in layers] for each in suite.after])
+    cka = np.array(
+        [[debiased_cka(suite.before[:, n], each[:, n]) for n in layers] for each in suite.after]
+    )
     return Findings(
         module="evaluation_suite",
         headline=_headline(estimates),
         estimates=estimates,
         arrays={
-            "effective_rank": ranks,
+            "effective_rank": np.array([effective_rank(suite.before[:, n]) for n in layers]),
             "effective_rank_independent": chance,
             "effective_rank_ablated": after[0],
             "effective_rank_random": after[1:],
@@ -82,6 +76,29 @@ def evaluation_suite(suite: Suite, *, seed: int) -> Findings:
         },
         facts={"layers": list(suite.layers), "left_out": LEFT_OUT},
     )
+
+
+def behaviour_changes(suite: Suite, *, seed: int) -> dict[str, Estimate]:
+    """Return the fall of refusal, the first-token KL, and the rise of the NLL of held-out text."""
+    return {
+        "refusal_fall": _mean_change(suite.fall, NEGLIGIBLE, seed),
+        "first_token_kl": _mean_change(suite.kl, NEGLIGIBLE_KL, seed),
+        "nll_rise": _mean_change(suite.nll, NEGLIGIBLE_NLL, seed),
+    }
+
+
+def stream_changes(suite: Suite, *, seed: int) -> dict[str, Estimate]:
+    """Return what debiased CKA loses, and by how much the effective rank changes, over layers."""
+    return {
+        "cka_loss": _geometry(suite, _cka_loss, seed),
+        "rank_change": _geometry(suite, _rank_change, seed),
+    }
+
+
+def _chance(suite: Suite, seed: int) -> Float64[np.ndarray, " layer"]:
+    rng = np.random.default_rng(seed)
+    layers = range(len(suite.layers))
+    return np.array([independent_rank(suite.before[:, layer], rng) for layer in layers])
 
 
 def _mean_change(
