@@ -51,7 +51,7 @@ def pool(variant: str, what: str = "refusal") -> Suite:
         distilled=lambda: directions,
         calibrated=lambda: plant.refusal_tokens,
     )
-    return measure_suite(bench, row, TEXTS, vectors=DRAWN)
+    return measure_suite(bench, row, layer, TEXTS, vectors=DRAWN)
 
 
 def some(suite: Suite, seed: int) -> Suite:

@@ -225,9 +225,11 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
 
 
 def _run(bench: Bench) -> Findings:
-    _, row = selected(bench.directions)
+    layer, row = selected(bench.directions)
     texts = [document.text for document in select_text()[:DOCUMENTS]]
-    return evaluation_suite(measure_suite(bench, row, texts, seed=bench.seed), seed=bench.seed)
+    return evaluation_suite(
+        measure_suite(bench, row, layer, texts, seed=bench.seed), seed=bench.seed
+    )
 
 
 ANALYSES.register("evaluation_suite")(
