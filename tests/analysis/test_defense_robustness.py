@@ -23,7 +23,11 @@ from obliteratus.analysis.defense_robustness import (
 )
 from obliteratus.analysis.entanglement import Asked, Costs, cost_estimates
 from obliteratus.analysis.module import ANALYSES
-from obliteratus.analysis.new_directions import measure_reaction, reaction_estimates
+from obliteratus.analysis.new_directions import (
+    measure_reaction,
+    reaction_estimates,
+    taken_over,
+)
 from obliteratus.analysis.self_repair import Repair, repair_estimates
 from obliteratus.analysis.turned import out, turned
 from obliteratus.directions.directions import Directions
@@ -38,6 +42,7 @@ from obliteratus.settings import AnalyzeSettings
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.testing.planted_prompts import planted_items
 from obliteratus.testing.planted_transformer import PlantedTransformer, planted
+from obliteratus.testing.planted_vocabulary import REFUSES
 
 POOL, FEW = 18, 12  # prompts that are measured, and how many of them one experiment sees
 DRAWN, VECTORS = 8, 6  # the same for random directions
@@ -130,25 +135,34 @@ def test_what_the_backup_writes_takes_over() -> None:
     assert times(found, "new_direction_takes_over") >= 80
 
 
-@pytest.mark.parametrize("what", ["refusal", "inert"])
-@pytest.mark.parametrize("variant", ["linear", "null", "decodable_only"])
-def test_readers_of_a_direction_do_not_repair_it(variant: str, what: str) -> None:
+@pytest.mark.parametrize("variant", ["linear", "decodable_only"])
+def test_readers_of_a_direction_do_not_repair_it(variant: str) -> None:
     """In ``decodable_only`` harm is still told apart without r, by a direction twice as long."""
-    if planted(variant).truth.inert is None and what == "inert":
-        pytest.skip("nothing inert is planted")
-    found = repairs(pool(variant, what))
+    found = repairs(pool(variant))
     assert sum(map(is_self_repair, found)) <= 10
-    shares = [each["repair_share"] for each in found if "repair_share" in each]
-    assert all(each.interval[0] < 0.05 for each in shares)
-    if (variant, what) in (("linear", "refusal"), ("decodable_only", "refusal")):
-        assert times(found, "repair_by_blocks", "not_supported") >= 80
-    if what == "inert":
-        assert times(found, "direct_effect") <= 10
+    assert times(found, "direct_effect") >= 80
+    assert times(found, "repair_by_blocks", "not_supported") >= 80
+    assert np.mean([each["repair_share"].value for each in found]) == pytest.approx(0, abs=0.05)
 
 
-def test_harm_stays_decodable_and_is_not_new() -> None:
-    found = repairs(pool("decodable_only"))
-    assert times(found, "new_direction") <= 10
+@pytest.mark.parametrize("variant", ["null", "decodable_only"])
+def test_of_what_does_nothing_nothing_is_made_up_for(variant: str) -> None:
+    found = repairs(pool(variant, "inert"))
+    assert sum(map(is_self_repair, found)) <= 10
+    assert times(found, "direct_effect") <= 10
+
+
+@pytest.mark.parametrize("variant", ["linear", "decodable_only"])
+def test_what_is_left_or_lost_is_not_new(variant: str) -> None:
+    """Harm stays decodable, and what the reader wrote is gone: both change the contrast."""
+    assert times(repairs(pool(variant)), "new_direction") <= 10
+
+
+def test_what_mattered_before_does_not_take_over() -> None:
+    plant = planted("linear")
+    r, code = plant.truth.refusal[0], plant.codes[plant.token(REFUSES)]
+    fall = taken_over(bench(plant, r), out(r), [out(code / code.norm())])
+    assert (fall < 0).all()
 
 
 def test_a_block_that_repairs_and_one_that_passes_on_are_told_apart() -> None:
