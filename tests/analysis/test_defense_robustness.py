@@ -104,10 +104,11 @@ def some(seen: Robustness, seed: int) -> Robustness:
     )
 
 
-def repairs(seen: Robustness) -> list[dict[str, Estimate]]:
+@cache
+def repairs(variant: str, what: str = "refusal") -> list[dict[str, Estimate]]:
     found: list[dict[str, Estimate]] = []
     for seed in range(100):
-        few = some(seen, seed)
+        few = some(pool(variant, what), seed)
         reaction = reaction_estimates(few.reaction, seed=seed)
         found.append({**repair_estimates(few.repair, seed=seed), **reaction})
     return found
@@ -122,7 +123,7 @@ def times(found: list[dict[str, Estimate]], name: str, verdict: str = "supported
 
 
 def test_a_backup_is_found_with_its_share() -> None:
-    found = repairs(pool("backup"))
+    found = repairs("backup")
     assert times(found, "repair_by_blocks") >= 80
     assert sum(map(is_self_repair, found)) >= 80
     shares = [each["repair_share"].value for each in found]
@@ -130,7 +131,7 @@ def test_a_backup_is_found_with_its_share() -> None:
 
 
 def test_what_the_backup_writes_takes_over() -> None:
-    found = repairs(pool("backup"))
+    found = repairs("backup")
     assert times(found, "new_direction") >= 80
     assert times(found, "new_direction_takes_over") >= 80
 
@@ -138,7 +139,7 @@ def test_what_the_backup_writes_takes_over() -> None:
 @pytest.mark.parametrize("variant", ["linear", "decodable_only"])
 def test_readers_of_a_direction_do_not_repair_it(variant: str) -> None:
     """In ``decodable_only`` harm is still told apart without r, by a direction twice as long."""
-    found = repairs(pool(variant))
+    found = repairs(variant)
     assert sum(map(is_self_repair, found)) <= 10
     assert times(found, "direct_effect") >= 80
     assert times(found, "repair_by_blocks", "not_supported") >= 80
@@ -147,7 +148,7 @@ def test_readers_of_a_direction_do_not_repair_it(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", ["null", "decodable_only"])
 def test_of_what_does_nothing_nothing_is_made_up_for(variant: str) -> None:
-    found = repairs(pool(variant, "inert"))
+    found = repairs(variant, "inert")
     assert sum(map(is_self_repair, found)) <= 10
     assert times(found, "direct_effect") <= 10
 
@@ -155,7 +156,7 @@ def test_of_what_does_nothing_nothing_is_made_up_for(variant: str) -> None:
 @pytest.mark.parametrize("variant", ["linear", "decodable_only"])
 def test_what_is_left_or_lost_is_not_new(variant: str) -> None:
     """Harm stays decodable, and what the reader wrote is gone: both change the contrast."""
-    assert times(repairs(pool(variant)), "new_direction") <= 10
+    assert times(repairs(variant), "new_direction") <= 10
 
 
 def test_what_mattered_before_does_not_take_over() -> None:
