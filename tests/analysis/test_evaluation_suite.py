@@ -113,6 +113,14 @@ def test_an_ablation_that_changes_nothing_leaves_the_stream_as_it_is() -> None:
     assert times(stream, "cka_loss") + times(stream, "rank_change") == 0
 
 
+@pytest.mark.parametrize(("size", "verdict"), [(0.004, "not_supported"), (0.04, "supported")])
+def test_a_sure_change_that_is_too_small_to_matter_is_none(size: float, verdict: str) -> None:
+    kl = np.zeros((4, 12))
+    kl[0] = size * np.linspace(0.9, 1.1, 12)
+    found = behaviour_changes(replace(pool("linear"), kl=kl), seed=0)
+    assert found["first_token_kl"].verdict == verdict
+
+
 def test_every_number_has_its_null() -> None:
     estimates = evaluation_suite(pool("linear"), seed=0).estimates
     assert len(estimates) == 6
