@@ -29,6 +29,7 @@ def analyze(
             autocompletion=_module_names,
         ),
     ] = None,
+    behaviour: options.BehaviourName = None,
     assignments: options.Assignments = None,
     seed: options.Seed = None,
     dtype: options.Dtype = None,
@@ -46,11 +47,12 @@ def analyze(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Ask how MODEL refuses, without editing it, and write what was found as an atlas.
+    """Ask how MODEL refuses, or shows another behaviour, without editing it, and write what was found as an atlas.
 
     DIR gets atlas.html, findings.json with the arrays in findings.safetensors, and analysis.json.
     """
     flags = options.settings(
+        behaviour=behaviour,
         seed=seed,
         model=options.section(
             dtype=dtype,
