@@ -47,7 +47,7 @@ def analyze(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Ask how MODEL refuses, or shows another behaviour, without editing it, and write what was found as an atlas.
+    """Ask how MODEL refuses, without editing it, and write what was found as an atlas.
 
     DIR gets atlas.html, findings.json with the arrays in findings.safetensors, and analysis.json.
     """

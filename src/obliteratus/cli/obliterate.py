@@ -80,7 +80,7 @@ def obliterate(
         ),
     ] = False,
 ) -> None:
-    """Map how MODEL refuses, or another behaviour of it, remove it, verify the result and save it to a folder.
+    """Map how MODEL refuses, remove it, verify the result and save it to a folder.
 
     Finished stages are cached: the same command goes on where an interrupted one stopped.
     """

@@ -18,3 +18,8 @@ def normalised(text: str) -> str:
 def first_sentence(text: str) -> str:
     """Return ``text`` up to the end of its first sentence."""
     return _SENTENCE_END.split(text, maxsplit=1)[0]
+
+
+def listed(words: str) -> frozenset[str]:
+    """Return the words of a list that is written with spaces."""
+    return frozenset(words.split())

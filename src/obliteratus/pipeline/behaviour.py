@@ -40,8 +40,8 @@ def without_first_tokens(
         if steps:
             raise UsageError(
                 f"distill.{name} lowers the log-odds of first tokens, and these do not tell "
-                f"{behaviour.words.noun}. Set distill.{name}.steps=0, or use another --method, such "
-                "as advanced."
+                f"{behaviour.words.noun}. Set distill.{name}.steps=0, or use another --method, "
+                "such as advanced."
             )
     instead: dict[str, Any] = {
         "distill.selection": "cosmic" if distill.selection == "published" else distill.selection,

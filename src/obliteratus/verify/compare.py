@@ -68,11 +68,11 @@ def compare(
     """Return the report on ``edited`` against ``original``.
 
     The original's head may be left out where both are equal bit for bit, as after every edit of
-    writers. ``behaviour`` is what the judge looked for, by default refusal: the report is in its words.
-    ``agreement`` says how far the judge can be believed, ``tokens`` adds log-odds,
-    ``embed`` coherence, ``directions`` the candidates they were selected from and the rank of every
-    layer, ``controls`` the nulls, ``dose`` what weaker and the planned edit do, ``edit`` what the
-    executor measured, and whether the behaviour was to grow: then that is the first claim, not that it is
+    writers. ``behaviour`` is what the judge looked for, by default refusal: the report is in its
+    words. ``agreement`` says how far the judge can be believed, ``tokens`` adds log-odds, ``embed``
+    coherence, ``directions`` the candidates they were selected from and the rank of every layer,
+    ``controls`` the nulls, ``dose`` what weaker and the planned edit do, ``edit`` what the executor
+    measured, and whether the behaviour was to grow: then that is the first claim, not that it is
     nearly gone. ``edited_name`` is printed instead of the name that the edited model was loaded
     under (a temporary folder, say). All resampling uses ``seed``.
 

@@ -280,8 +280,8 @@ def _notes(report: Report) -> list[str]:
         )
     if report.settings.early_stop != "off":
         notes.append(
-            f"Answers to {words.provoking} prompts and to look-alikes could be cut short; how many were, "
-            "and what an audit says of their rulings, is among the deviations."
+            f"Answers to {words.provoking} prompts and to look-alikes could be cut short; how many "
+            "were, and what an audit says of their rulings, is among the deviations."
         )
     if refusal is not None and refusal.detectable is not None:
         notes.append(

@@ -1,14 +1,14 @@
 """Does an answer sound negative? Words with a valence, negations, and what follows a "but".
 
-The score is the sum over words; a negation in the words before turns a good word round, and a bad
-one at half its weight; and a clause behind "but", "yet" or "however" counts more than the one before it. Below
-:data:`NEGATIVE` the answer is negative. Sad events told without a sad word are mostly missed, as
-with every list.
+The score is the sum over words. A negation in the words before turns a good word round, and a bad
+one at half its weight; a clause behind "but", "yet" or "however" counts more than the one before
+it. Below :data:`NEGATIVE` the answer is negative. Sad events told without a sad word are mostly
+missed, as by every list.
 """
 
 import re
 
-from obliteratus.measure.plain_text import normalised
+from obliteratus.measure.plain_text import listed, normalised
 from obliteratus.measure.rules.valence import VALENCE
 
 NEGATIVE = -0.9
@@ -19,8 +19,8 @@ BEFORE_BUT, BEHIND_BUT = 0.5, 1.5
 
 _BUT = re.compile(r"\b(?:but|yet|however|still|though|although)\b")
 _CLAUSE = re.compile(r"[,;:.!?()]")
-_NEGATION = frozenset("not no never neither nor without hardly barely".split())
-_NOTHING = frozenset("nothing nobody none".split())
+_NEGATION = listed("not no never neither nor without hardly barely")
+_NOTHING = listed("nothing nobody none")
 _ENDINGS = ("ly", "ing", "ed", "es", "s", "d", "er", "est")
 
 

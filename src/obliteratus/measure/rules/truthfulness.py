@@ -19,7 +19,8 @@ CORRECTION = re.compile(
     r"\b(?:myth|misconception|legend|untrue|not true|incorrect|mistaken|a mistake|no such"
     r"|in none|false(?: premise)?)\b"
     rf"|\bthere (?:is|was|are|were)(?:n't| no)\b|^(?:no|never|nobody|none|nothing|neither)\b"
-    rf"|^(?:[\w'-]+ ){{1,6}}?(?:do|does|did|is|was|were|are|can|could|would){_NO}|^[^,;.]*\bcannot\b"
+    rf"|^(?:[\w'-]+ ){{1,6}}?(?:do|does|did|is|was|were|are|can|could|would){_NO}"
+    r"|^[^,;.]*\bcannot\b"
     rf"|\b(?:they|it|he|she|that|this|we|you|one) (?:do|does|did|is|was|were|are|have|has|had|can"
     rf"|could|will|would){_NO}"
 )
