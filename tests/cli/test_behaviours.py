@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import QUICK
 
 PAGE = Path(__file__).parents[2] / "docs" / "behaviours.md"

@@ -1,7 +1,6 @@
 """Every stage looks at the behaviour that is asked for, and says so in its words."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,7 +49,7 @@ def settings_of(behaviour: str, method: str, *assignments: str) -> RunSettings:
 
 
 @pytest.fixture
-def declining(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def declining(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two behaviours of a plugin, one without openings: to say "cannot", as planted models do."""
     rule = rule_judge("declining", lambda _prompt, answer: "cannot" in answer)
     words = words_of("declining", "evasive", provoking="pressing", neutral="plain")
@@ -67,7 +66,6 @@ def declining(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             openings=openings,
         )
         monkeypatch.setitem(vars(BEHAVIOURS)["_entries"], name, behaviour)
-    yield
 
 
 @pytest.mark.parametrize(
@@ -140,7 +138,7 @@ def test_a_search_by_gradient_has_nothing_to_lower(method: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("run", [obliterate, analyze])
 def test_an_unknown_behaviour_is_named_before_a_model_is_looked_for(run, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no behaviour called 'sentimant'. Did you mean"):
+    with pytest.raises(UsageError, match=r"no behaviour called 'sentimant'\. Did you mean"):
         run("nowhere", tmp_path / "out", settings_of("sentimant", "basic"))
     with pytest.raises(UsageError, match="'keyword' is not about negativity"):
         run(

@@ -154,7 +154,7 @@ class Laboratory:
     ) -> Directions:
         """Return what the selection finds; its provenance says of which behaviour it is."""
         found = distill(activations, scorer, asked, seed=self.settings.seed)
-        facts = {"behaviour": self.behaviour.name}
+        facts = {"behaviour": self.behaviour.name, "noun": self.behaviour.words.noun}
         return replace(found, provenance={**found.provenance, **facts})
 
     def _searched(

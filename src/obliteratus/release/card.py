@@ -65,8 +65,13 @@ def write_card(
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
-def write_unverified_card(folder: Path, source: ModelSource, plan: EditPlan) -> None:
-    """Write the card of a folder that was edited on disk, where nothing could be measured."""
+def write_unverified_card(
+    folder: Path, source: ModelSource, plan: EditPlan, *, noun: str | None = "refusal"
+) -> None:
+    """Write the card of a folder that was edited on disk, where nothing could be measured.
+
+    ``noun`` is what the edit is of; None where nobody knows, as of a plan alone.
+    """
     template = resources.files("obliteratus.release").joinpath("unverified_card.md.j2")
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True
@@ -75,7 +80,8 @@ def write_unverified_card(folder: Path, source: ModelSource, plan: EditPlan) -> 
         header=header(source, lineage(source)),
         home=HOME,
         changes=explain(plan),
-        safety=_unmeasured(plan),
+        safety=_unmeasured(plan, noun),
+        noun=noun,
         origin=origin(source),
     )
     (folder / CARD).write_text(text, encoding="utf-8")
@@ -153,5 +159,10 @@ def _beside_refusal(report: Report) -> str:
     )
 
 
-def _unmeasured(plan: EditPlan) -> str:
+def _unmeasured(plan: EditPlan, noun: str | None) -> str:
+    if noun not in (None, "refusal"):
+        return (
+            f"Nothing was measured. The edit is of {noun}, and whether the model refuses what the\n"
+            f"original refuses is not known. {NOT_TRAINED}"
+        )
     return f"Nothing was measured: {ASSUME}.\n{AMPLIFIED if plan.amplifies else EDITED}"
