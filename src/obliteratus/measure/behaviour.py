@@ -12,6 +12,7 @@ from obliteratus.registry import Registry
 from obliteratus.settings import JudgeSettings, PromptSettings
 
 FIRST_TOKEN_JUDGE = "log_odds"  # rules by the first tokens that are calibrated from openings
+ABOUT_REFUSING = frozenset({"keyword", FIRST_TOKEN_JUDGE, "openings", "classifier", "llm"})
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ class Behaviour:
     def judges(self) -> tuple[str, ...]:
         """The names of the judges that can be asked about it, its own first.
 
-        Those that no behaviour calls its own are about refusing.
+        Those of plugins that no behaviour calls its own are about refusing.
         """
         others = [] if not self.openings else [FIRST_TOKEN_JUDGE]
         if self.name == REFUSAL:
             owned = {BEHAVIOURS[each].judge for each in BEHAVIOURS if each != REFUSAL}
-            others = [each for each in JUDGES if each not in owned]
+            others = [each for each in JUDGES if each not in owned - ABOUT_REFUSING]
         return tuple(dict.fromkeys([self.judge, *others]))
 
     def check_judge(self, settings: JudgeSettings) -> None:

@@ -82,13 +82,14 @@ class Laboratory:
     def refusal_tokens(self, activations: Activations) -> RefusalTokens | None:
         """Return the first tokens of answers that show the behaviour, calibrated on fit prompts.
 
-        None where the behaviour has no openings, or the model has none of these tokens and the
-        settings need none: one direction at strength 1, that the published rule does not choose.
+        None where the behaviour has no openings, which nothing is decided by then, or where the
+        model has none of these tokens and the settings need none: COSMIC for one direction at
+        strength 1.
 
         Raises:
             MeasurementError: see :func:`obliteratus.measure.log_odds.calibrate`.
         """
-        if not self.behaviour.openings and not needs_log_odds(self.settings):
+        if not self.behaviour.openings:
             return None
         try:
             return calibrate(
@@ -241,7 +242,7 @@ def needs_log_odds(settings: RunSettings) -> bool:
     """Say whether the log-odds of first tokens decide something that ``settings`` ask for."""
     distill = settings.distill
     return (
-        distill.selection == "published"
+        distill.selection != "cosmic"
         or distill.max_rank > 1
         or distill.max_strength > 1
         or distill.tune.steps > 0
