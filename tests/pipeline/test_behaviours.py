@@ -23,7 +23,13 @@ from obliteratus.prompts.builtin import refusal, sentiment
 from obliteratus.prompts.load import contrast_set
 from obliteratus.prompts.split import split
 from obliteratus.release.directions_file import load_directions
-from obliteratus.settings import PromptSettings, RunSettings, VerifySettings
+from obliteratus.settings import (
+    PromptSettings,
+    RunSettings,
+    VerifySettings,
+    settings_from,
+    with_overrides,
+)
 from obliteratus.store import Store
 from obliteratus.testing.planted_transformer import planted, planted_folder
 from obliteratus.testing.refuser import tiny_settings
@@ -68,13 +74,24 @@ def declining(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(vars(BEHAVIOURS)["_entries"], name, behaviour)
 
 
+def settings_on(folder: Path, behaviour: str, method: str, *assignments: str) -> RunSettings:
+    """Return settings for the prompts of ``folder``, which its model tells apart for certain."""
+    few = tiny_settings(folder, method, "verify.prompts=4", "verify.max_new_tokens=12")
+    values = with_overrides({**few.model_dump(mode="json"), "behaviour": behaviour}, assignments)
+    return settings_from(values)
+
+
 @pytest.mark.parametrize(
-    ("behaviour", "noun"), [("sentiment", "Negativity"), ("truthfulness", "Falsehood")]
+    ("behaviour", "noun", "selection"),
+    [("sentiment", "Negativity", "cosmic"), ("truthfulness", "Falsehood", "per_layer")],
 )
-def test_a_behaviour_is_obliterated_with_its_own_prompts_judge_and_words(
-    behaviour: str, noun: str, refuser: Path, tmp_path: Path
+def test_a_behaviour_is_obliterated_with_its_judge_and_words(
+    behaviour: str, noun: str, selection: str, refuser: Path, tmp_path: Path
 ) -> None:
-    settings = settings_of(behaviour, "advanced")
+    """On prompts of one's own, or, where the judge has to know them, on those built in."""
+    settings = settings_on(refuser, behaviour, "advanced")
+    if behaviour == "truthfulness":
+        settings = settings_of(behaviour, "advanced", f"distill.selection={selection}")
     seen: list[Event] = []
     with listening(seen.append):
         result = obliterate(str(refuser), tmp_path / "out", settings, store=Store(tmp_path / "s"))
@@ -84,10 +101,10 @@ def test_a_behaviour_is_obliterated_with_its_own_prompts_judge_and_words(
     assert report.judge == f"{behaviour} (rules)"
     assert report.headline.startswith(f"{noun} on {words.asked}")
     assert report.agreement is not None
-    assert report.agreement.kappa.n == 98
+    assert report.agreement.kappa.n == 98  # both have as many held-out answers
     said = [row.label for row in report.rows] + [claim.text for claim in report.claims]
     assert not [text for text in said if "refus" in text or "harm" in text]
-    page = as_html(report).replace("tiny-refuser", "")
+    page = as_html(report).replace("tiny-refuser", "").replace("--refusal", "")
     assert "refus" not in page.lower()
     assert "harmful" not in page
     assert report.row("over_refusal") is None
@@ -99,13 +116,13 @@ def test_a_behaviour_is_obliterated_with_its_own_prompts_judge_and_words(
     assert "Whether the model refuses what the original\nrefuses was not measured" in card
     found = load_directions(result.folder / "obliteratus" / "directions.safetensors")
     assert found.provenance["behaviour"] == behaviour
-    assert found.provenance["settings"]["selection"] == "cosmic"
+    assert found.provenance["settings"]["selection"] == selection
 
 
 def test_what_first_tokens_would_decide_is_recorded_as_not_done(
     refuser: Path, tmp_path: Path
 ) -> None:
-    settings = settings_of("toxicity", "basic")
+    settings = settings_on(refuser, "toxicity", "basic")
     seen: list[Event] = []
     with listening(seen.append):
         result = obliterate(str(refuser), tmp_path / "out", settings, store=Store(tmp_path / "s"))
@@ -174,7 +191,7 @@ def test_an_atlas_speaks_of_the_behaviour(refuser: Path, tmp_path: Path) -> None
     (left,) = result.atlas.left_out
     assert "no first tokens that show 'sycophancy'" in left.reason
     page = (result.folder / "atlas.html").read_text().replace("tiny-refuser", "")
-    page = page.replace("refusal_logit_lens", "")
+    page = page.replace("refusal_logit_lens", "").replace("--refusal", "")
     assert "refus" not in page.lower()
     assert "harmful" not in page
     facts = json.loads((result.folder / "analysis.json").read_text())
