@@ -113,7 +113,7 @@ def test_a_behaviour_is_obliterated_with_its_judge_and_words(
     ]
     card = (result.folder / "README.md").read_text()
     assert f"with its {words.noun} edited" in card
-    assert "Whether the model refuses what the original\nrefuses was not measured" in card
+    assert "refuses what the original refuses was not measured" in card
     found = load_directions(result.folder / "obliteratus" / "directions.safetensors")
     assert found.provenance["behaviour"] == behaviour
     assert found.provenance["settings"]["selection"] == selection
