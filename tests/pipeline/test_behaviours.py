@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from torch.nn import functional
 
-from obliteratus.errors import UsageError
+from obliteratus.errors import DirectionError, UsageError
 from obliteratus.events import DeviationRecorded, Event, Note, StageFinished, listening
 from obliteratus.measure.behaviour import BEHAVIOURS, Behaviour
 from obliteratus.measure.judges.base import JUDGES
@@ -117,6 +117,26 @@ def test_a_behaviour_is_obliterated_with_its_judge_and_words(
     found = load_directions(result.folder / "obliteratus" / "directions.safetensors")
     assert found.provenance["behaviour"] == behaviour
     assert found.provenance["settings"]["selection"] == selection
+
+
+def test_where_no_one_direction_turns_the_classes_each_block_keeps_its_own(
+    refuser: Path, tmp_path: Path
+) -> None:
+    """The tiny refuser hardly tells bleak prompts from bright ones, and a run ends all the same."""
+    settings, store = settings_of("sentiment", "basic"), Store(tmp_path / "s")
+    result = obliterate(str(refuser), tmp_path / "out", settings, store=store)
+    (kept,) = [each for each in result.report.deviations if "cosmic" in each.asked]
+    assert kept.done == "distill.selection=per_layer: each block has its own direction"
+    assert "no more alike than no edit" in kept.reason
+    found = load_directions(result.folder / "obliteratus" / "directions.safetensors")
+    assert set(found.basis) == {0, 1, 2}
+    assert found.source_layer is None
+    with pytest.raises(DirectionError, match="no more alike than no edit"):
+        loose = settings_of("refusal", "basic", "distill.selection=cosmic", "edit.layers=all")
+        contrast = sentiment()
+        model = summon(str(refuser), store=store)
+        laboratory = Laboratory(model, split(contrast), loose, store)
+        laboratory.distilled(laboratory.probed()[0], None)
 
 
 def test_what_first_tokens_would_decide_is_recorded_as_not_done(

@@ -1,7 +1,7 @@
 """PROBE and DISTILL behind the cache: each is computed once for everything that determines it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 
 from jaxtyping import Float
@@ -13,8 +13,8 @@ from obliteratus.directions.permuted import permuted_directions, permuted_prompt
 from obliteratus.directions.rdo import rdo
 from obliteratus.directions.rdo_objective import RdoObjective
 from obliteratus.directions.score import Scorer
-from obliteratus.errors import NoRefusalTokensError
-from obliteratus.events import Note, emit
+from obliteratus.errors import DirectionError, NoRefusalTokensError
+from obliteratus.events import Deviation, Note, emit
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.log_odds import RefusalTokens, calibrate
 from obliteratus.models.loaded import LoadedModel
@@ -153,9 +153,29 @@ class Laboratory:
     def _selected(
         self, activations: Activations, scorer: Scorer, asked: DistillSettings
     ) -> Directions:
-        """Return what the selection finds; its provenance says of which behaviour it is."""
-        found = distill(activations, scorer, asked, seed=self.settings.seed)
-        facts = {"behaviour": self.behaviour.name, "noun": self.behaviour.words.noun}
+        """Return what the selection finds; its provenance says of which behaviour it is.
+
+        Where no first token tells the behaviour and no single direction turns one class into the
+        other, every block keeps its own direction, which is recorded as a Deviation.
+        """
+        facts: dict[str, object] = {
+            "behaviour": self.behaviour.name,
+            "noun": self.behaviour.words.noun,
+        }
+        try:
+            found = distill(activations, scorer, asked, seed=self.settings.seed)
+        except DirectionError as error:
+            if self.behaviour.openings or asked.selection != "cosmic":
+                raise
+            own = asked.model_copy(update={"selection": "per_layer"})
+            found = distill(activations, scorer, own, seed=self.settings.seed)
+            deviation = Deviation(
+                "distill",
+                "distill.selection=cosmic",
+                "distill.selection=per_layer: each block has its own direction",
+                str(error).rstrip("."),
+            )
+            facts["deviations"] = [asdict(deviation)]
         return replace(found, provenance={**found.provenance, **facts})
 
     def _searched(
