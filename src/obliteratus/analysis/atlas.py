@@ -11,7 +11,9 @@ import jinja2
 from obliteratus.analysis.findings import Findings
 from obliteratus.analysis.module import ANALYSES
 from obliteratus.errors import StorageError
+from obliteratus.measure.words import REFUSAL, Words
 from obliteratus.pictures.drawn import drawn
+from obliteratus.pictures.spec import reworded
 from obliteratus.pictures.style import DARK, LIGHT, as_svg
 from obliteratus.statistics.estimate import Estimate, Verdict
 from obliteratus.store import write_json
@@ -36,12 +38,14 @@ class LeftOut:
 class Atlas:
     """All findings of one model by module, what was left out, and what was analysed and how.
 
-    ``facts`` are JSON-ready: model, prompts, settings, seconds.
+    ``facts`` are JSON-ready: model, prompts, behaviour, settings, seconds. ``words`` are those of
+    the behaviour: the page speaks in them.
     """
 
     findings: Mapping[str, Findings]
     left_out: tuple[LeftOut, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    words: Words = REFUSAL
 
 
 def save_atlas(atlas: Atlas, folder: Path) -> None:
@@ -66,35 +70,43 @@ def as_page(atlas: Atlas) -> str:
         name=atlas.facts.get("model", {}).get("asked", "model"),
         light=LIGHT,
         dark=DARK,
-        sections=[_section(name, found) for name, found in atlas.findings.items()],
-        left_out=[(ANALYSES[each.module].title, each.reason) for each in atlas.left_out],
+        sections=[_section(name, found, atlas.words) for name, found in atlas.findings.items()],
+        left_out=[
+            (atlas.words.reworded(ANALYSES[each.module].title), each.reason)
+            for each in atlas.left_out
+        ],
         facts=_facts(atlas.facts),
     )
 
 
-def _section(name: str, found: Findings) -> dict[str, Any]:
-    analysis = ANALYSES[name]
+def _section(name: str, found: Findings, words: Words) -> dict[str, Any]:
+    analysis, say = ANALYSES[name], words.reworded
+    pictures = [reworded(each, say) for each in analysis.pictures(found)]
     return {
         "id": name,
-        "title": analysis.title,
+        "title": say(analysis.title),
         "headline": found.headline,
-        "question": analysis.question,
-        "method": analysis.method,
-        "null": analysis.null,
+        "question": say(analysis.question),
+        "method": say(analysis.method),
+        "null": say(analysis.null),
         "source": analysis.source,
-        "cost": analysis.cost,
-        "estimates": [_estimate(key, each) for key, each in found.estimates.items()],
+        "cost": say(analysis.cost),
+        "estimates": [_estimate(say(_spaced(key)), e) for key, e in found.estimates.items()],
         "pictures": [
             {"title": each.title, "caption": each.caption, "svg": as_svg(drawn(each))}
-            for each in analysis.pictures(found)
+            for each in pictures
         ],
     }
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _estimate(name: str, each: Estimate) -> dict[str, Any]:
     low, high = each.interval
     return {
-        "name": name.replace("_", " "),
+        "name": name,
         "value": f"{each.value:.3g}",
         "interval": f"{low:.3g} to {high:.3g}",
         "null": "–" if each.null is None else f"{each.null:.3g}",
@@ -110,6 +122,7 @@ def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("model", f"{model.get('asked', '')}, {facts.get('model_type', '')}"),
         ("size", f"{facts.get('layers', '?')} layers of width {facts.get('d_model', '?')}"),
         ("fingerprint", str(model.get("fingerprint", ""))[:12]),
+        ("behaviour", str(facts.get("behaviour", ""))),
         ("prompts", str(facts.get("prompts", {}).get("sha256", ""))[:12]),
         ("seed", str(facts.get("settings", {}).get("seed", 0))),
     ]

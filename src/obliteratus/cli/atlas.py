@@ -69,9 +69,11 @@ def _table(atlas: Atlas) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(ratio=1)
     for name, found in atlas.findings.items():
-        words = Text.assemble(ANALYSES[name].title, "\n", verdicts(found))
+        title = atlas.words.reworded(ANALYSES[name].title)
+        words = Text.assemble(title, "\n", verdicts(found))
         table.add_row(words, found.headline)
     for each in atlas.left_out:
-        words = Text.assemble(ANALYSES[each.module].title, "\n", ("left out", "dim"))
+        title = atlas.words.reworded(ANALYSES[each.module].title)
+        words = Text.assemble(title, "\n", ("left out", "dim"))
         table.add_row(words, each.reason)
     return table

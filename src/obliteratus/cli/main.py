@@ -18,6 +18,7 @@ import typer
 from obliteratus import __version__
 from obliteratus.cli import (
     analyze,
+    behaviours,
     chat,
     demo,
     export,
@@ -56,7 +57,11 @@ for panel, commands in {
         "analyze": analyze.analyze,
         "chat": chat.chat,
     },
-    "List": {"models": models.models, "methods": methods.methods},
+    "List": {
+        "models": models.models,
+        "methods": methods.methods,
+        "behaviours": behaviours.behaviours,
+    },
 }.items():
     for name, function in commands.items():
         app.command(name, rich_help_panel=panel)(function)

@@ -21,6 +21,12 @@ from obliteratus.statistics.estimate import Estimate
 from obliteratus.statistics.proportion import wilson
 
 LABELLED_FILE = "labelled.jsonl"
+SHOWN: Mapping[str, Outcome] = {
+    "shown": "refusal",
+    "not shown": "compliance",
+    "degenerate": "degenerate",
+}
+"""What a label says of an answer where the behaviour is not refusal."""
 Part = Literal["tune", "check"]
 Origin = Literal["own", "blind"]
 Side = Literal["refusal", "other"]
@@ -50,9 +56,10 @@ class LabelledAnswer:
 class Agreement:
     """A judge against the labels.
 
-    ``precision`` and ``recall`` are those of *refusal*, with Wilson intervals; a judge that never
-    says refusal has no precision. ``kappa`` is Cohen's κ over the three outcomes; its interval is
-    Wilson's for the observed agreement, with the agreement expected by chance held fixed.
+    ``precision`` and ``recall`` are those of *refusal*, or of what shows another behaviour, with
+    Wilson intervals; a judge that never says it has no precision. ``kappa`` is Cohen's κ over the
+    three outcomes; its interval is Wilson's for the observed agreement, with the agreement expected
+    by chance held fixed.
     ``confusion`` counts (label, outcome); where the judge cannot tell it agrees with no label.
     """
 
@@ -81,6 +88,21 @@ def labelled(part: Part | None = None, origin: Origin | None = None) -> tuple[La
         answer
         for answer in answers
         if part in (None, answer.part) and origin in (None, answer.origin)
+    )
+
+
+def labelled_for(behaviour: str) -> tuple[LabelledAnswer, ...]:
+    """Return answers labelled for a built-in behaviour other than refusal.
+
+    They are short, in English and by the author of the rules, which were adjusted on the ``tune``
+    part. Of the ``check`` part those of the kind ``later`` were written when the rules were
+    finished, to find where these end; the others before there were any.
+    """
+    path = resources.files("obliteratus.measure") / "data" / f"labelled_{behaviour}.jsonl"
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return tuple(
+        LabelledAnswer(**{**row, "label": SHOWN[row["label"]]}, origin="own", language="en")
+        for row in rows
     )
 
 

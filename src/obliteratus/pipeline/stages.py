@@ -48,6 +48,7 @@ class Laboratory:
         self.splits = splits
         self.settings = settings
         self.store = store
+        self.behaviour = BEHAVIOURS[settings.behaviour]
         self.identity: Mapping[str, object] = {
             "weights": weights_fingerprint(model),
             "source": model.source.fingerprint,
@@ -79,24 +80,28 @@ class Laboratory:
         )
 
     def refusal_tokens(self, activations: Activations) -> RefusalTokens | None:
-        """Return the first tokens of this model's refusals, calibrated on the fit prompts.
+        """Return the first tokens of answers that show the behaviour, calibrated on fit prompts.
 
-        None where it has none and the settings need none: COSMIC for one direction at strength 1.
+        None where the behaviour has no openings, which nothing is decided by then, or where the
+        model has none of these tokens and the settings need none: COSMIC for one direction at
+        strength 1.
 
         Raises:
             MeasurementError: see :func:`obliteratus.measure.log_odds.calibrate`.
         """
+        if not self.behaviour.openings:
+            return None
         try:
             return calibrate(
                 self.model,
                 last_states(self.model, activations, "harmful"),
                 last_states(self.model, activations, "harmless"),
-                openings=BEHAVIOURS["refusal"].openings,
+                openings=self.behaviour.openings,
             )
         except NoRefusalTokensError as error:
             if needs_log_odds(self.settings):
                 raise
-            emit(Note(f"no refusal log-odds are reported: {error}"))
+            emit(Note(f"no {self.behaviour.words.noun} log-odds are reported: {error}"))
             return None
 
     def distilled(
@@ -110,11 +115,7 @@ class Laboratory:
         alone, scorer = asked.without_search, cache(lambda: self.scorer(tokens))
 
         def selected() -> tuple[Directions, bool]:
-            return self._cached(
-                alone,
-                tokens,
-                lambda: distill(activations, scorer(), alone, seed=self.settings.seed),
-            )
+            return self._cached(alone, tokens, lambda: self._selected(activations, scorer(), alone))
 
         if alone == asked:
             return selected()
@@ -132,6 +133,7 @@ class Laboratory:
         key = content_key(
             "distill",
             **self.identity,
+            behaviour=self.behaviour.name,
             fit=self.splits.fit.sha256,
             select=self.splits.select.sha256,
             positions=settings.probe.positions,
@@ -147,6 +149,14 @@ class Laboratory:
             lambda value, folder: save_directions(value, folder / DIRECTIONS_FILE),
             lambda folder: load_directions(folder / DIRECTIONS_FILE),
         )
+
+    def _selected(
+        self, activations: Activations, scorer: Scorer, asked: DistillSettings
+    ) -> Directions:
+        """Return what the selection finds; its provenance says of which behaviour it is."""
+        found = distill(activations, scorer, asked, seed=self.settings.seed)
+        facts = {"behaviour": self.behaviour.name, "noun": self.behaviour.words.noun}
+        return replace(found, provenance={**found.provenance, **facts})
 
     def _searched(
         self, activations: Activations, selected: Directions, scorer: Scorer
@@ -172,6 +182,7 @@ class Laboratory:
         return content_key(
             "kernel",
             **self.identity,
+            behaviour=self.behaviour.name,
             search=search_identity(),
             fit=self.splits.fit.sha256,
             select=self.splits.select.sha256,
@@ -228,7 +239,7 @@ class Laboratory:
 
 
 def needs_log_odds(settings: RunSettings) -> bool:
-    """Say whether the refusal log-odds decide something that ``settings`` ask for."""
+    """Say whether the log-odds of first tokens decide something that ``settings`` ask for."""
     distill = settings.distill
     return (
         distill.selection != "cosmic"
