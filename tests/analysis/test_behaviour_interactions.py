@@ -16,6 +16,7 @@ from obliteratus.analysis.preference import ANSWERS, REFUSES, Choice, choices, p
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.head import head_of
+from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.hooks import edited
 from obliteratus.operator.removal import everywhere, removal
@@ -181,6 +182,25 @@ def test_the_preference_is_read_under_hooks_and_turns_with_the_answers(model: Lo
     with edited(model, removal(model, everywhere(model, rows))):
         assert not np.allclose(preference(model, head, given), liked)
     assert np.array_equal(preference(model, head, given), liked)
+
+
+@torch.no_grad()
+def test_the_preference_is_the_gap_of_mean_log_probabilities(model: LoadedModel) -> None:
+    (choice,) = chosen("sentiment", 1)
+    (ids,) = encode(model, [choice.prompt]).ids
+
+    def mean(answer: str) -> float:
+        said = list(answer.encode())
+        tokens = torch.tensor(
+            [[*ids, *model.tokenizer(answer, add_special_tokens=False).input_ids]]
+        )
+        log_p = model.module(input_ids=tokens).logits[0].double().log_softmax(-1)
+        behind = log_p[len(ids) - 1 : -1].gather(1, tokens[0, len(ids) :, None])
+        assert len(behind) == len(said)  # one token a byte
+        return float(behind.mean())
+
+    found = preference(model, head_of(model), [choice])
+    assert found[0] == pytest.approx(mean(choice.shown) - mean(choice.other), abs=1e-5)
 
 
 def test_a_model_is_read_at_one_layer_and_every_removal_is_tried(
