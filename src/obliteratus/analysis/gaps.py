@@ -1,0 +1,144 @@
+"""Is there a direction along which a part of a model writes next to nothing?
+
+An edit of strength 1 leaves V W = 0. The sum of W Wᵀ / ‖W‖² over matrices that were edited along
+one direction then has an eigenvalue far below its neighbours.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from scipy import linalg
+from torch import Tensor
+
+from obliteratus.analysis.writes import Weights, Write, gram, writes
+from obliteratus.errors import MeasurementError
+
+MOST = 8
+"""Directions that an edit is looked for to have removed."""
+INPUTS_PER_OUTPUT = 2
+"""A window needs this many inputs per d_model: a square random matrix has a gap of its own."""
+DEAD = 1e-3
+"""Share of the mean eigenvalue below which a coordinate, or the constant vector, is one that the
+architecture or a folded norm leaves unwritten, and not one that was removed."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The widest gap among the smallest eigenvalues of one window, in powers of ten.
+
+    ``rank`` eigenvalues lie below it, with ``directions`` as unit rows of the stream. ``unwritten``
+    coordinates were left out.
+    """
+
+    window: str
+    size: float
+    rank: int
+    directions: Float64[Tensor, "rank d_model"]
+    spectrum: Float64[np.ndarray, " many"]
+    unwritten: int
+
+
+@dataclass
+class _Window:
+    """A sum of W Wᵀ / ‖W‖² that grows matrix by matrix."""
+
+    name: str
+    total: Float64[Tensor, "d_model d_model"]
+    inputs: int = 0
+
+    def add(self, product: Float64[Tensor, "d_model d_model"], inputs: int) -> None:
+        self.total += product
+        self.inputs += inputs
+
+    @property
+    def is_wide(self) -> bool:
+        return self.inputs >= INPUTS_PER_OUTPUT * len(self.total)
+
+
+def gaps(weights: Weights) -> tuple[Gap, ...]:
+    """Return the gap of every window of the model that has enough inputs.
+
+    The windows are each block by itself (an edit may have a direction for each), all blocks
+    together, all matrices of one component of the blocks, and the embedding. Behind a norm of gain
+    g it is G W that writes. Memory holds a few d_model × d_model matrices.
+
+    Raises:
+        MeasurementError: no window has enough inputs, or a matrix holds numbers that are not
+            finite.
+    """
+    found: list[Gap] = []
+    lasting: dict[str, _Window] = {}
+    block: _Window | None = None
+    for write in writes(weights):
+        product = _normalised(write)
+        if product is None:
+            continue
+        inputs, layer = write.matrix.shape[1], write.site.layer
+        if layer is None:
+            names = ["embedding"]
+        else:
+            names = ["all blocks", f"{write.site.component} of all blocks"]
+            if block is None or block.name != f"block {layer}":
+                found += _closed(block)
+                block = _Window(f"block {layer}", torch.zeros_like(product))
+            block.add(product, inputs)
+        for name in names:
+            window = lasting.setdefault(name, _Window(name, torch.zeros_like(product)))
+            window.add(product, inputs)
+    for window in (block, *lasting.values()):
+        found += _closed(window)
+    if not found:
+        raise MeasurementError(
+            "no part of the model has twice as many inputs as the stream is wide, so its writers "
+            "have no spectrum to look at. Give the base that it may have been made from (--base)."
+        )
+    return tuple(found)
+
+
+def _normalised(write: Write) -> Float64[Tensor, "d_model d_model"] | None:
+    """Return G W Wᵀ Gᵀ / ‖G W‖², or None of a matrix of zeros."""
+    product = gram(write.matrix)
+    if write.behind is not None:
+        product = write.behind.written(write.behind.written(product).T)
+    energy = float(product.trace())
+    if not np.isfinite(energy):
+        raise MeasurementError(
+            f"{write.name} holds numbers that are not finite. Download or copy the checkpoint "
+            "again."
+        )
+    return product / energy if energy > 0 else None
+
+
+def _closed(window: _Window | None) -> list[Gap]:
+    return [widest_gap(window.name, window.total)] if window is not None and window.is_wide else []
+
+
+def widest_gap(window: str, total: Float64[Tensor, "d_model d_model"]) -> Gap:
+    """Return the widest gap log₁₀(λ_(k+1) / λ_k), k ≤ ``MOST``, of a sum of products.
+
+    A coordinate that nothing is written to, and the constant vector where every write is centred,
+    are lifted to the mean first: they are properties of an architecture.
+    """
+    d_model = len(total)
+    mean = float(total.trace()) / d_model
+    is_dead = torch.diagonal(total) < DEAD * mean
+    lifted = total + torch.diag(torch.where(is_dead, mean, 0.0))
+    if float(total.sum()) / d_model < DEAD * mean:
+        lifted += mean / d_model
+    most = max(1, min(MOST, d_model // 4))
+    last = min(2 * most, d_model - 1)
+    values, vectors = linalg.eigh(lifted.numpy(), subset_by_index=[0, last])
+    floor = d_model * np.finfo(np.float64).eps * float(torch.linalg.matrix_norm(lifted))
+    logs = np.log10(np.maximum(values, floor))
+    steps = np.diff(logs[: most + 1])
+    rank = int(steps.argmax()) + 1
+    return Gap(
+        window,
+        float(steps[rank - 1]),
+        rank,
+        torch.from_numpy(vectors[:, :rank].T.copy()),
+        values / mean,
+        int(is_dead.sum()),
+    )
