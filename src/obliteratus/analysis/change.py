@@ -41,7 +41,7 @@ class ChangedWrite:
     along which the matrix was edited, with ``strengths`` α, V W' = (1 − α) V W; both are empty
     where the change is none of an edit. ``energy`` is the share of ‖ΔW‖² along the directions (or
     the first left vector), ``energy_before`` that of ‖W‖². ``fit`` is the best cos² of v ΔW and
-    v W, ``p_value`` its chance where the two are unrelated. ``form`` says how a norm behind the
+    v W, ``null_fit`` its mean and ``p_value`` its chance where the two are unrelated. ``form`` says how a norm behind the
     matrix was taken into account.
     """
 
@@ -56,6 +56,7 @@ class ChangedWrite:
     energy: float
     energy_before: float
     fit: float
+    null_fit: float
     p_value: float
     form: Form = "orthogonal"
 
@@ -121,6 +122,7 @@ def changed_write(write: Write, base: Write) -> ChangedWrite | None:
         energy=_energy(change, span) / energy,
         energy_before=_energy(before, span) / whole,
         fit=reading.best,
+        null_fit=degrees[0] / sum(degrees),
         p_value=float(stats.beta.sf(reading.best, degrees[0] / 2, degrees[1] / 2)),
         form=reading.form,
     )

@@ -20,6 +20,7 @@ from obliteratus.cli import (
     analyze,
     chat,
     demo,
+    detect,
     export,
     inspect,
     methods,
@@ -54,6 +55,7 @@ for panel, commands in {
     "Look": {
         "inspect": inspect.inspect,
         "analyze": analyze.analyze,
+        "detect": detect.detect,
         "chat": chat.chat,
     },
     "List": {"models": models.models, "methods": methods.methods},
