@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from scipy import linalg, stats
 from torch import Tensor
 
@@ -28,6 +28,9 @@ FLOOR = 1e-10
 FIT = 0.8
 """Least cos² of v ΔW and v W. It is 1 after an edit, 0.5 where W was drawn anew, and near 0 after
 training; a kept norm, rounding and narrow matrices take some of it."""
+SIDE = 0.25
+"""Share of the largest strength below which another direction is the side effect of a kept norm:
+row factors are strengths too, of single coordinates."""
 CONTRAST = 3.0
 """How many times more v W is scaled than the rest of W: 1 where W was multiplied by a number."""
 
@@ -41,8 +44,8 @@ class ChangedWrite:
     along which the matrix was edited, with ``strengths`` α, V W' = (1 − α) V W; both are empty
     where the change is none of an edit. ``energy`` is the share of ‖ΔW‖² along the directions (or
     the first left vector), ``energy_before`` that of ‖W‖². ``fit`` is the best cos² of v ΔW and
-    v W, ``null_fit`` its mean and ``p_value`` its chance where the two are unrelated. ``form`` says how a norm behind the
-    matrix was taken into account.
+    v W, ``null_fit`` its mean and ``p_value`` its chance where the two are unrelated. ``form``
+    says how a norm behind the matrix was taken into account.
     """
 
     name: str
@@ -168,7 +171,7 @@ def _kept(
     left: Float64[Tensor, "many d_model"],
     change: Float64[Tensor, "d_model d_model"],
     before: Float64[Tensor, "d_model d_model"],
-) -> Float64[np.ndarray, " rank"] | np.ndarray:
+) -> Int64[np.ndarray, " rank"]:
     """Return the numbers of the rows that are scaled, and scaled more than the rest of W."""
     fitting = np.flatnonzero(reading.fits >= FIT)
     if not len(fitting):
@@ -179,7 +182,8 @@ def _kept(
     if rest_before == 0:
         return fitting[:0]
     scaled = np.abs(reading.strengths[fitting])
-    return fitting[scaled >= CONTRAST * np.sqrt(rest / rest_before)]
+    least = max(CONTRAST * np.sqrt(rest / rest_before), SIDE * scaled.max())
+    return fitting[scaled >= least]
 
 
 def _energy(

@@ -77,10 +77,18 @@ def detect(model: Weights, base: Weights | None = None, *, seed: int = 0) -> Det
     adapters share their left vectors too.
 
     Raises:
-        MeasurementError: the models are not of one architecture, or numbers are not finite.
+        MeasurementError: the models are not of one architecture, numbers are not finite, or there
+            is no base and no window of the model has a spectrum.
     """
     if base is None:
-        return _without_base(gaps(model))
+        found = gaps(model)
+        if not found:
+            raise MeasurementError(
+                "no part of the model writes into all of the stream with twice as many inputs as "
+                "it is wide, so there is no spectrum to look at. Give the model that it may have "
+                "been made from (--base)."
+            )
+        return _without_base(found)
     check_same_architecture(model, base)
     changes, n_matrices = _changes(model, base)
     return _with_base(changes, n_matrices, _widened(model, base, changes), seed=seed)
@@ -189,9 +197,7 @@ def _with_base(
     seed: int,
 ) -> Detection:
     edited = tuple(
-        each
-        for each in changes
-        if len(each.directions) and each.p_value * len(changes) <= CHANCE
+        each for each in changes if len(each.directions) and each.p_value * len(changes) <= CHANCE
     )
     wider = [(one, one.size - other.size) for one, other in both]
     widest = max(wider, key=lambda each: each[1], default=None)
@@ -345,4 +351,4 @@ def _as_fact(each: ChangedWrite) -> Mapping[str, Any]:
 def _count(number: int, noun: str) -> str:
     if number == 1:
         return f"1 {noun}"
-    return f"{number} {noun[:-2] + 'ces' if noun.endswith('matrix') else noun + 's'}"
+    return f"{number} {noun[:-1] + 'ces' if noun.endswith('matrix') else noun + 's'}"

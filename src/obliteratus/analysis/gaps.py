@@ -19,6 +19,9 @@ MOST = 8
 """Directions that an edit is looked for to have removed."""
 INPUTS_PER_OUTPUT = 2
 """A window needs this many inputs per d_model: a square random matrix has a gap of its own."""
+WRITTEN = 1e-3
+"""Share of the mean that the eigenvalue above a gap must have. A part of a model that writes into
+a subspace has many gaps between eigenvalues that are all next to nothing."""
 DEAD = 1e-3
 """Share of the mean eigenvalue below which a coordinate, or the constant vector, is one that the
 architecture or a folded norm leaves unwritten, and not one that was removed."""
@@ -60,13 +63,13 @@ class _Window:
 def gaps(weights: Weights) -> tuple[Gap, ...]:
     """Return the gap of every window of the model that has enough inputs.
 
-    The windows are each block by itself (an edit may have a direction for each), all blocks
+    A window whose ninth smallest eigenvalue is next to nothing writes into a subspace and is left
+    out. The windows are each block by itself (an edit may have a direction for each), all blocks
     together, all matrices of one component of the blocks, and the embedding. Behind a norm of gain
     g it is G W that writes. Memory holds a few d_model × d_model matrices.
 
     Raises:
-        MeasurementError: no window has enough inputs, or a matrix holds numbers that are not
-            finite.
+        MeasurementError: a matrix holds numbers that are not finite.
     """
     found: list[Gap] = []
     lasting: dict[str, _Window] = {}
@@ -89,16 +92,14 @@ def gaps(weights: Weights) -> tuple[Gap, ...]:
             window.add(product, inputs)
     for window in (block, *lasting.values()):
         found += _closed(window)
-    if not found:
-        raise MeasurementError(
-            "no part of the model has twice as many inputs as the stream is wide, so its writers "
-            "have no spectrum to look at. Give the base that it may have been made from (--base)."
-        )
     return tuple(found)
 
 
 def _normalised(write: Write) -> Float64[Tensor, "d_model d_model"] | None:
-    """Return G W Wᵀ Gᵀ / ‖G W‖², or None of a matrix of zeros."""
+    """Return G W Wᵀ Gᵀ / ‖G W‖², or None of a matrix of zeros.
+
+    A LayerNorm behind W lets nothing through along 1 ⊘ g, which is lifted to the mean.
+    """
     product = gram(write.matrix)
     if write.behind is not None:
         product = write.behind.written(write.behind.written(product).T)
@@ -108,15 +109,23 @@ def _normalised(write: Write) -> Float64[Tensor, "d_model d_model"] | None:
             f"{write.name} holds numbers that are not finite. Download or copy the checkpoint "
             "again."
         )
+    if write.behind is not None and write.behind.centres and bool(write.behind.gain.all()):
+        never = torch.nn.functional.normalize(1 / write.behind.gain, dim=0)
+        product = product + energy / len(never) * torch.outer(never, never)
     return product / energy if energy > 0 else None
 
 
 def _closed(window: _Window | None) -> list[Gap]:
-    return [widest_gap(window.name, window.total)] if window is not None and window.is_wide else []
+    if window is None or not window.is_wide:
+        return []
+    found = widest_gap(window.name, window.total)
+    return [] if found is None else [found]
 
 
-def widest_gap(window: str, total: Float64[Tensor, "d_model d_model"]) -> Gap:
+def widest_gap(window: str, total: Float64[Tensor, "d_model d_model"]) -> Gap | None:
     """Return the widest gap log₁₀(λ_(k+1) / λ_k), k ≤ ``MOST``, of a sum of products.
+
+    None where even λ_(MOST + 1) is next to nothing: the sum is that of a subspace.
 
     A coordinate that nothing is written to, and the constant vector where every write is centred,
     are lifted to the mean first: they are properties of an architecture.
@@ -130,6 +139,8 @@ def widest_gap(window: str, total: Float64[Tensor, "d_model d_model"]) -> Gap:
     most = max(1, min(MOST, d_model // 4))
     last = min(2 * most, d_model - 1)
     values, vectors = linalg.eigh(lifted.numpy(), subset_by_index=[0, last])
+    if values[most] < WRITTEN * mean:
+        return None
     floor = d_model * np.finfo(np.float64).eps * float(torch.linalg.matrix_norm(lifted))
     logs = np.log10(np.maximum(values, floor))
     steps = np.diff(logs[: most + 1])

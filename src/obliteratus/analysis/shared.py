@@ -11,7 +11,7 @@ from torch import Tensor
 DRAWS = 99
 """Draws of the null: a shared vector beyond all of them has p = 0.01."""
 
-Rows = tuple[Float64[Tensor, "many d_model"], Float64[Tensor, " many"]]
+Rows = tuple[Float64[Tensor, "_ d_model"], Float64[Tensor, "_"]]
 """Unit directions of one matrix's change, and their shares of its energy."""
 
 
@@ -64,7 +64,7 @@ def shared_vector(changes: Sequence[Rows], *, seed: int) -> Shared | None:
 
 
 def leading_rows(
-    directions: Sequence[Float64[Tensor, "rank d_model"]], rank: int
+    directions: Sequence[Float64[Tensor, "_ d_model"]], rank: int
 ) -> Float64[Tensor, "leading d_model"]:
     """Return the ``rank`` leading right vectors of all ``directions``: what they have in common."""
     return torch.linalg.svd(torch.cat(list(directions)), full_matrices=False).Vh[:rank].clone()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64
@@ -15,6 +15,7 @@ from obliteratus.operator.behind import NormBehind, norm_behind
 from obliteratus.operator.matrices import chunks, matrices
 
 
+@runtime_checkable
 class Weights(Protocol):
     """A model whose matrices can be asked for: in memory, or a ``models.stored.StoredModel``."""
 

@@ -1,4 +1,4 @@
-"""A checkpoint whose matrices are read one at a time: what it takes to look at weights of any size."""
+"""A checkpoint whose matrices are read one at a time, which works at any size."""
 
 import re
 from collections.abc import Iterator, Mapping

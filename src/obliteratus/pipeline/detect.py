@@ -1,4 +1,4 @@
-"""Was a checkpoint edited? Its matrices, and those of its base, are read from disk one at a time."""
+"""Was a checkpoint edited? Its matrices and those of its base are read from disk, one at a time."""
 
 from obliteratus.analysis.detect import Detection, check_same_architecture
 from obliteratus.analysis.detect import detect as detect_in

@@ -20,6 +20,11 @@ from obliteratus.testing.keystone import copied, random_directions
 from obliteratus.testing.requantised import restored
 
 Alter = Callable[[LoadedModel, int], LoadedModel]
+WIDE: Mapping[str, int] = MappingProxyType(
+    {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "head_dim": 16}
+)
+WIDE_GPT2: Mapping[str, int] = MappingProxyType({"n_embd": 64, "n_inner": 160})
+"""Sizes of tiny models whose writers have a spectrum; planted ones write into a subspace."""
 STEPS, RATE, BATCH, TOKENS = 8, 1e-2, 4, 12
 """Of a fine-tuning run: it changes matrices by a tenth of their norm, as a long one does."""
 LORA_RANK = 4
@@ -67,9 +72,7 @@ def edited(
     return rounded(result, seed, dtype=dtype) if dtype is not None else result
 
 
-def rounded(
-    model: LoadedModel, seed: int, *, dtype: torch.dtype = torch.bfloat16
-) -> LoadedModel:
+def rounded(model: LoadedModel, seed: int, *, dtype: torch.dtype = torch.bfloat16) -> LoadedModel:
     """Return ``model`` with every weight rounded to ``dtype`` and back."""
     del seed
     result = copied(model)

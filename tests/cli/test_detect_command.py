@@ -105,9 +105,7 @@ def test_a_model_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]
 
 def test_disk_and_memory_give_the_same_detection(folders: Folders) -> None:
     stored = detect_stored(folders["weak"], folders["base"])
-    loaded = detect(
-        LoadedWeights(summon(folders["weak"])), LoadedWeights(summon(folders["base"]))
-    )
+    loaded = detect(LoadedWeights(summon(folders["weak"])), LoadedWeights(summon(folders["base"])))
     assert stored.verdict == loaded.verdict
     assert stored.findings.estimates["strength"].value == pytest.approx(
         loaded.findings.estimates["strength"].value, abs=1e-9
