@@ -44,6 +44,7 @@ REAL = (
     "saved in bfloat16",
     "requantised to int8",
     "requantised to 4 bits",
+    "requantised to 3 bits",
     "rounded to bfloat16",
     "packed in 4 bits",
 )

@@ -33,14 +33,13 @@ RANK_THREE = (1.0, 0.8, 1.2)
 
 @dataclass(frozen=True)
 class Alteration:
-    """``make`` and what a search is expected to say of its result, with the base and without.
+    """``make``, whether it is an edit, and whether that is found without the base.
 
-    ``found`` and ``found_alone``: True where it should be found, False where it should not.
+    With the base every edit is to be found; what is none is never to be called one.
     """
 
     make: Alter
     is_edit: bool
-    found: bool
     found_alone: bool
 
 
@@ -63,12 +62,12 @@ def edited(
         model, rank=rank, seed=seed, per_layer=per_layer, oblique=oblique
     )
     result = copied(model)
-    edits = plan(result, directions, EditSettings(**{"strength": 1.0, **settings}))
+    edits = plan(result, directions, EditSettings.model_validate({"strength": 1.0, **settings}))
     excise(result, edits)
     if storage is not None:
         for edit in edits:
             weight = result.module.get_parameter(edit.site.name)
-            _store(weight, partial(restored, storage=storage))
+            _store(weight, partial(_restored, storage=storage))
     return rounded(result, seed, dtype=dtype) if dtype is not None else result
 
 
@@ -86,7 +85,7 @@ def requantised(model: LoadedModel, seed: int, *, storage: str) -> LoadedModel:
     del seed
     result = copied(model)
     for site in result.anatomy.writers:
-        _store(result.module.get_parameter(site.name), partial(restored, storage=storage))
+        _store(result.module.get_parameter(site.name), partial(_restored, storage=storage))
     return result
 
 
@@ -125,14 +124,14 @@ def finetuned(model: LoadedModel, seed: int) -> LoadedModel:
     result = copied(model)
     parameters = [weight for weight in result.module.parameters() if weight.is_floating_point()]
     for weight in parameters:
-        weight.requires_grad_(requires_grad=True)
+        weight.requires_grad = True
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.1)
     for ids in _texts(model, seed):
         optimizer.zero_grad()
         result.module(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         optimizer.step()
     for weight in parameters:
-        weight.requires_grad_(requires_grad=False)
+        weight.requires_grad = False
     return result
 
 
@@ -149,22 +148,19 @@ def adapted(model: LoadedModel, seed: int, *, rank: int = LORA_RANK) -> LoadedMo
     factors = {name: _factors(weight, rank, generator) for name, weight in weights.items()}
     optimizer = torch.optim.Adam([each for pair in factors.values() for each in pair], lr=RATE)
     for weight in weights.values():
-        weight.requires_grad_(requires_grad=True)
+        weight.requires_grad = True
     for ids in _texts(model, seed):
         optimizer.zero_grad()
         loss = result.module(input_ids=ids, labels=ids, use_cache=False).loss
-        for (name, weight), slope in zip(
-            weights.items(), torch.autograd.grad(loss, list(weights.values())), strict=True
-        ):
-            up, down = factors[name]
+        slopes = torch.autograd.grad(loss, list(weights.values()))
+        for (up, down), slope in zip(factors.values(), slopes, strict=True):
             up.grad, down.grad = slope @ down.mT, up.mT @ slope
-            del weight
         optimizer.step()
         for name, weight in weights.items():
             up, down = factors[name]
             weight.data = start[name] + (up @ down).detach()
     for weight in weights.values():
-        weight.requires_grad_(requires_grad=False)
+        weight.requires_grad = False
     return result
 
 
@@ -195,12 +191,12 @@ def identical(model: LoadedModel, seed: int) -> LoadedModel:
     return copied(model)
 
 
-def _edit(*, found: bool = True, alone: bool = True, **settings: Any) -> Alteration:
-    return Alteration(partial(edited, **settings), True, found, alone)
+def _edit(*, alone: bool = True, **settings: Any) -> Alteration:
+    return Alteration(partial(edited, **settings), True, alone)
 
 
 def _other(make: Alter) -> Alteration:
-    return Alteration(make, False, False, False)
+    return Alteration(make, False, False)
 
 
 PARTIAL = {"directions": RANK_THREE}
@@ -222,7 +218,8 @@ ALTERATIONS: Mapping[str, Alteration] = MappingProxyType(
         "blocks 1 and 2 only": _edit(layers="1-2"),
         "saved in bfloat16": _edit(dtype=torch.bfloat16),
         "requantised to int8": _edit(storage="int8"),
-        "requantised to 4 bits": _edit(storage="4bit", alone=False),
+        "requantised to 4 bits": _edit(storage="4bit"),
+        "requantised to 3 bits": _edit(storage="3bit", alone=False),
         "identical": _other(identical),
         "rounded to bfloat16": _other(rounded),
         "packed in int8": _other(partial(requantised, storage="int8")),
@@ -237,6 +234,14 @@ ALTERATIONS: Mapping[str, Alteration] = MappingProxyType(
     }
 )
 """Name -> alteration, edits first."""
+
+
+def _restored(matrix: Tensor, storage: str) -> Tensor:
+    """Return ``matrix`` as it is read back; ``3bit`` is seven steps between ± a row's largest."""
+    if storage != "3bit":
+        return restored(matrix, storage)
+    step = matrix.abs().amax(1, keepdim=True) / 3
+    return torch.where(step > 0, (matrix / step).round() * step, matrix)
 
 
 def _store(weight: Tensor, storing: Callable[[Tensor], Tensor]) -> None:
@@ -255,7 +260,7 @@ def _factors(weight: Tensor, rank: int, generator: torch.Generator) -> tuple[Ten
 
 def _texts(model: LoadedModel, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    vocabulary = model.module.get_input_embeddings().weight.shape[0]
+    vocabulary = len(model.tokenizer)
     return [
         torch.randint(vocabulary, (BATCH, TOKENS), generator=generator, device=model.device)
         for _ in range(STEPS)

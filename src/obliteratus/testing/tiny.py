@@ -47,8 +47,8 @@ def tiny_model(
     Its configuration is that of :mod:`obliteratus.testing.tiny_configs`; qwen2, gemma2, gemma3_text
     and gpt2, for example, have tied embeddings. With ``randomise`` every gain, bias
     and scalar buffer leaves its default, so that forgetting one shows. The tokenizer works on bytes
-    and has a ChatML template. In float64 experts run in the eager implementation. ``sizes`` replaces
-    sizes of the configuration.
+    and has a ChatML template. In float64 experts run in the eager implementation. ``sizes``
+    replaces sizes of the configuration.
 
     Raises:
         UsageError: there is no tiny configuration for ``model_type``.
