@@ -2,7 +2,7 @@
 
     python benchmarks/detect.py made [--seeds 20]      models made here: planted and tiny ones
     python benchmarks/detect.py gaps [--seeds 5]       the widest gap of models that nobody edited
-    python benchmarks/detect.py real MODEL ...         catalogue models and edits of them
+    python benchmarks/detect.py real MODEL [NAME ...]  a model and alterations of it
     python benchmarks/detect.py pair MODEL BASE        two models as they are
 
 ``made`` prints, for each alteration, how many of the models are called edited, with the base and
@@ -53,11 +53,13 @@ NEEDS_NORM = {"orthogonal before a norm"}
 
 def main() -> None:
     """Print the table that is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="What detect finds and passes.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, seeds in (("made", 20), ("gaps", 5)):
         commands.add_parser(name).add_argument("--seeds", type=int, default=seeds)
-    commands.add_parser("real").add_argument("models", nargs="+")
+    real = commands.add_parser("real")
+    real.add_argument("model")
+    real.add_argument("alterations", nargs="*", default=REAL)
     pair = commands.add_parser("pair")
     pair.add_argument("model")
     pair.add_argument("base")
@@ -68,8 +70,7 @@ def main() -> None:
         elif arguments.command == "gaps":
             _natural(arguments.seeds)
         elif arguments.command == "real":
-            for name in arguments.models:
-                _real(name)
+            _real(arguments.model, arguments.alterations)
         else:
             for base in (arguments.base, None):
                 _say(f"{arguments.model}, base {base}", detect_stored(arguments.model, base))
@@ -128,10 +129,10 @@ def _tiny(name: str) -> Callable[[int], LoadedModel]:
     return lambda seed: tiny_model(name, seed=seed)
 
 
-def _real(name: str) -> None:
+def _real(name: str, alterations: Sequence[str]) -> None:
     model = summon(name)
     _say(f"{name} as it is, alone", detect(LoadedWeights(model)))
-    for alteration in REAL:
+    for alteration in alterations:
         other = LoadedWeights(ALTERATIONS[alteration].make(model, 0))
         _say(f"{name}, {alteration}, base", detect(other, LoadedWeights(model)))
         _say(f"{name}, {alteration}, alone", detect(other))

@@ -134,6 +134,8 @@ def test_both_forms_before_a_norm_are_told_apart() -> None:
         found = searched(edited(model, 1, post_norm=form), model)
         blocks = [each for each in found.findings.facts["edited"] if each["layer"] is not None]
         assert {each["form"] for each in blocks} == {form}
+        assert min(each["fit"] for each in blocks) > 1 - 1e-6
+        assert [each["strengths"][0] for each in blocks] == pytest.approx([1.0] * len(blocks))
         assert cosine(found, model, 1) > 1 - 1e-4
 
 
@@ -169,6 +171,34 @@ def test_the_direction_of_a_gap_is_the_one_removed() -> None:
         model = unedited(kind)
         found = searched(edited(model, 5))
         assert cosine(found, model, 5) > 0.999
+
+
+def test_the_gains_behind_a_matrix_are_in_its_spectrum() -> None:
+    found = searched(edited(unedited("wide gemma2"), 5))
+    assert found.findings.facts["edited"] == found.findings.facts["windows"]
+    assert found.findings.arrays["rank"].tolist() == [1.0] * len(found.findings.facts["windows"])
+
+
+def test_the_factors_of_kept_row_norms_are_no_directions() -> None:
+    model = unedited("planted")
+    found = searched(edited(model, 0, norm="row"), model)
+    assert found.findings.facts["rank"] == 1
+    assert found.findings.estimates["strength"].value == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize(("own", "is_edit"), [(1.0, True), (0.5, False)])
+def test_a_right_side_that_half_follows_the_matrix_is_no_edit(own: float, is_edit: bool) -> None:
+    model = unedited("wide llama")
+    other = steered(model, 0, size=0.1 * (1 - own))
+    row = torch.randn(64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    row /= row.norm()
+    for site in model.anatomy.writers:
+        weight = other.module.get_parameter(site.name)
+        written = weight if site.layout == "out_in" else weight.T
+        before = model.module.get_parameter(site.name)
+        before = before if site.layout == "out_in" else before.T
+        written.data -= 0.3 * torch.outer(row, row @ before)
+    assert is_found(other, model) == is_edit
 
 
 def test_filters_are_found_by_the_gap_that_the_base_lacks() -> None:

@@ -155,9 +155,9 @@ def _reading(
         both.addmm_(rows, rows.T)
     products = both.numpy()
     changed, across, old = products[:many, :many], products[:many, many:], products[many:, many:]
-    values, vectors = linalg.eig((across @ linalg.pinvh(old)).T)
-    real = np.abs(values.imag) <= 1e-9 * np.abs(values).max(initial=0.0)
-    mix = vectors[:, real].real.T
+    values, vectors = np.linalg.eig((across @ linalg.pinvh(old)).T)
+    real = np.abs(np.imag(values)) <= 1e-9 * np.abs(values).max(initial=0.0)
+    mix = np.real(vectors[:, real]).T
     scale = np.einsum("ij,jk,ik->i", mix, old, mix)
     moved = np.einsum("ij,jk,ik->i", mix, changed, mix)
     along = np.einsum("ij,jk,ik->i", mix, across, mix)
