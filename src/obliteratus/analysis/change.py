@@ -5,6 +5,7 @@ W's own rows, V ΔW = −A V W. Training has no reason to give that, whatever it
 many matrices share its left side.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +34,9 @@ SIDE = 0.25
 row factors are strengths too, of single coordinates."""
 CONTRAST = 3.0
 """How many times more v W is scaled than the rest of W: 1 where W was multiplied by a number."""
+OWN = 0.25
+"""Least share of the change along the directions that row factors do not explain: 0 where rows of W
+were rescaled (a folded norm, DoRA), 1 − 2 Σ rᵢ⁴ + Σ rᵢ⁶ after an edit along r."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class _Reading:
     """What candidate rows v read of W and of ΔW: α, cos² and the combination of rows, of each."""
 
     form: Form
+    read: Float64[Tensor, "many d_model"]
     strengths: Float64[np.ndarray, " row"]
     fits: Float64[np.ndarray, " row"]
     mix: Float64[np.ndarray, "row many"]
@@ -110,6 +115,8 @@ def changed_write(write: Write, base: Write) -> ChangedWrite | None:
         readings.append(_reading("oblique", oblique, write, base))
     reading = max(readings, key=lambda each: each.best)
     kept = _kept(reading, left, change, before)
+    if len(kept) and _beyond_row_factors(reading, kept, write, base) < OWN:
+        kept = kept[:0]
     chosen = left[:1] if not len(kept) else torch.from_numpy(reading.mix[kept]) @ left
     span = torch.linalg.qr(chosen.T).Q
     degrees = len(left), max(write.matrix.shape[1] - len(left), 1)
@@ -149,8 +156,7 @@ def _reading(
 ) -> _Reading:
     many = len(read)
     both = torch.zeros((2 * many, 2 * many), dtype=torch.float64)
-    pairs = zip(difference(write.matrix, base.matrix), difference(base.matrix, None), strict=True)
-    for columns, old in pairs:
+    for columns, old in _columns(write, base):
         rows = torch.cat([read @ columns, read @ old])
         both.addmm_(rows, rows.T)
     products = both.numpy()
@@ -163,7 +169,7 @@ def _reading(
     along = np.einsum("ij,jk,ik->i", mix, across, mix)
     sizes = np.maximum(scale * moved, np.finfo(np.float64).tiny)
     strengths = -along / np.maximum(scale, np.finfo(np.float64).tiny)
-    return _Reading(form, strengths, along**2 / sizes, mix)
+    return _Reading(form, read, strengths, along**2 / sizes, mix)
 
 
 def _kept(
@@ -184,6 +190,33 @@ def _kept(
     scaled = np.abs(reading.strengths[fitting])
     least = max(CONTRAST * np.sqrt(rest / rest_before), SIDE * scaled.max())
     return fitting[scaled >= least]
+
+
+def _beyond_row_factors(
+    reading: _Reading, kept: Int64[np.ndarray, " rank"], write: Write, base: Write
+) -> float:
+    """Return the share of the change along the rows ``kept`` that is left of ΔW − diag(f) W.
+
+    f are the row factors that fit best, fᵢ = ΔWᵢ · Wᵢ / ‖Wᵢ‖².
+    """
+    rows = torch.linalg.qr((torch.from_numpy(reading.mix[kept]) @ reading.read).T).Q.T
+    along, sizes = torch.zeros((2, len(base.matrix)), dtype=torch.float64)
+    for columns, old in _columns(write, base):
+        along += (columns * old).sum(1)
+        sizes += old.square().sum(1)
+    factors = (along / sizes.clamp_min(torch.finfo(torch.float64).tiny))[:, None]
+    moved = beyond = 0.0
+    for columns, old in _columns(write, base):
+        moved += float((rows @ columns).square().sum())
+        beyond += float((rows @ (columns - factors * old)).square().sum())
+    return beyond / moved
+
+
+def _columns(
+    write: Write, base: Write
+) -> Iterator[tuple[Float64[Tensor, "d_model _"], Float64[Tensor, "d_model _"]]]:
+    """Yield ΔW and W, some columns at a time."""
+    return zip(difference(write.matrix, base.matrix), difference(base.matrix, None), strict=True)
 
 
 def _energy(

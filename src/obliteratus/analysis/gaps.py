@@ -22,9 +22,11 @@ INPUTS_PER_OUTPUT = 2
 WRITTEN = 1e-3
 """Share of the mean that the eigenvalue above a gap must have. A part of a model that writes into
 a subspace has many gaps between eigenvalues that are all next to nothing."""
-DEAD = 1e-3
-"""Share of the mean eigenvalue below which a coordinate, or the constant vector, is one that the
-architecture or a folded norm leaves unwritten, and not one that was removed."""
+DEAD = 1e-10
+"""Share of the mean energy below which a coordinate is one that nothing is written to."""
+CENTRED = 1e-3
+"""Share of the mean eigenvalue below which the constant vector is one that centring leaves
+unwritten, and not one that was removed."""
 
 
 @dataclass(frozen=True)
@@ -123,33 +125,39 @@ def _closed(window: _Window | None) -> list[Gap]:
 
 
 def widest_gap(window: str, total: Float64[Tensor, "d_model d_model"]) -> Gap | None:
-    """Return the widest gap log₁₀(λ_(k+1) / λ_k), k ≤ ``MOST``, of a sum of products.
+    """Return the widest gap log₁₀(λ_(k+1) / λ_k), k ≤ ``MOST``, of a sum S of products.
+
+    The eigenvalues are those of C = D⁻½ S D⁻½, D = diag S: a coordinate that is written weakly is
+    none of its own there, whereas S r = 0 is C D½ r = 0. A coordinate that nothing is written to,
+    and the constant vector where every write is centred, are properties of an architecture and are
+    lifted to the mean first.
 
     None where even λ_(MOST + 1) is next to nothing: the sum is that of a subspace.
-
-    A coordinate that nothing is written to, and the constant vector where every write is centred,
-    are lifted to the mean first: they are properties of an architecture.
     """
     d_model = len(total)
-    mean = float(total.trace()) / d_model
-    is_dead = torch.diagonal(total) < DEAD * mean
+    diagonal = torch.diagonal(total)
+    mean = float(diagonal.mean())
+    is_dead = diagonal < DEAD * mean
     lifted = total + torch.diag(torch.where(is_dead, mean, 0.0))
-    if float(total.sum()) / d_model < DEAD * mean:
+    if float(total.sum()) / d_model < CENTRED * mean:
         lifted += mean / d_model
+    sizes = torch.diagonal(lifted).sqrt()
+    correlations = lifted / torch.outer(sizes, sizes)
     most = max(1, min(MOST, d_model // 4))
     last = min(2 * most, d_model - 1)
-    values, vectors = linalg.eigh(lifted.numpy(), subset_by_index=[0, last])
-    if values[most] < WRITTEN * mean:
+    values, vectors = linalg.eigh(correlations.numpy(), subset_by_index=[0, last])
+    if values[most] < WRITTEN:
         return None
-    floor = d_model * np.finfo(np.float64).eps * float(torch.linalg.matrix_norm(lifted))
+    floor = d_model * np.finfo(np.float64).eps * float(torch.linalg.matrix_norm(correlations))
     logs = np.log10(np.maximum(values, floor))
     steps = np.diff(logs[: most + 1])
     rank = int(steps.argmax()) + 1
+    rows = torch.from_numpy(vectors[:, :rank].T.copy()) / sizes
     return Gap(
         window,
         float(steps[rank - 1]),
         rank,
-        torch.from_numpy(vectors[:, :rank].T.copy()),
-        values / mean,
+        torch.linalg.qr(rows.T).Q.T.contiguous(),
+        values,
         int(is_dead.sum()),
     )
