@@ -48,8 +48,10 @@ class ChangedWrite:
     along which the matrix was edited, with ``strengths`` α, V W' = (1 − α) V W; both are empty
     where the change is none of an edit. ``energy`` is the share of ‖ΔW‖² along the directions (or
     the first left vector), ``energy_before`` that of ‖W‖². ``fit`` is the best cos² of v ΔW and
-    v W, ``null_fit`` its mean and ``p_value`` its chance where the two are unrelated. ``form``
-    says how a norm behind the matrix was taken into account.
+    v W, ``null_fit`` its mean and ``p_value`` its chance where the two are unrelated. ``contrast``
+    is how many times more those v W with a fit are scaled than the rest of W, ``beyond_rows`` the
+    share of their change that no factors of W's rows explain; both are of the best v where none
+    has a fit. ``form`` says how a norm behind the matrix was taken into account.
     """
 
     name: str
@@ -65,6 +67,8 @@ class ChangedWrite:
     fit: float
     null_fit: float
     p_value: float
+    contrast: float
+    beyond_rows: float
     form: Form = "orthogonal"
 
 
@@ -82,9 +86,15 @@ class _Reading:
     def best(self) -> float:
         return float(self.fits.max(initial=0.0))
 
+    @property
+    def fitting(self) -> Int64[np.ndarray, " rank"]:
+        """The rows with a fit, or the best one; none where rotations alone were found."""
+        found = np.flatnonzero(self.fits >= FIT)
+        return found if len(found) else np.argsort(-self.fits)[:1]
+
 
 def changed_write(write: Write, base: Write) -> ChangedWrite | None:
-    """Compare a matrix with that of the base; None where they are equal.
+    """Compare a matrix with that of the base; None where they are equal, or the base has zeros.
 
     The candidates are combinations of the leading left vectors l of ΔW, as read vectors v: v = l
     where an edit is orthogonal, v = Gᵀ(g ⊙ l) where it is oblique before a norm of gain g. They are
@@ -114,9 +124,9 @@ def changed_write(write: Write, base: Write) -> ChangedWrite | None:
         oblique = base.behind.read_along(base.behind.gain * left)
         readings.append(_reading("oblique", oblique, write, base))
     reading = max(readings, key=lambda each: each.best)
-    kept = _kept(reading, left, change, before)
-    if len(kept) and _beyond_row_factors(reading, kept, write, base) < OWN:
-        kept = kept[:0]
+    beyond = _beyond_row_factors(reading, write, base)
+    rest = _rest(torch.from_numpy(reading.mix[reading.fitting]) @ left, change, before)
+    kept, contrast = _kept(reading, rest, beyond)
     chosen = left[:1] if not len(kept) else torch.from_numpy(reading.mix[kept]) @ left
     span = torch.linalg.qr(chosen.T).Q
     degrees = len(left), max(write.matrix.shape[1] - len(left), 1)
@@ -134,6 +144,8 @@ def changed_write(write: Write, base: Write) -> ChangedWrite | None:
         fit=reading.best,
         null_fit=degrees[0] / sum(degrees),
         p_value=float(stats.beta.sf(reading.best, degrees[0] / 2, degrees[1] / 2)),
+        contrast=contrast,
+        beyond_rows=beyond,
         form=reading.form,
     )
 
@@ -173,33 +185,36 @@ def _reading(
 
 
 def _kept(
-    reading: _Reading,
-    left: Float64[Tensor, "many d_model"],
+    reading: _Reading, rest: float, beyond_rows: float
+) -> tuple[Int64[np.ndarray, " rank"], float]:
+    """Return the numbers of the rows along which W was edited, and the contrast."""
+    scaled = np.abs(reading.strengths[reading.fitting])
+    largest = float(scaled.max(initial=0.0))
+    contrast = largest / max(rest, np.finfo(np.float64).eps)
+    if reading.best < FIT or contrast < CONTRAST or beyond_rows < OWN:
+        return reading.fitting[:0], contrast
+    return reading.fitting[scaled >= max(CONTRAST * rest, SIDE * largest)], contrast
+
+
+def _rest(
+    rows: Float64[Tensor, "rank d_model"],
     change: Float64[Tensor, "d_model d_model"],
     before: Float64[Tensor, "d_model d_model"],
-) -> Int64[np.ndarray, " rank"]:
-    """Return the numbers of the rows that are scaled, and scaled more than the rest of W."""
-    fitting = np.flatnonzero(reading.fits >= FIT)
-    if not len(fitting):
-        return fitting
-    span = torch.linalg.qr((torch.from_numpy(reading.mix[fitting]) @ left).T).Q
-    rest = max(float(change.trace()) - _energy(change, span), 0.0)
-    rest_before = max(float(before.trace()) - _energy(before, span), 0.0)
-    if rest_before == 0:
-        return fitting[:0]
-    scaled = np.abs(reading.strengths[fitting])
-    least = max(CONTRAST * np.sqrt(rest / rest_before), SIDE * scaled.max())
-    return fitting[scaled >= least]
-
-
-def _beyond_row_factors(
-    reading: _Reading, kept: Int64[np.ndarray, " rank"], write: Write, base: Write
 ) -> float:
-    """Return the share of the change along the rows ``kept`` that is left of ΔW − diag(f) W.
+    """Return ‖ΔW‖ / ‖W‖ outside the span of ``rows``; infinite where W has nothing there."""
+    span = torch.linalg.qr(rows.T).Q
+    rest = max(float(change.trace()) - _energy(change, span), 0.0)
+    rest_before = float(before.trace()) - _energy(before, span)
+    return float(np.sqrt(rest / rest_before)) if rest_before > 0 else float("inf")
+
+
+def _beyond_row_factors(reading: _Reading, write: Write, base: Write) -> float:
+    """Return the share of the change along the rows with a fit that is left of ΔW − diag(f) W.
 
     f are the row factors that fit best, fᵢ = ΔWᵢ · Wᵢ / ‖Wᵢ‖².
     """
-    rows = torch.linalg.qr((torch.from_numpy(reading.mix[kept]) @ reading.read).T).Q.T
+    mix = torch.from_numpy(reading.mix[reading.fitting])
+    rows = torch.linalg.qr((mix @ reading.read).T).Q.T
     along, sizes = torch.zeros((2, len(base.matrix)), dtype=torch.float64)
     for columns, old in _columns(write, base):
         along += (columns * old).sum(1)
@@ -209,7 +224,7 @@ def _beyond_row_factors(
     for columns, old in _columns(write, base):
         moved += float((rows @ columns).square().sum())
         beyond += float((rows @ (columns - factors * old)).square().sum())
-    return beyond / moved
+    return beyond / moved if moved > 0 else 0.0
 
 
 def _columns(

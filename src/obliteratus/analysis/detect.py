@@ -25,21 +25,26 @@ from obliteratus.statistics.proportion import wilson
 EditVerdict = Literal["edit found", "no evidence"]
 GAP = 1.0
 """Powers of ten between neighbouring eigenvalues that are no accident (docs/detect.md)."""
+UNEDITED = 0.2
+"""Median of the widest gap of models that nobody edited (docs/detect.md)."""
+UNRELATED = 1.0
+"""Size of the median change beyond which a base is none: two models drawn apart have √2."""
 FEWEST = 2
 """Edited matrices that make an edit: one may be an accident of its own."""
 CHANCE = 1e-6
 """Largest p of a matrix, times the number of changed matrices."""
 WITHOUT_BASE = (
-    "a strength other than about 1: weakened, amplified and reflected directions leave no gap",
-    "weights that were stored in 4 bits after the edit",
-    "an edit of fewer matrices than one block, or of one direction per matrix",
-    "training after the edit that wrote the directions again",
+    "a strength other than about 1: what is weakened, amplified or reflected leaves no gap",
+    "weights stored in 4 bits or fewer after the edit (4 bits are found or missed)",
+    "an edit of a part of a block, or of another direction in every matrix",
+    "training after the edit that writes along the directions again",
 )
 WITH_BASE = (
+    "weights stored in 3 bits or fewer after the edit, or in 4 bits after a weak one",
     "training after the edit that changed the matrices more than the edit did",
-    "a base that the model was not made from",
-    "an edit that reads along other directions than it writes (filters), below strength 1",
-    "an edit of a single matrix",
+    "an edit below strength 1 that reads along other directions than it writes (filters)",
+    "an edit along a single coordinate, or of a single matrix",
+    "anything, where the base is not what the model was made from",
 )
 
 
@@ -154,21 +159,24 @@ def _without_base(found: Sequence[Gap]) -> Detection:
     verdict: EditVerdict = "edit found" if is_edited else "no evidence"
     if is_edited:
         headline = (
-            f"{widest.window} writes next to nothing along {_count(widest.rank, 'direction')}: the "
-            f"smallest eigenvalues lie a factor of {10**widest.size:.3g} below their neighbours "
-            f"({len(where)} of {len(found)} windows have such a gap)."
+            f"{_count(widest.rank, 'direction')} along which next to nothing is written: a gap of "
+            f"{10**widest.size:.1e} in the spectrum of {widest.window}, and one of {10**GAP:.0f} "
+            f"or more in {len(where)} of {len(found)} windows."
         )
     else:
         headline = (
-            f"no window has a gap: the widest, in {widest.window}, is a factor of "
-            f"{10**widest.size:.3g} ({10**GAP:.3g} would be one)."
+            f"no direction along which next to nothing is written. The widest gap, in "
+            f"{widest.window}, is a factor of {10**widest.size:.3g}; an edit leaves {10**GAP:.0f} "
+            "or more."
         )
     return Detection(
         verdict,
         Findings(
             module="detect",
             headline=headline,
-            estimates={"gap": _gap_estimate(widest.size, len(found), is_edited=is_edited)},
+            estimates={
+                "gap": _gap_estimate(widest.size, len(found), null=UNEDITED, is_edited=is_edited)
+            },
             arrays={
                 "directions": rows.numpy(),
                 "gap": np.array([gap.size for gap in found]),
@@ -213,7 +221,7 @@ def _with_base(
     verdict: EditVerdict = "edit found" if by_change or by_gap else "no evidence"
     estimates = _change_estimates(changes, edited, shared, is_edited=by_change, seed=seed)
     if widest is not None:
-        estimates["gap"] = _gap_estimate(widest[1], len(wider), is_edited=by_gap)
+        estimates["gap"] = _gap_estimate(widest[1], len(wider), null=0.0, is_edited=by_gap)
     return Detection(
         verdict,
         Findings(
@@ -226,6 +234,8 @@ def _with_base(
                 "energy": np.array([each.energy for each in changes]),
                 "energy_before": np.array([each.energy_before for each in changes]),
                 "fit": np.array([each.fit for each in changes]),
+                "contrast": np.array([each.contrast for each in changes]),
+                "beyond_rows": np.array([each.beyond_rows for each in changes]),
                 "p_value": np.array([each.p_value for each in changes]),
                 "gap": np.array([step for _, step in wider]),
             },
@@ -234,6 +244,8 @@ def _with_base(
                 "base": True,
                 "by": [name for name, is_so in (("change", by_change), ("gap", by_gap)) if is_so],
                 "matrices": n_matrices,
+                "unrelated": bool(changes)
+                and float(np.median([each.size for each in changes])) > UNRELATED,
                 "changed": [each.name for each in changes],
                 "edited": [_as_fact(each) for each in edited] if by_change else [],
                 "windows": [gap.window for gap, _ in wider],
@@ -292,14 +304,9 @@ def _spread(values: Sequence[float], *, null: float | None = None) -> Estimate:
     return Estimate(middle, (low, high), n=len(values), null=null)
 
 
-def _gap_estimate(size: float, n: int, *, is_edited: bool) -> Estimate:
-    return Estimate(
-        size,
-        (size, size),
-        n=n,
-        null=GAP,
-        verdict="supported" if is_edited else "not_supported",
-    )
+def _gap_estimate(size: float, n: int, *, null: float, is_edited: bool) -> Estimate:
+    verdict = "supported" if is_edited else "not_supported"
+    return Estimate(size, (size, size), n=n, null=null, verdict=verdict)
 
 
 def _headline(
@@ -312,24 +319,30 @@ def _headline(
 ) -> str:
     if not changes:
         return f"all {n_matrices} matrices that write to the stream are those of the base."
+    size = float(np.median([each.size for each in changes]))
     if len(edited) >= FEWEST:
         strength = float(np.median([np.mean(each.strengths) for each in edited]))
         return (
-            f"{len(edited)} of {_count(len(changes), 'changed matrix')} ({n_matrices} in all) "
-            f"changed by a multiple of what they write along {_count(rank, 'direction')}, at "
-            f"strength {strength:.2f} (median)."
+            f"{len(edited)} of {_count(n_matrices, 'matrix')} changed by a multiple of what they "
+            f"themselves write along {_count(rank, 'direction')}, at strength {strength:.2f} "
+            "(median)."
         )
     best = max(changes, key=lambda each: each.fit)
     text = (
-        f"{_count(len(changes), 'changed matrix')} of {n_matrices}, and in {len(edited)} of them "
-        f"the change follows what the matrix itself writes (best cos² {best.fit:.2f}, in "
-        f"{best.name})."
+        f"{len(changes)} of {_count(n_matrices, 'matrix')} changed, {len(edited)} of them by a "
+        f"multiple of what they themselves write (best cos² {best.fit:.2f}, in {best.name})."
     )
     if widest is not None and widest[1] >= GAP:
         gap, step = widest
         text += (
-            f" But {gap.window} writes next to nothing along {_count(gap.rank, 'direction')} along "
-            f"which the base does (a factor of {10**step:.3g})."
+            f" But in {gap.window} next to nothing is written along "
+            f"{_count(gap.rank, 'direction')} along which the base writes (a factor of "
+            f"{10**step:.1e})."
+        )
+    elif size > UNRELATED:
+        text += (
+            f" They differ by {size:.2g} times the norm of the base (median): the model was not "
+            "made from this base, so the comparison says nothing."
         )
     return text
 
