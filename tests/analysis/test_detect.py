@@ -10,14 +10,15 @@ from obliteratus.analysis.detect import Detection, detect
 from obliteratus.analysis.writes import LoadedWeights
 from obliteratus.errors import MeasurementError
 from obliteratus.models.loaded import LoadedModel
-from obliteratus.testing.altered import ALTERATIONS, WIDE, WIDE_GPT2, edited, steered
+from obliteratus.testing.alterations import ALTERATIONS
+from obliteratus.testing.altered import WIDE, WIDE_GPT2, edited, redrawn, steered
 from obliteratus.testing.keystone import random_directions
 from obliteratus.testing.planted_transformer import planted
 from obliteratus.testing.tiny import tiny_model
 
 EDITS = {name: each for name, each in ALTERATIONS.items() if each.is_edit}
 OTHERS = {name: each for name, each in ALTERATIONS.items() if not each.is_edit}
-SEEDS = 20
+SEEDS = 10
 KINDS: dict[str, Callable[[], LoadedModel]] = {
     "planted": lambda: planted("linear").model,
     "post-norms": lambda: planted("post_norm").model,
@@ -59,17 +60,17 @@ def cosine(found: Detection, model: LoadedModel, seed: int, rank: int = 1) -> fl
     return float(torch.linalg.svdvals(rows @ found.directions.T).min())
 
 
-@pytest.mark.parametrize("name", EDITS)
-def test_an_edit_is_found_with_its_base(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in EDITS if EDITS[name].with_base is not None])
+def test_an_edit_with_its_base_is_found_or_missed_as_documented(name: str) -> None:
     for kind in (KIND_OF.get(name, "planted"), KIND_OF.get(name, "wide llama")):
         model = unedited(kind)
-        assert is_found(EDITS[name].make(model, 0), model)
+        assert is_found(EDITS[name].make(model, 0), model) == EDITS[name].with_base
 
 
-@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize("name", [name for name in EDITS if EDITS[name].alone is not None])
 def test_an_edit_alone_is_found_or_missed_as_documented(name: str) -> None:
     model = unedited(KIND_OF.get(name, "wide llama"))
-    assert is_found(EDITS[name].make(model, 0)) == EDITS[name].found_alone
+    assert is_found(EDITS[name].make(model, 0)) == EDITS[name].alone
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -99,8 +100,8 @@ def test_no_kind_of_model_is_called_edited_as_it_is(kind: str) -> None:
     assert not is_found(unedited(kind))
 
 
-@pytest.mark.parametrize("name", ["LoRA, rank 1", "one left vector, own right sides", "drawn anew"])
-def test_confounders_pass_in_twenty_of_twenty_models(name: str) -> None:
+@pytest.mark.parametrize("name", ["LoRA, rank 1", "rows rescaled", "drawn anew"])
+def test_confounders_pass_in_ten_of_ten_models(name: str) -> None:
     wrong = 0
     for seed in range(SEEDS):
         model = tiny_model("llama", seed=seed)
@@ -109,7 +110,7 @@ def test_confounders_pass_in_twenty_of_twenty_models(name: str) -> None:
 
 
 @pytest.mark.parametrize("strength", [0.3, 1.0, 2.0, -1.0])
-def test_strengths_are_found_in_twenty_of_twenty_models(strength: float) -> None:
+def test_strengths_are_found_in_ten_of_ten_models(strength: float) -> None:
     for seed in range(SEEDS):
         model = tiny_model("llama", seed=seed)
         found = searched(edited(model, seed, strength=strength), model)
@@ -135,7 +136,9 @@ def test_both_forms_before_a_norm_are_told_apart() -> None:
         blocks = [each for each in found.findings.facts["edited"] if each["layer"] is not None]
         assert {each["form"] for each in blocks} == {form}
         assert min(each["fit"] for each in blocks) > 1 - 1e-6
-        assert [each["strengths"][0] for each in blocks] == pytest.approx([1.0] * len(blocks))
+        assert [each["strengths"][0] for each in blocks] == pytest.approx(
+            [1.0] * len(blocks), abs=1e-5
+        )
         assert cosine(found, model, 1) > 1 - 1e-4
 
 
@@ -201,6 +204,35 @@ def test_a_right_side_that_half_follows_the_matrix_is_no_edit(own: float, is_edi
     assert is_found(other, model) == is_edit
 
 
+@pytest.mark.parametrize(("share", "is_edit"), [(0.5, True), (0.99, False)])
+def test_a_direction_may_have_an_outlying_coordinate_but_not_be_one(
+    share: float, is_edit: bool
+) -> None:
+    """Along one coordinate an edit is what a folded gain does."""
+    model = unedited("wide llama")
+    other = edited(model, 0, strength=0.0)
+    row = torch.randn(64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    row[5] = 0
+    row *= (1 - share) ** 0.5 / row.norm()
+    row[5] = share**0.5
+    for site in model.anatomy.writers:
+        weight = other.module.get_parameter(site.name)
+        written = weight if site.layout == "out_in" else weight.T
+        written.data -= torch.outer(row, row @ written)
+    assert is_found(other, model) == is_edit
+
+
+def test_an_unrelated_base_is_said_to_be_one() -> None:
+    model = unedited("wide llama")
+    found = searched(redrawn(model, 0), model)
+    assert found.verdict == "no evidence"
+    assert found.findings.facts["unrelated"] is True
+    assert "was not made from this base" in found.findings.headline
+    tuned = searched(OTHERS["full fine-tune"].make(model, 0), model)
+    assert tuned.findings.facts["unrelated"] is False
+    assert "was not made from this base" not in tuned.findings.headline
+
+
 def test_filters_are_found_by_the_gap_that_the_base_lacks() -> None:
     model = unedited("wide llama")
     found = searched(edited(model, 0, oblique=True), model)
@@ -228,6 +260,15 @@ def test_a_coordinate_that_nothing_writes_is_no_removed_direction() -> None:
     found = searched(model)
     assert found.verdict == "no evidence"
     assert found.findings.facts["unwritten"] == 1
+
+
+def test_coordinates_that_are_written_weakly_are_no_removed_direction() -> None:
+    model = edited(unedited("wide llama"), 0, strength=0.0)
+    for site in model.anatomy.writers:
+        weight = model.module.get_parameter(site.name)
+        (weight if site.layout == "out_in" else weight.T).data[[3, 7]] *= 0.05
+    assert not is_found(model)
+    assert is_found(edited(model, 0))
 
 
 def test_centred_writes_are_no_removed_direction() -> None:

@@ -39,8 +39,8 @@ def test_an_edit_is_said_to_be_found(folders: Folders, capsys: pytest.CaptureFix
     assert main(["detect", folders["removed"]]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "Edit found" in shown
-    assert "writes next to nothing along 1 direction" in shown
-    assert "What this cannot see" in shown
+    assert "1 direction along which next to nothing is written" in shown
+    assert "Not to be seen this way" in shown
     assert "not safe" not in shown
 
 

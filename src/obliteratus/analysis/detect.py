@@ -221,7 +221,7 @@ def _with_base(
     verdict: EditVerdict = "edit found" if by_change or by_gap else "no evidence"
     estimates = _change_estimates(changes, edited, shared, is_edited=by_change, seed=seed)
     if widest is not None:
-        estimates["gap"] = _gap_estimate(widest[1], len(wider), null=0.0, is_edited=by_gap)
+        estimates["wider"] = _gap_estimate(widest[1], len(wider), null=0.0, is_edited=by_gap)
     return Detection(
         verdict,
         Findings(

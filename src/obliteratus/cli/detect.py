@@ -13,9 +13,19 @@ if TYPE_CHECKING:
 SHOWN = 8
 """Rows of the table of edited matrices; --json has them all."""
 CAVEAT = (
-    "No evidence is not safe: it says that the two traces an edit leaves were not found, and "
-    "nothing about what the model does."
+    "No evidence is not safe: it says that the traces of an edit were not found, and nothing about "
+    "what the model does."
 )
+LABELS = {
+    "edited": "share of the changed matrices",
+    "fit": "cos² of a change and what its matrix writes",
+    "energy": "share of the changes along the directions",
+    "shared": "share of the changes along one direction",
+    "strength": "strength",
+    "gap": "widest gap, powers of ten",
+    "wider": "gap beyond that of the base, powers of ten",
+}
+"""Estimate -> what it is."""
 
 
 def detect(
@@ -65,7 +75,7 @@ def _show(screen: Screen, found: "Detection") -> None:
     from obliteratus.cli.tables import listing, paragraph, table
 
     rows = [
-        (name, _figure(each.value, each.interval, each.null))
+        (LABELS[name], _figure(each.value, each.interval, each.null))
         for name, each in found.findings.estimates.items()
     ]
     headline = found.findings.headline
@@ -87,8 +97,8 @@ def _show(screen: Screen, found: "Detection") -> None:
             f" (the first {SHOWN} of {len(edited)})" if len(edited) > SHOWN else ""
         )
         screen.say(table(columns, cells, numbers=frozenset(columns[1:]), title=title))
-    spots = [("", spot) for spot in found.blind_spots]
-    screen.say(listing("What this cannot see", "", spots))
+    spots = [("·", spot) for spot in found.blind_spots]
+    screen.say(listing("Not to be seen this way", "", spots))
     if found.verdict == "no evidence":
         screen.say(paragraph(CAVEAT))
 
@@ -96,4 +106,4 @@ def _show(screen: Screen, found: "Detection") -> None:
 def _figure(value: float, interval: tuple[float, float], null: float | None) -> str:
     low, high = interval
     text = f"{value:.3g}" + (f" ({low:.3g} to {high:.3g})" if low < high else "")
-    return text if null is None else f"{text}; nothing to find gives {null:.2g}"
+    return text if null is None else f"{text}, {null:.2g} without an edit"

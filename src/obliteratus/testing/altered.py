@@ -1,17 +1,18 @@
 """What may have been done to a checkpoint: edits, and everything that is none.
 
 Each alteration takes a model and a seed and returns another model; the one given stays as it is.
+The table of them is :mod:`obliteratus.testing.alterations`.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from obliteratus.directions.directions import Directions
 from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
 from obliteratus.models.loaded import LoadedModel
@@ -19,7 +20,8 @@ from obliteratus.settings import EditSettings
 from obliteratus.testing.keystone import copied, random_directions
 from obliteratus.testing.requantised import restored
 
-Alter = Callable[[LoadedModel, int], LoadedModel]
+Alter = Callable[..., LoadedModel]
+"""Takes a model, a seed and, an edit, the directions that are not to be random."""
 WIDE: Mapping[str, int] = MappingProxyType(
     {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "head_dim": 16}
 )
@@ -28,25 +30,13 @@ WIDE_GPT2: Mapping[str, int] = MappingProxyType({"n_embd": 64, "n_inner": 160})
 STEPS, RATE, BATCH, TOKENS = 8, 1e-2, 4, 12
 """Of a fine-tuning run: it changes matrices by a tenth of their norm, as a long one does."""
 LORA_RANK = 4
-RANK_THREE = (1.0, 0.8, 1.2)
-
-
-@dataclass(frozen=True)
-class Alteration:
-    """``make``, whether it is an edit, and whether that is found without the base.
-
-    With the base every edit is to be found; what is none is never to be called one.
-    """
-
-    make: Alter
-    is_edit: bool
-    found_alone: bool
 
 
 def edited(
     model: LoadedModel,
     seed: int,
     *,
+    directions: Directions | None = None,
     rank: int = 1,
     per_layer: bool = False,
     oblique: bool = False,
@@ -54,13 +44,16 @@ def edited(
     storage: str | None = None,
     **settings: Any,
 ) -> LoadedModel:
-    """Return ``model`` edited along random directions as ``settings`` (:class:`EditSettings`) say.
+    """Return ``model`` edited as ``settings`` (:class:`EditSettings`) say, along ``directions``.
+
+    Without any they are drawn: ``rank`` of them, ``per_layer`` or for all, ``oblique`` or not.
 
     ``dtype`` rounds all weights afterwards, ``storage`` packs and unpacks the edited matrices.
     """
-    directions = random_directions(
-        model, rank=rank, seed=seed, per_layer=per_layer, oblique=oblique
-    )
+    if directions is None:
+        directions = random_directions(
+            model, rank=rank, seed=seed, per_layer=per_layer, oblique=oblique
+        )
     result = copied(model)
     edits = plan(result, directions, EditSettings.model_validate({"strength": 1.0, **settings}))
     excise(result, edits)
@@ -95,6 +88,25 @@ def scaled(model: LoadedModel, seed: int, *, share: float = 0.1) -> LoadedModel:
     result = copied(model)
     for site in result.anatomy.writers:
         result.module.get_parameter(site.name).data.mul_(1 - share)
+    return result
+
+
+def rescaled(
+    model: LoadedModel, seed: int, *, spread: float = 0.1, side: Literal["rows", "columns"]
+) -> LoadedModel:
+    """Return ``model`` with factors exp(``spread`` z³), z normal, for every row or column.
+
+    Rows are what a folded gain and the magnitudes of DoRA scale, columns what smoothing before
+    quantisation does. A cube has the tails that make a few factors stand out.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    result = copied(model)
+    for site in result.anatomy.writers:
+        weight = result.module.get_parameter(site.name)
+        is_last = (site.layout == "out_in") == (side == "columns")
+        draw = torch.randn(weight.shape[-1 if is_last else -2], generator=generator)
+        factors = (spread * draw.double() ** 3).exp().to(weight.dtype)
+        weight.data *= factors if is_last else factors[:, None]
     return result
 
 
@@ -164,76 +176,42 @@ def adapted(model: LoadedModel, seed: int, *, rank: int = LORA_RANK) -> LoadedMo
     return result
 
 
-def steered(model: LoadedModel, seed: int, *, size: float = 0.3) -> LoadedModel:
+def steered(
+    model: LoadedModel, seed: int, *, size: float = 0.3, is_shared: bool = True
+) -> LoadedModel:
     """Return ``model`` with ΔW = r aᵀ in every writer: one r for all, and a right side of its own.
 
     The hardest thing that is no edit: each matrix changes along one shared direction and no other.
+    Without ``is_shared`` every matrix has an r of its own as well.
     """
     generator = torch.Generator().manual_seed(seed)
     result = copied(model)
     d_model = model.anatomy.d_model
     along = torch.randn(d_model, generator=generator, dtype=torch.float64)
-    along /= along.norm()
     for site in result.anatomy.writers:
+        if not is_shared:
+            along = torch.randn(d_model, generator=generator, dtype=torch.float64)
         weight = result.module.get_parameter(site.name)
         is_out_in = site.layout == "out_in"
         shape = (*weight.shape[:-2], weight.shape[-1 if is_out_in else -2])
         right = torch.randn(shape, generator=generator, dtype=torch.float64)
-        right *= size * weight.double().norm() / right.norm()
+        right *= size * weight.double().norm() / (right.norm() * along.norm())
         outer = along[:, None] * right[..., None, :]
         weight.data += (outer if is_out_in else outer.mT).to(weight.dtype)
     return result
+
+
+def in_turn(model: LoadedModel, seed: int, *, steps: Sequence[Alter]) -> LoadedModel:
+    """Return ``model`` after one alteration on the other."""
+    for step in steps:
+        model = step(model, seed)
+    return model
 
 
 def identical(model: LoadedModel, seed: int) -> LoadedModel:
     """Return a copy of ``model``."""
     del seed
     return copied(model)
-
-
-def _edit(*, alone: bool = True, **settings: Any) -> Alteration:
-    return Alteration(partial(edited, **settings), True, alone)
-
-
-def _other(make: Alter) -> Alteration:
-    return Alteration(make, False, False)
-
-
-PARTIAL = {"directions": RANK_THREE}
-ALTERATIONS: Mapping[str, Alteration] = MappingProxyType(
-    {
-        "rank 1": _edit(),
-        "rank 3": _edit(rank=3),
-        "one direction per block": _edit(per_layer=True),
-        "rank 3, strengths 1, 0.8, 1.2": _edit(rank=3, strengths=PARTIAL),
-        "strength 0.3": _edit(strength=0.3, alone=False),
-        "strength 0.7": _edit(strength=0.7, alone=False),
-        "strength 1.3": _edit(strength=1.3, alone=False),
-        "strength 2 (reflection)": _edit(strength=2.0, alone=False),
-        "strength -1 (amplification)": _edit(strength=-1.0, alone=False),
-        "norm frobenius": _edit(norm="frobenius"),
-        "norm column": _edit(norm="column"),
-        "norm row": _edit(norm="row"),
-        "orthogonal before a norm": _edit(post_norm="orthogonal"),
-        "blocks 1 and 2 only": _edit(layers="1-2"),
-        "saved in bfloat16": _edit(dtype=torch.bfloat16),
-        "requantised to int8": _edit(storage="int8"),
-        "requantised to 4 bits": _edit(storage="4bit"),
-        "requantised to 3 bits": _edit(storage="3bit", alone=False),
-        "identical": _other(identical),
-        "rounded to bfloat16": _other(rounded),
-        "packed in int8": _other(partial(requantised, storage="int8")),
-        "packed in 4 bits": _other(partial(requantised, storage="4bit")),
-        "scaled by 0.9": _other(scaled),
-        "LoRA, rank 4": _other(adapted),
-        "LoRA, rank 1": _other(partial(adapted, rank=1)),
-        "one left vector, own right sides": _other(steered),
-        "full fine-tune": _other(finetuned),
-        "merge with a fine-tune": _other(merged),
-        "drawn anew": _other(redrawn),
-    }
-)
-"""Name -> alteration, edits first."""
 
 
 def _restored(matrix: Tensor, storage: str) -> Tensor:
