@@ -25,7 +25,7 @@ from obliteratus.statistics.proportion import wilson
 EditVerdict = Literal["edit found", "no evidence"]
 GAP = 1.0
 """Powers of ten between neighbouring eigenvalues that are no accident (docs/detect.md)."""
-UNEDITED = 0.2
+UNEDITED = 0.23
 """Median of the widest gap of models that nobody edited (docs/detect.md)."""
 UNRELATED = 1.0
 """Size of the median change beyond which a base is none: two models drawn apart have √2."""
