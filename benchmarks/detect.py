@@ -2,7 +2,8 @@
 
     python benchmarks/detect.py calibrate                   the thresholds, on models made here
     python benchmarks/detect.py gaps                        the widest gap of models as they are
-    python benchmarks/detect.py made [ALTERATION ...]       the matrix, on other models made here
+    python benchmarks/detect.py made [--seeds 20] [ALTERATION ...]
+                                                            the matrix, on other models made here
     python benchmarks/detect.py page docs/detect.md         puts the stored matrix into the page
     python benchmarks/detect.py real MODEL DIRECTIONS [ALTERATION ...]
                                                             a real model, edited along a run's own
@@ -17,6 +18,7 @@ Thresholds are looked at with ``calibrate`` only: its architectures and seeds ar
 import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +46,11 @@ Count = tuple[int, int]
 
 
 def _tiny(name: str, sizes: Mapping[str, int] | None = None) -> Make:
-    return lambda seed: tiny_model(name, seed=seed, sizes=sizes or {})
+    return cache(lambda seed: tiny_model(name, seed=seed, sizes=sizes or {}))
 
 
 def _planted(name: str) -> Make:
-    return lambda seed: planted(name, seed=seed).model
+    return cache(lambda seed: planted(name, seed=seed).model)
 
 
 CALIBRATION: Mapping[str, Make] = {
@@ -68,7 +70,6 @@ MADE: Mapping[str, Make] = {
 HAVE_NORMS = {"gemma2", "gemma3", "planted with post-norms"}
 NEEDS_NORM = {"orthogonal before a norm"}
 CALIBRATION_SEEDS = range(100, 105)
-MADE_SEEDS = range(20)
 RESULTS = Path(__file__).parent / "results" / "detect" / "made.json"
 BEGIN, END = "<!-- matrix: benchmarks/detect.py page -->", "<!-- end of matrix -->"
 REAL = (
@@ -88,7 +89,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("calibrate")
     commands.add_parser("gaps").add_argument("--seeds", type=int, default=5)
-    commands.add_parser("made").add_argument("alterations", nargs="*", default=list(ALTERATIONS))
+    made = commands.add_parser("made")
+    made.add_argument("alterations", nargs="*", default=list(ALTERATIONS))
+    made.add_argument("--seeds", type=int, default=20)
     commands.add_parser("page").add_argument("page", type=Path)
     real = commands.add_parser("real")
     real.add_argument("model")
@@ -104,7 +107,7 @@ def main() -> None:
         elif given.command == "gaps":
             _natural(given.seeds)
         elif given.command == "made":
-            _made(given.alterations)
+            _made(given.alterations, range(given.seeds))
         elif given.command == "page":
             _page(given.page)
         elif given.command == "real":
@@ -202,17 +205,17 @@ def _natural(seeds: int) -> None:
         print(f"  {size:.3f} {name}, {window}")
 
 
-def _made(names: Sequence[str]) -> None:
-    stored = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+def _made(names: Sequence[str], seeds: range) -> None:
     for name in names:
         with_base: dict[str, list[bool]] = {}
         alone: dict[str, list[bool]] = {}
-        for kind, (model, other) in _pairs(name, MADE, MADE_SEEDS):
+        for kind, (model, other) in _pairs(name, MADE, seeds):
             seen = detect(LoadedWeights(other), LoadedWeights(model))
             with_base.setdefault(kind, []).append(_is_found(seen))
             by_itself = _alone(other)
             if by_itself is not None:
                 alone.setdefault(kind, []).append(by_itself)
+        stored = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
         stored[name] = {
             "is_edit": ALTERATIONS[name].is_edit,
             "with_base": {kind: _count(each) for kind, each in with_base.items()},

@@ -204,7 +204,7 @@ def test_a_right_side_that_half_follows_the_matrix_is_no_edit(own: float, is_edi
     assert is_found(other, model) == is_edit
 
 
-@pytest.mark.parametrize(("share", "is_edit"), [(0.5, True), (0.99, False)])
+@pytest.mark.parametrize(("share", "is_edit"), [(0.5, True), (1.0, False)])
 def test_a_direction_may_have_an_outlying_coordinate_but_not_be_one(
     share: float, is_edit: bool
 ) -> None:
@@ -285,6 +285,14 @@ def test_another_architecture_is_refused_as_base() -> None:
         searched(tiny_model("llama"), tiny_model("gpt2"))
     with pytest.raises(MeasurementError, match=r"its d_model is \d+, that of the model 16"):
         searched(tiny_model("llama"), unedited("planted"))
+
+
+def test_another_vocabulary_is_refused_as_base() -> None:
+    model = unedited("wide llama")
+    other = edited(model, 0)
+    other.module.resize_token_embeddings(len(model.tokenizer) + 40)
+    with pytest.raises(MeasurementError, match=r"embed_tokens.*another vocabulary"):
+        searched(model, other)
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:

@@ -123,8 +123,9 @@ def check_same_architecture(model: Weights, base: Weights) -> None:
             tuple(each.outline.module.get_parameter(site.name).shape) for each in (model, base)
         )
         if one != other:
+            why = " (another vocabulary)" if site.component == "embedding" else ""
             raise MeasurementError(
-                f"{site.name} has shape {one} in the model and {other} in the base. Give the "
+                f"{site.name} has shape {one} in the model and {other} in the base{why}. Give the "
                 "checkpoint that the model was made from."
             )
 
