@@ -150,7 +150,7 @@ def _calibrate() -> None:
     limits = {
         "fit": change.FIT,
         "contrast": change.CONTRAST,
-        "beyond_rows": change.OWN,
+        "beyond_rows": change.BEYOND_ROWS,
         "gap": GAP,
     }
     for key, both in figures.items():
@@ -167,7 +167,7 @@ def _margins(seen: Detection) -> dict[str, float]:
     passes = {
         "fit": arrays["fit"] >= change.FIT,
         "contrast": arrays["contrast"] >= change.CONTRAST,
-        "beyond_rows": arrays["beyond_rows"] >= change.OWN,
+        "beyond_rows": arrays["beyond_rows"] >= change.BEYOND_ROWS,
     }
     found: dict[str, float] = {}
     for key in passes:

@@ -34,9 +34,10 @@ SIDE = 0.25
 row factors are strengths too, of single coordinates."""
 CONTRAST = 3.0
 """How many times more v W is scaled than the rest of W: 1 where W was multiplied by a number."""
-OWN = 0.25
-"""Least share of the change along the directions that row factors do not explain: 0 where rows of W
-were rescaled (a folded norm, DoRA), 1 − 2 Σ rᵢ⁴ + Σ rᵢ⁶ after an edit along r."""
+BEYOND_ROWS = 0.03
+"""Share of the change along the directions that they must explain beyond what factors for the rows
+of W do. It is at most 0 where rows were rescaled (a folded norm, DoRA), and 1 − 2 Σ rᵢ⁴ + Σ rᵢ⁶
+after an edit along r, less in a matrix that is nearly of rank 1."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class ChangedWrite:
     the first left vector), ``energy_before`` that of ‖W‖². ``fit`` is the best cos² of v ΔW and
     v W, ``null_fit`` its mean and ``p_value`` its chance where the two are unrelated. ``contrast``
     is how many times more those v W with a fit are scaled than the rest of W, ``beyond_rows`` the
-    share of their change that no factors of W's rows explain; both are of the best v where none
-    has a fit. ``form`` says how a norm behind the matrix was taken into account.
+    share of their change that they explain beyond what factors of W's rows do; both are of the best
+    v where none has a fit. ``form`` says how a norm behind the matrix was taken into account.
     """
 
     name: str
@@ -191,7 +192,7 @@ def _kept(
     scaled = np.abs(reading.strengths[reading.fitting])
     largest = float(scaled.max(initial=0.0))
     contrast = largest / max(rest, np.finfo(np.float64).eps)
-    if reading.best < FIT or contrast < CONTRAST or beyond_rows < OWN:
+    if reading.best < FIT or contrast < CONTRAST or beyond_rows < BEYOND_ROWS:
         return reading.fitting[:0], contrast
     return reading.fitting[scaled >= max(CONTRAST * rest, SIDE * largest)], contrast
 
@@ -209,9 +210,10 @@ def _rest(
 
 
 def _beyond_row_factors(reading: _Reading, write: Write, base: Write) -> float:
-    """Return the share of the change along the rows with a fit that is left of ΔW − diag(f) W.
+    """Return the share of the change along the rows with a fit that they alone explain.
 
-    f are the row factors that fit best, fᵢ = ΔWᵢ · Wᵢ / ‖Wᵢ‖².
+    It is ‖Q (ΔW − diag(f) W)‖² / ‖Q ΔW‖² − (1 − cos²), Q the span of these rows and f the factors
+    of rows that fit best, fᵢ = ΔWᵢ · Wᵢ / ‖Wᵢ‖².
     """
     mix = torch.from_numpy(reading.mix[reading.fitting])
     rows = torch.linalg.qr((mix @ reading.read).T).Q.T
@@ -224,7 +226,8 @@ def _beyond_row_factors(reading: _Reading, write: Write, base: Write) -> float:
     for columns, old in _columns(write, base):
         moved += float((rows @ columns).square().sum())
         beyond += float((rows @ (columns - factors * old)).square().sum())
-    return beyond / moved if moved > 0 else 0.0
+    fit = float(reading.fits[reading.fitting].min(initial=1.0))
+    return beyond / moved - (1 - fit) if moved > 0 else 0.0
 
 
 def _columns(

@@ -34,7 +34,8 @@ ONE_MATRIX = {"components": {"attention": 0.0, "embedding": 0.0}}
 class Alteration:
     """``make``, whether it is an edit, and whether that is found with the base and ``alone``.
 
-    What is no edit is never to be called one.
+    What is no edit is called one where it does what an edit does: scaling a column that alone writes
+    along a direction, and changing a model that never wrote along another.
     """
 
     make: Alter
@@ -54,8 +55,8 @@ def _then(
     return Alteration(partial(in_turn, steps=steps), True, with_base, alone)
 
 
-def _other(make: Alter) -> Alteration:
-    return Alteration(make, False, False, False)
+def _other(make: Alter, *, with_base: Expected = False, alone: Expected = False) -> Alteration:
+    return Alteration(make, False, with_base, alone)
 
 
 ALTERATIONS: Mapping[str, Alteration] = MappingProxyType(
@@ -70,7 +71,7 @@ ALTERATIONS: Mapping[str, Alteration] = MappingProxyType(
         "column norms kept": _edit(norm="column"),
         "row norms kept": _edit(norm="row"),
         "orthogonal before a norm": _edit(post_norm="orthogonal"),
-        "filters (oblique)": _edit(oblique=True),
+        "filters (oblique)": _edit(oblique=True, with_base=None),
         "saved in bfloat16": _edit(dtype=torch.bfloat16),
         "requantised to int8": _edit(storage="int8"),
         "requantised to 4 bits": _edit(storage="4bit", alone=None),
@@ -95,13 +96,13 @@ ALTERATIONS: Mapping[str, Alteration] = MappingProxyType(
         "packed in 3 bits": _other(partial(requantised, storage="3bit")),
         "scaled by 0.9": _other(scaled),
         "rows rescaled": _other(partial(rescaled, side="rows")),
-        "columns rescaled": _other(partial(rescaled, side="columns")),
+        "columns rescaled": _other(partial(rescaled, side="columns"), with_base=None),
         "LoRA, rank 4": _other(adapted),
         "LoRA, rank 1": _other(partial(adapted, rank=1)),
         "LoRA and rows rescaled": _other(
             partial(in_turn, steps=(adapted, partial(rescaled, side="rows")))
         ),
-        "random rank 1 in each matrix": _other(partial(steered, is_shared=False)),
+        "random rank 1 in each matrix": _other(partial(steered, is_shared=False), alone=None),
         "one left vector, own right sides": _other(steered),
         "full fine-tune": _other(finetuned),
         "merge with a fine-tune": _other(merged),
