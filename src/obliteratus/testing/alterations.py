@@ -34,8 +34,8 @@ ONE_MATRIX = {"components": {"attention": 0.0, "embedding": 0.0}}
 class Alteration:
     """``make``, whether it is an edit, and whether that is found with the base and ``alone``.
 
-    What is no edit is called one where it does what an edit does: scaling a column that alone writes
-    along a direction, and changing a model that never wrote along another.
+    What is no edit may be called one where it does what an edit does: it scales a column that alone
+    writes along some direction, or leaves a direction along which a model never wrote.
     """
 
     make: Alter
