@@ -44,7 +44,7 @@ from obliteratus.testing.planted_prompts import planted_items
 from obliteratus.testing.planted_transformer import PlantedTransformer, planted
 from obliteratus.testing.planted_vocabulary import REFUSES
 
-POOL, FEW = 18, 12  # prompts that are measured, and how many of them one experiment sees
+POOL, FEW = 18, 10  # prompts that are measured, and how many of them one experiment sees
 DRAWN, VECTORS = 8, 6  # the same for random directions
 
 
@@ -146,9 +146,8 @@ def test_readers_of_a_direction_do_not_repair_it(variant: str) -> None:
     assert np.mean([each["repair_share"].value for each in found]) == pytest.approx(0, abs=0.05)
 
 
-@pytest.mark.parametrize("variant", ["null", "decodable_only"])
-def test_of_what_does_nothing_nothing_is_made_up_for(variant: str) -> None:
-    found = repairs(variant, "inert")
+def test_of_what_does_nothing_nothing_is_made_up_for() -> None:
+    found = repairs("null", "inert")
     assert sum(map(is_self_repair, found)) <= 10
     assert times(found, "direct_effect") <= 10
 

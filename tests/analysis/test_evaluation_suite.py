@@ -115,8 +115,8 @@ def test_an_ablation_that_changes_nothing_leaves_the_stream_as_it_is() -> None:
 
 @pytest.mark.parametrize(("size", "verdict"), [(0.004, "not_supported"), (0.04, "supported")])
 def test_a_sure_change_that_is_too_small_to_matter_is_none(size: float, verdict: str) -> None:
-    kl = np.zeros((4, 12))
-    kl[0] = size * np.linspace(0.9, 1.1, 12)
+    kl = np.zeros((DRAWN + 1, POOL))
+    kl[0] = size * np.linspace(0.9, 1.1, POOL)
     found = behaviour_changes(replace(pool("linear"), kl=kl), seed=0)
     assert found["first_token_kl"].verdict == verdict
 
