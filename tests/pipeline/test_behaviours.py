@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.nn import functional
 
+from obliteratus.directions.distill import distill
 from obliteratus.errors import DirectionError, UsageError
 from obliteratus.events import DeviationRecorded, Event, Note, StageFinished, listening
 from obliteratus.measure.behaviour import BEHAVIOURS, Behaviour
@@ -13,6 +15,7 @@ from obliteratus.measure.judges.base import JUDGES
 from obliteratus.measure.judges.rules import rule_judge
 from obliteratus.measure.words import REFUSAL, words_of
 from obliteratus.models.summon import summon
+from obliteratus.pipeline import stages
 from obliteratus.pipeline.analyze import analyze
 from obliteratus.pipeline.behaviour import behaviour_of, without_first_tokens
 from obliteratus.pipeline.methods import settings_for
@@ -126,7 +129,7 @@ def test_where_no_one_direction_turns_the_classes_each_block_keeps_its_own(
     settings, store = settings_of("sentiment", "basic"), Store(tmp_path / "s")
     result = obliterate(str(refuser), tmp_path / "out", settings, store=store)
     (kept,) = [each for each in result.report.deviations if "cosmic" in each.asked]
-    assert kept.done == "distill.selection=per_layer: each block has its own direction"
+    assert kept.done == "distill.selection=per_layer"
     assert "no more alike than no edit" in kept.reason
     found = load_directions(result.folder / "obliteratus" / "directions.safetensors")
     assert set(found.basis) == {0, 1, 2}
@@ -137,6 +140,24 @@ def test_where_no_one_direction_turns_the_classes_each_block_keeps_its_own(
         model = summon(str(refuser), store=store)
         laboratory = Laboratory(model, split(contrast), loose, store)
         laboratory.distilled(laboratory.probed()[0], None)
+
+
+def test_a_projected_difference_is_tried_before(
+    refuser: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_is_plain(*given: Any, **named: Any) -> Any:
+        if given[2].extractor == "difference_of_means":
+            raise DirectionError("none of 2 candidates passes.")
+        return distill(*given, **named)
+
+    monkeypatch.setattr(stages, "distill", none_is_plain)
+    settings, store = settings_on(refuser, "sentiment", "basic"), Store(tmp_path / "s")
+    result = obliterate(str(refuser), tmp_path / "out", settings, store=store)
+    asked = {each.asked: each for each in result.report.deviations}
+    kept = asked["distill.extractor=difference_of_means"]
+    assert kept.done == "distill.extractor=projected_difference_of_means"
+    assert kept.reason == "none of 2 candidates passes"
+    assert "distill.selection=cosmic" not in asked
 
 
 def test_what_first_tokens_would_decide_is_recorded_as_not_done(
