@@ -1,6 +1,7 @@
 """Every stage looks at the behaviour that is asked for, and says so in its words."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,7 @@ def test_a_behaviour_is_obliterated_with_its_judge_and_words(
     said = [row.label for row in report.rows] + [claim.text for claim in report.claims]
     assert not [text for text in said if "refus" in text or "harm" in text]
     page = as_html(report).replace("tiny-refuser", "").replace("--refusal", "")
-    assert "refus" not in page.lower()
-    assert "harmful" not in page
+    assert not re.search(r"refus|\bharm", page.lower())
     assert report.row("over_refusal") is None
     assert [e.text for e in seen if isinstance(e, Note) and "look-alikes" in e.text] == [
         f"no look-alikes are asked: there are none for {words.noun}."
@@ -233,8 +233,7 @@ def test_an_atlas_speaks_of_the_behaviour(refuser: Path, tmp_path: Path) -> None
     assert "no first tokens that show 'sycophancy'" in left.reason
     page = (result.folder / "atlas.html").read_text().replace("tiny-refuser", "")
     page = page.replace("refusal_logit_lens", "").replace("--refusal", "")
-    assert "refus" not in page.lower()
-    assert "harmful" not in page
+    assert not re.search(r"refus|\bharm", page.lower())
     facts = json.loads((result.folder / "analysis.json").read_text())
     assert facts["behaviour"] == "sycophancy"
     assert {each["asked"] for each in facts["deviations"]} >= {"distill.selection=published"}
@@ -285,7 +284,7 @@ def test_analyses_are_not_shared_either(refuser: Path, tmp_path: Path, declining
             ends.append(event.cached)
 
     with listening(keep):
-        for number, name in enumerate(("refusal", "silent", "refusal")):
+        for number, name in enumerate(("refusal", "declining", "refusal")):
             settings = base.model_copy(update={"behaviour": name})
             analyze(str(refuser), tmp_path / str(number), settings, store=store)
     assert ends == [False, False, True]
