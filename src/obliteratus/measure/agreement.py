@@ -103,7 +103,16 @@ def labelled_for(behaviour: str) -> tuple[LabelledAnswer, ...]:
         json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
     ]
     return tuple(
-        LabelledAnswer(**{**row, "label": SHOWN[row["label"]], "origin": "own", "language": "en"})
+        LabelledAnswer(
+            id=row["id"],
+            label=SHOWN[row["label"]],
+            kind=row["kind"],
+            part=row["part"],
+            origin="own",
+            language="en",
+            prompt=row["prompt"],
+            completion=row["completion"],
+        )
         for row in rows
     )
 
