@@ -1,11 +1,14 @@
 """Every stage looks at the behaviour that is asked for, and says so in its words."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.nn import functional
 
+from obliteratus.directions.distill import distill
 from obliteratus.errors import DirectionError, UsageError
 from obliteratus.events import DeviationRecorded, Event, Note, StageFinished, listening
 from obliteratus.measure.behaviour import BEHAVIOURS, Behaviour
@@ -13,6 +16,7 @@ from obliteratus.measure.judges.base import JUDGES
 from obliteratus.measure.judges.rules import rule_judge
 from obliteratus.measure.words import REFUSAL, words_of
 from obliteratus.models.summon import summon
+from obliteratus.pipeline import stages
 from obliteratus.pipeline.analyze import analyze
 from obliteratus.pipeline.behaviour import behaviour_of, without_first_tokens
 from obliteratus.pipeline.methods import settings_for
@@ -105,8 +109,7 @@ def test_a_behaviour_is_obliterated_with_its_judge_and_words(
     said = [row.label for row in report.rows] + [claim.text for claim in report.claims]
     assert not [text for text in said if "refus" in text or "harm" in text]
     page = as_html(report).replace("tiny-refuser", "").replace("--refusal", "")
-    assert "refus" not in page.lower()
-    assert "harmful" not in page
+    assert not re.search(r"refus|\bharm", page.lower())
     assert report.row("over_refusal") is None
     assert [e.text for e in seen if isinstance(e, Note) and "look-alikes" in e.text] == [
         f"no look-alikes are asked: there are none for {words.noun}."
@@ -126,7 +129,7 @@ def test_where_no_one_direction_turns_the_classes_each_block_keeps_its_own(
     settings, store = settings_of("sentiment", "basic"), Store(tmp_path / "s")
     result = obliterate(str(refuser), tmp_path / "out", settings, store=store)
     (kept,) = [each for each in result.report.deviations if "cosmic" in each.asked]
-    assert kept.done == "distill.selection=per_layer: each block has its own direction"
+    assert kept.done == "distill.selection=per_layer"
     assert "no more alike than no edit" in kept.reason
     found = load_directions(result.folder / "obliteratus" / "directions.safetensors")
     assert set(found.basis) == {0, 1, 2}
@@ -137,6 +140,24 @@ def test_where_no_one_direction_turns_the_classes_each_block_keeps_its_own(
         model = summon(str(refuser), store=store)
         laboratory = Laboratory(model, split(contrast), loose, store)
         laboratory.distilled(laboratory.probed()[0], None)
+
+
+def test_a_projected_difference_is_tried_before(
+    refuser: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_is_plain(*given: Any, **named: Any) -> Any:
+        if given[2].extractor == "difference_of_means":
+            raise DirectionError("none of 2 candidates passes.")
+        return distill(*given, **named)
+
+    monkeypatch.setattr(stages, "distill", none_is_plain)
+    settings, store = settings_on(refuser, "sentiment", "basic"), Store(tmp_path / "s")
+    result = obliterate(str(refuser), tmp_path / "out", settings, store=store)
+    asked = {each.asked: each for each in result.report.deviations}
+    kept = asked["distill.extractor=difference_of_means"]
+    assert kept.done == "distill.extractor=projected_difference_of_means"
+    assert kept.reason == "none of 2 candidates passes"
+    assert "distill.selection=cosmic" not in asked
 
 
 def test_what_first_tokens_would_decide_is_recorded_as_not_done(
@@ -212,8 +233,7 @@ def test_an_atlas_speaks_of_the_behaviour(refuser: Path, tmp_path: Path) -> None
     assert "no first tokens that show 'sycophancy'" in left.reason
     page = (result.folder / "atlas.html").read_text().replace("tiny-refuser", "")
     page = page.replace("refusal_logit_lens", "").replace("--refusal", "")
-    assert "refus" not in page.lower()
-    assert "harmful" not in page
+    assert not re.search(r"refus|\bharm", page.lower())
     facts = json.loads((result.folder / "analysis.json").read_text())
     assert facts["behaviour"] == "sycophancy"
     assert {each["asked"] for each in facts["deviations"]} >= {"distill.selection=published"}
@@ -264,7 +284,7 @@ def test_analyses_are_not_shared_either(refuser: Path, tmp_path: Path, declining
             ends.append(event.cached)
 
     with listening(keep):
-        for number, name in enumerate(("refusal", "silent", "refusal")):
+        for number, name in enumerate(("refusal", "declining", "refusal")):
             settings = base.model_copy(update={"behaviour": name})
             analyze(str(refuser), tmp_path / str(number), settings, store=store)
     assert ends == [False, False, True]

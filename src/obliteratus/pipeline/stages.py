@@ -31,6 +31,7 @@ from obliteratus.verify.identity import code_fingerprint, versions, weights_fing
 
 ACTIVATIONS_FILE = "activations.safetensors"
 DIRECTIONS_FILE = "directions.safetensors"
+PLAIN, PROJECTED = "difference_of_means", "projected_difference_of_means"
 
 
 class Laboratory:
@@ -155,27 +156,27 @@ class Laboratory:
     ) -> Directions:
         """Return what the selection finds; its provenance says of which behaviour it is.
 
-        Where no first token tells the behaviour and no single direction turns one class into the
-        other, every block keeps its own direction, which is recorded as a Deviation.
+        Where no first token tells the behaviour and no direction turns one class into the other,
+        the next of :func:`easier` is tried, which is recorded as a Deviation.
         """
         facts: dict[str, object] = {
             "behaviour": self.behaviour.name,
             "noun": self.behaviour.words.noun,
         }
-        try:
-            found = distill(activations, scorer, asked, seed=self.settings.seed)
-        except DirectionError as error:
-            if self.behaviour.openings or asked.selection != "cosmic":
-                raise
-            own = asked.model_copy(update={"selection": "per_layer"})
-            found = distill(activations, scorer, own, seed=self.settings.seed)
-            deviation = Deviation(
-                "distill",
-                "distill.selection=cosmic",
-                "distill.selection=per_layer: each block has its own direction",
-                str(error).rstrip("."),
-            )
-            facts["deviations"] = [asdict(deviation)]
+        easier_ones = [] if self.behaviour.openings else easier(asked)
+        tried, reason = asked, ""
+        while True:
+            try:
+                found = distill(activations, scorer, tried, seed=self.settings.seed)
+                break
+            except DirectionError as error:
+                if not easier_ones:
+                    raise
+                tried, reason = easier_ones.pop(0), reason or str(error).rstrip(".")
+        if tried != asked:
+            name = "extractor" if tried.extractor != asked.extractor else "selection"
+            before, after = (f"distill.{name}={getattr(s, name)}" for s in (asked, tried))
+            facts["deviations"] = [asdict(Deviation("distill", before, after, reason))]
         return replace(found, provenance={**found.provenance, **facts})
 
     def _searched(
@@ -269,3 +270,18 @@ def needs_log_odds(settings: RunSettings) -> bool:
         or distill.rdo.steps > 0
         or settings.edit.passes > 1
     )
+
+
+def easier(asked: DistillSettings) -> list[DistillSettings]:
+    """Return what to try where COSMIC finds no direction, in order.
+
+    Two kinds of prompts that are much alike share most of what a plain difference of means takes
+    out, so that removing it makes them less alike; projected, it keeps what they share. At last
+    every block keeps its own direction, which is chosen by nothing.
+    """
+    if asked.selection != "cosmic":
+        return []
+    found = [asked.model_copy(update={"selection": "per_layer"})]
+    if asked.extractor == PLAIN:
+        found.insert(0, asked.model_copy(update={"extractor": PROJECTED}))
+    return found
