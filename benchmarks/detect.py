@@ -17,6 +17,7 @@ The models of ``made`` are others than those on which the thresholds were chosen
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -226,7 +227,9 @@ def _made(names: Sequence[str], seeds: range) -> None:
         print(_row(name, stored[name]), flush=True)
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         ordered = {key: stored[key] for key in ALTERATIONS if key in stored}
-        RESULTS.write_text(json.dumps(ordered, indent=1) + "\n")
+        work = RESULTS.with_suffix(f".{os.getpid()}")  # two processes may share the alterations
+        work.write_text(json.dumps(ordered, indent=1) + "\n")
+        work.replace(RESULTS)
 
 
 def _page(page: Path) -> None:
