@@ -47,11 +47,19 @@ Count = tuple[int, int]
 
 
 def _tiny(name: str, sizes: Mapping[str, int] | None = None) -> Make:
-    return cache(lambda seed: tiny_model(name, seed=seed, sizes=sizes or {}))
+    @cache
+    def make(seed: int) -> LoadedModel:
+        return tiny_model(name, seed=seed, sizes=sizes or {})
+
+    return make
 
 
 def _planted(name: str) -> Make:
-    return cache(lambda seed: planted(name, seed=seed).model)
+    @cache
+    def make(seed: int) -> LoadedModel:
+        return planted(name, seed=seed).model
+
+    return make
 
 
 CALIBRATION: Mapping[str, Make] = {
