@@ -17,6 +17,7 @@ The models of ``made`` are others than those on which the thresholds were chosen
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -46,11 +47,19 @@ Count = tuple[int, int]
 
 
 def _tiny(name: str, sizes: Mapping[str, int] | None = None) -> Make:
-    return cache(lambda seed: tiny_model(name, seed=seed, sizes=sizes or {}))
+    @cache
+    def make(seed: int) -> LoadedModel:
+        return tiny_model(name, seed=seed, sizes=sizes or {})
+
+    return make
 
 
 def _planted(name: str) -> Make:
-    return cache(lambda seed: planted(name, seed=seed).model)
+    @cache
+    def make(seed: int) -> LoadedModel:
+        return planted(name, seed=seed).model
+
+    return make
 
 
 CALIBRATION: Mapping[str, Make] = {
@@ -226,7 +235,9 @@ def _made(names: Sequence[str], seeds: range) -> None:
         print(_row(name, stored[name]), flush=True)
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         ordered = {key: stored[key] for key in ALTERATIONS if key in stored}
-        RESULTS.write_text(json.dumps(ordered, indent=1) + "\n")
+        work = RESULTS.with_suffix(f".{os.getpid()}")  # two processes may share the alterations
+        work.write_text(json.dumps(ordered, indent=1) + "\n")
+        work.replace(RESULTS)
 
 
 def _page(page: Path) -> None:
