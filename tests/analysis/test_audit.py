@@ -1,5 +1,7 @@
 """The audit reads what analyses found, says what was not measured, and invents nothing."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +37,11 @@ REPAIR, SKILL, ATTACK = (question for question, *_ in QUESTIONS[-3:])
 
 def test_every_question_is_asked_of_a_module_that_there_is() -> None:
     assert all(module in ANALYSES for _, module, _ in QUESTIONS)
+
+
+def test_the_page_of_analyses_names_all_of_them() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "analyses.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == sorted(ANALYSES)
 
 
 def test_what_was_not_run_is_not_measured() -> None:
