@@ -57,7 +57,8 @@ def detect(
     """Say whether the weights of MODEL show a directional edit: "edit found" or "no evidence".
 
     With --base far more is seen than without. Weights are read from disk, one matrix at a time;
-    no prompt is run. Both verdicts end with exit code 0.
+    no prompt is run. Both verdicts end with exit code 0. What it finds, what it misses and what a
+    verdict means: docs/detect.md.
     """
     flags = options.section(revision=revision, trust_remote_code=trust_remote_code)
     with rendering(as_json=as_json, quiet=quiet, stages=("summon", "analyze")) as screen:

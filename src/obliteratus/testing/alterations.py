@@ -78,8 +78,8 @@ ALTERATIONS: Mapping[str, Alteration] = MappingProxyType(
         "requantised to 3 bits": _edit(storage="3bit", with_base=None, alone=None),
         "strength 0.25": _edit(strength=0.25, alone=False),
         "strength 0.5": _edit(strength=0.5, alone=False),
-        "strength 0.75": _edit(strength=0.75, alone=False),
-        "strength 1.25": _edit(strength=1.25, alone=False),
+        "strength 0.75": _edit(strength=0.75, alone=None),
+        "strength 1.25": _edit(strength=1.25, alone=None),
         "strength 2 (inverted)": _edit(strength=2.0, alone=False),
         "strength -0.25 (amplified)": _edit(strength=-0.25, alone=False),
         "strength 0.25, int8": _edit(strength=0.25, storage="int8", alone=False),
@@ -98,7 +98,7 @@ ALTERATIONS: Mapping[str, Alteration] = MappingProxyType(
         "rows rescaled": _other(partial(rescaled, side="rows")),
         "columns rescaled": _other(partial(rescaled, side="columns"), with_base=None),
         "LoRA, rank 4": _other(adapted),
-        "LoRA, rank 1": _other(partial(adapted, rank=1)),
+        "LoRA, rank 1": _other(partial(adapted, rank=1), alone=None),
         "LoRA and rows rescaled": _other(
             partial(in_turn, steps=(adapted, partial(rescaled, side="rows")))
         ),
