@@ -139,10 +139,14 @@ def test_the_headline_names_what_is_shared_and_what_acts() -> None:
     assert "no removal is seen to act on another" in plain
 
 
-def test_both_matrices_are_drawn_with_the_bound_of_each_column() -> None:
-    heats = [each.panels[0].marks[0] for each in module.pictures(found(0))]
-    assert all(isinstance(each, Heat) and each.values.shape == (3, 3) for each in heats)
-    assert "sentiment (random: 0.0" in str(heats[1])
+def test_both_matrices_are_drawn_and_what_random_directions_do_below() -> None:
+    shown = found(0)
+    cosine, effect = (each.panels[0].marks[0] for each in module.pictures(shown))
+    assert isinstance(cosine, Heat)
+    assert isinstance(effect, Heat)
+    assert cosine.values.shape == (3, 3)
+    assert effect.values.shape == (4, 3)
+    assert np.array_equal(effect.values[-1], shown.arrays["bound"])
 
 
 def test_one_behaviour_alone_does_not_interact() -> None:

@@ -184,10 +184,8 @@ def _headline(names: tuple[str, ...], estimates: Mapping[str, Estimate]) -> str:
 def pictures(found: Findings) -> tuple[Picture, ...]:
     """Draw both matrices: where directions point, and what their removal does."""
     names = tuple(found.facts["behaviours"])
-    columns = tuple(
-        f"{name} (random: {bound:.2f})"
-        for name, bound in zip(names, found.arrays["bound"].tolist(), strict=True)
-    )
+    rows = (*names, "random, below")
+    falls = np.vstack([found.arrays["effect"], found.arrays["bound"]])
     return (
         Picture(
             "Do behaviours share directions?",
@@ -197,9 +195,9 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
         Picture(
             "What does removing one do to another?",
             "Fall of the preference for answers that show a behaviour (columns) with the direction "
-            "of each (rows) out of every write, in nats per token; beside each column what a "
-            "random direction stays below.",
-            (Panel((Heat(found.arrays["effect"], names, columns, unit="fall, nats"),)),),
+            "of each (rows) out of every write, in nats per token. The last row is what the fall "
+            "with a random direction out stays below, up or down.",
+            (Panel((Heat(falls, rows, names, unit="fall, nats"),)),),
         ),
     )
 
