@@ -11,7 +11,6 @@ filter reads in B what it read in A. M is shrunk, and its inverse would blow up 
 M⁻¹ is learned as it is: the map from B to A on the same text.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,13 +102,14 @@ def learn_map(
     )
 
 
-def ridge_filter(
-    streams: Float[np.ndarray, "prompt d_model"], label: Float64[np.ndarray, " prompt"]
-) -> Float64[np.ndarray, " d_model"]:
-    """Return the weights of a ridge probe that reads ``label`` (±1) from ``streams``."""
+def ridge_filters(
+    streams: Float[np.ndarray, "prompt d_model"],
+    labels: Float64[np.ndarray, "labelling prompt"],
+) -> Float64[np.ndarray, "labelling d_model"]:
+    """Return the weights of a ridge probe for every labelling (±1) of ``streams``."""
     x, scale = _standard(streams)
-    y = (label - label.mean())[:, None]
-    return _weights(x, y, x @ x.T, 1.0)[:, 0] / scale
+    y = (labels - labels.mean(axis=1, keepdims=True)).T
+    return _weights(x, y, x @ x.T, 1.0).T / scale
 
 
 def _standard(
@@ -191,7 +191,3 @@ def _judged(
     elif explained.interval[1] <= max(bound, 0.0):
         verdict = "not_supported"
     return Estimate(value, explained.interval, explained.n, null=bound, seed=seed, verdict=verdict)
-
-
-Mapped = Callable[[Float64[np.ndarray, " d_model"]], Float64[np.ndarray, " d_other"]]
-"""What takes a pattern of one model to another: a map that was learned, or nothing to do."""
