@@ -2,9 +2,9 @@
 
 Both models saw the same prompts, so that the noise of a mean in one is that of the other, turned:
 the differences of one half of the prompts in one model are therefore held against those of the
-other half in the other. The null has the covariance of what it replaces, because noise alone shares
-the directions along which prompts vary most: each difference less the mean of its group, with random
-signs.
+other half in the other. The null has the covariance of what it replaces, because noise alone
+shares the directions along which prompts vary most: each difference less the mean of its group,
+with random signs.
 """
 
 from collections.abc import Callable, Sequence
@@ -100,7 +100,7 @@ def signed_cosine(contrasts: Contrasts, *, permutations: int, seed: int) -> Esti
 
 
 def angles(contrasts: Contrasts, seed: int) -> Float64[np.ndarray, " rank"]:
-    """Return the cosines of the principal angles, the mean over halves, the smallest angle first."""
+    """Return the cosines of the principal angles, smallest angle first, the mean over halves."""
     return np.mean([overlap(one, other) for one, other in contrasts.halves(seed)], axis=0)
 
 

@@ -1,8 +1,8 @@
 """How alike two models see the same prompts: debiased CKA, RSA, and angles between subspaces.
 
 CKA = HSIC(K, L) / √(HSIC(K, K) HSIC(L, L)) of the products K and L of all prompts with each other,
-each HSIC by the estimator that leaves a prompt's product with itself out (Song et al. 2012), without
-which CKA of a few prompts in many dimensions is near 1 whatever they are. RSA is the rank
+each HSIC by the estimator that leaves a prompt's product with itself out (Song et al. 2012),
+without which CKA of a few prompts in many dimensions is near 1 whatever they are. RSA is the rank
 correlation of the distances between prompts. Both are taken within classes, because two models that
 merely tell harmful from harmless would look alike otherwise, and of coordinates of unit variance,
 because one enormous coordinate would be all that is compared.
