@@ -174,16 +174,16 @@ ANALYSES.register("cross_model_transfer")(
         title="Cross-model transfer",
         question="Does the direction do in another model what it does in this one?",
         method="Between models of one base it is taken as it is, otherwise through a ridge map of "
-        "the streams learned on neutral text (patterns by M, filters by M⁻ᵀ); it is added and taken "
-        "out in the other model. Beside it: debiased CKA and RSA within classes, angles between the "
-        "category directions, and the AUC of the filter.",
+        "the streams learned on neutral text (patterns by M, filters by M⁻ᵀ); it is added and "
+        "taken out in the other model. Beside it: debiased CKA and RSA within classes, angles "
+        "between the category directions, and the AUC of the filter.",
         null="6 random directions brought there the same way, and as long; passages, prompts and "
         "labels out of order",
-        source="CKA: 1905.00414, debiased 2012.02197 (Song et al. 2012); RSA: Kriegeskorte et al. "
-        "2008 (doi:10.3389/neuro.06.004.2008); patterns and filters: Haufe et al. 2014 "
+        source="CKA: 1905.00414, debiased as in 2010.15327; RSA: Kriegeskorte et al. 2008 "
+        "(doi:10.3389/neuro.06.004.2008); patterns and filters: Haufe et al. 2014 "
         "(doi:10.1016/j.neuroimage.2013.10.067); transfer by maps: 2503.04429",
-        cost="PROBE and DISTILL of the other model and 18 forward passes of 32 prompts of one class "
-        "in it; unless both have one base, 512 passages in each",
+        cost="PROBE and DISTILL of the other model, and 19 forward passes of 32 prompts of one "
+        "class in it; unless both have one base, 512 passages in each",
         run=transfer,
         pictures=pictures,
         compares=True,

@@ -4,8 +4,8 @@ The final norm and the head read the last layer's stream. Earlier layers may hol
 directions, which the head does not read; a translator h' = h + (h − m) A + b turns them. It is
 ridge regression from the layer's stream to the last one, on neutral text and never on the prompts,
 with the penalty that predicts other documents best. Where the head makes less of that than of the
-stream as it is, a few steps of gradient descent on KL(answer ‖ lens) follow. On documents of a third
-part the KL of both lenses is reported, so that a translator that learned nothing shows.
+stream as it is, a few steps of gradient descent on KL(answer ‖ lens) follow. On documents of a
+third part the KL of both lenses is reported, so that a translator that learned nothing shows.
 """
 
 from dataclasses import dataclass
@@ -26,12 +26,11 @@ from obliteratus.models.plumbing import capture
 from obliteratus.probe.forward import forward_batches
 
 STATES = 6
-"""Tokens of a passage that are learned on, the last among them: where prompts are read."""
+"""Tokens of a passage that are learned on; chosen by and reported on is the last, where prompts
+are read."""
 PARTS = (0.7, 0.85)  # of the documents: to learn on, to choose by up to here, the rest to report on
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of a coordinate, times states
 SILENT = 1e-6  # of the mean deviation: a coordinate that moves less is constant
-ROWS = 256
-"""States whose answers are compared with a lens's: each costs two rows of the vocabulary."""
 STEPS, EVERY, BATCH, RATE = 40, 10, 64, 1e-2
 """Of gradient descent where it is needed; ``RATE`` in deviations of the last stream."""
 
@@ -48,10 +47,9 @@ class Neutral:
     document: Int64[np.ndarray, " state"]
     part: Int64[np.ndarray, " state"]
 
-    def rows(self, part: int, most: int | None = None) -> Int64[np.ndarray, " row"]:
-        """Return the states of a part, at most ``most``, spread over it."""
-        rows = np.flatnonzero(self.part == part)
-        return rows if most is None else rows[:: max(1, -(-len(rows) // most))]
+    def rows(self, part: int) -> Int64[np.ndarray, " row"]:
+        """Return the states of a part."""
+        return np.flatnonzero(self.part == part)
 
 
 @dataclass(frozen=True)
@@ -128,6 +126,9 @@ def neutral_states(bench: Bench) -> Neutral:
     """
     text, model = passages(bench.settings), bench.model
     encoded, layers = encode(model, text.texts, system=bench.system), layers_of(model)
+    names, number = np.unique(text.document, return_inverse=True)
+    place = np.random.default_rng(bench.seed).permutation(len(names)) / len(names)
+    part = (place[:, None] >= PARTS).sum(axis=1)[number]
     streams: list[Tensor] = []
     finals: list[Tensor] = []
     owner: list[int] = []
@@ -135,16 +136,13 @@ def neutral_states(bench: Bench) -> Neutral:
         for batch, hidden in forward_batches(model, encoded, task="read neutral text"):
             for row, passage in enumerate(batch.rows):
                 last = int(batch.lengths[row]) - 1
-                tokens = np.unique(np.linspace(0, last, STATES + 1).astype(int)[1:]).tolist()
+                several = np.unique(np.linspace(0, last, STATES + 1).astype(int)[1:]).tolist()
+                tokens = [last] if part[passage] else several
                 kept = [stream[layer][row, tokens].cpu() for layer in layers]
                 streams.append(torch.stack(kept, dim=1))
                 finals.append(hidden[row, tokens].cpu())
-                owner += [int(text.document[passage])] * len(tokens)
-    document = np.array(owner, dtype=np.int64)
-    names, number = np.unique(document, return_inverse=True)
-    place = np.random.default_rng(bench.seed).permutation(len(names)) / len(names)
-    part = (place[:, None] >= PARTS).sum(axis=1)[number]
-    return Neutral(torch.cat(streams), torch.cat(finals), document, part)
+                owner += [passage] * len(tokens)
+    return Neutral(torch.cat(streams), torch.cat(finals), text.document[owner], part[owner])
 
 
 def tune(bench: Bench, neutral: Neutral) -> TunedLens:
@@ -152,7 +150,7 @@ def tune(bench: Bench, neutral: Neutral) -> TunedLens:
     reader, count = Reader(bench.model, bench.head), neutral.streams.shape[1]
     places = track(range(count - 1), task="tune the lens", total=count - 1, unit="layers")
     found = [*(fit(reader, neutral, place, seed=bench.seed) for place in places), None]
-    rows = neutral.rows(2, ROWS)
+    rows = neutral.rows(2)
     final = neutral.final[rows]
     plain, tuned = np.empty((2, len(rows), count))
     for place, each in enumerate(found):
@@ -167,7 +165,7 @@ def tune(bench: Bench, neutral: Neutral) -> TunedLens:
 def fit(reader: Reader, neutral: Neutral, place: int, *, seed: int) -> Translator:
     """Return the translator of the layer in ``place``: by ridge, or trained where that is worse."""
     found = by_ridge(neutral, place)
-    rows = neutral.rows(1, ROWS // 2)
+    rows = neutral.rows(1)
     final, stream = neutral.final[rows], neutral.streams[rows, place]
     plain = float(reader.divergence(final, stream).mean())
     if float(reader.divergence(final, found(stream)).mean()) < plain:
@@ -213,7 +211,7 @@ def by_descent(
 
     What is best is judged on documents of part 1, every few steps.
     """
-    choose = neutral.rows(1, ROWS // 2)
+    choose = neutral.rows(1)
     learn = neutral.rows(0)
     final, stream = neutral.final[choose], neutral.streams[choose, place]
     nothing = Translator(start.mean, start.scale, 0 * start.weight, 0 * start.bias)

@@ -12,6 +12,7 @@ from obliteratus.analysis.atlas import Atlas, LeftOut, save_atlas
 from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.findings import Findings, load_findings, save_findings
 from obliteratus.analysis.module import ANALYSES
+from obliteratus.analysis.neutral_text import passages
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import DirectionError, MeasurementError
 from obliteratus.events import Note, emit
@@ -179,6 +180,7 @@ class _Run:
             distill=settings.distill.model_dump(mode="json"),
             settings=settings.analyze.model_dump(mode="json", exclude={"modules", "other"}),
             other=None if compared is None else dict(compared.identity),
+            text=None if settings.analyze.text is None else passages(settings.analyze).sha256,
             seed=settings.seed,
             analysis=analysis_code(),
         )
