@@ -132,8 +132,14 @@ def transfer(bench: Bench) -> Findings:
     pair = pair_of(bench, other, kin)
     learned = None if kin.is_same_base else learn(pair)
     tokens = bench.tokens if kin.same_vocabulary else other.tokens
-    acted = act(other, tokens, unit_rows(_vectors(pair, learned, row.numpy())),
-                layer=pair.other_layer, length=float(np.linalg.norm(pair.own)))  # fmt: skip
+    acted = act(
+        other,
+        tokens,
+        unit_rows(_vectors(pair, learned, row.numpy())),
+        layer=pair.other_layer,
+        length=float(np.linalg.norm(pair.own)),
+        means=pair.harmless_means,
+    )
     brought = Brought(kin)
     if learned is not None:
         own = pair.own / np.linalg.norm(pair.own)

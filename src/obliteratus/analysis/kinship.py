@@ -1,5 +1,6 @@
 """Whether two models are made from one base, so that their streams have the same coordinates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,7 @@ def _weight(module: torch.nn.Module) -> Tensor:
     return module.get_parameter("weight")
 
 
-def _cosine(pairs: list[tuple[Tensor, Tensor]]) -> float | None:
+def _cosine(pairs: Sequence[tuple[Tensor, Tensor]]) -> float | None:
     """Return Σ⟨W, W'⟩ / √(Σ‖W‖² Σ‖W'‖²) over pairs of one shape, None where there is none."""
     inner = lengths = others = 0.0
     for weight, theirs in pairs:

@@ -76,7 +76,7 @@ def _hsic(
 
 def rank_similarity(classes: Sequence[Products]) -> float:
     """Return Spearman's correlation of the distances between prompts, the mean over classes."""
-    return float(np.mean([stats.pearsonr(*_ranks(each)).statistic for each in classes]))
+    return float(np.mean([np.corrcoef(*_ranks(each))[0, 1] for each in classes]))
 
 
 def _ranks(each: Products) -> tuple[Float64[np.ndarray, " pair"], Float64[np.ndarray, " pair"]]:

@@ -1,7 +1,6 @@
 """What a direction does in another model, and how alike both are, as pictures."""
 
 from obliteratus.analysis.findings import Findings
-from obliteratus.analysis.transferred import WAYS
 from obliteratus.pictures.spec import (
     Dots,
     Heat,
@@ -34,8 +33,7 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
             ("removed", "taken out of harmful prompts"),
         )
     )
-    assert tuple(WAYS) == ("added", "removed")
-    named = [
+    named: list[tuple[str, Estimate, Role]] = [
         (title, each, _role(each))
         for name, title in LIKENESS.items()
         if (each := found.estimates.get(name)) is not None
@@ -73,8 +71,7 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
 def _effects(found: Findings, way: str) -> Dots:
     random = found.arrays[way][2:].tolist()
     brought, own = found.estimates[way], found.estimates[f"{way}_own"]
-    given = [("brought here", brought, "refusal"), ("its own", own, "original")]
-    names = [name for name, _, _ in given] + [f"random {row + 1}" for row in range(len(random))]
+    names = ["brought here", "its own", *(f"random {row + 1}" for row in range(len(random)))]
     return Dots(
         names=tuple(names),
         values=(brought.value, own.value, *random),

@@ -1,7 +1,9 @@
 """What a direction of another model does in this one, beside its own and random ones as long.
 
 The direction that was brought here is added to harmless prompts at one layer, ‖δ‖ of this model
-long, and its projection is taken out of harmful prompts at every layer. So are the model's own
+long, and taken out of harmful prompts at every layer: what a token has along it becomes what
+harmless prompts have (2411.09003), because a projection would also take out what all prompts have
+in common, and any direction with a part along that would seem to act. So are the model's own
 direction, which says what there is to transfer, and random directions that were brought here the
 same way: what a map makes of any direction has the variance that the map prefers, and with it an
 effect that a random direction of this model would not have.
@@ -24,7 +26,7 @@ from obliteratus.events import track
 from obliteratus.measure.log_odds import RefusalTokens
 from obliteratus.models.chat import Encoded
 from obliteratus.operator.removal import everywhere
-from obliteratus.operator.steering import Kind, steering
+from obliteratus.operator.steering import steering
 from obliteratus.shapes import Layer
 from obliteratus.statistics.estimate import Estimate
 
@@ -54,19 +56,16 @@ def act(
     *,
     layer: Layer,
     length: float,
+    means: Mapping[Layer, Float64[Tensor, " d_model"]],
 ) -> Transferred:
     """Add and remove each of ``rows`` (unit vectors), ``length`` long, in the bench's model.
 
-    ``tokens`` are those of its refusals, or of the model that it was made from: an edited one may
+    ``means`` are those of harmless prompts at every layer. ``tokens`` are those of its refusals, or of the model that it was made from: an edited one may
     have none of its own.
     """
 
     def seen(encoded: Encoded) -> Float64[np.ndarray, " prompt"]:
         return scores(bench.model, bench.head, tokens, encoded)
-
-    def steered(encoded: Encoded, along: Directions, kind: Kind) -> Float64[np.ndarray, " prompt"]:
-        with steering(bench.model, along, kind=kind):
-            return seen(encoded)
 
     sides: dict[str, Encoded] = {"added": bench.subset.harmless, "removed": bench.subset.harmful}
     before = {way: seen(side) for way, side in sides.items()}
@@ -75,10 +74,10 @@ def act(
         push = Directions({layer: row[None]}, {layer: length}, "transferred")
         whole = everywhere(bench.model, row[None])
         removal = Directions(whole, dict.fromkeys(whole, length), "transferred")
-        up = steered(sides["added"], push, "addition") - before["added"]
-        down = before["removed"] - steered(sides["removed"], removal, "projection")
-        found["added"].append(up)
-        found["removed"].append(down)
+        with steering(bench.model, push, kind="addition"):
+            found["added"].append(seen(sides["added"]) - before["added"])
+        with steering(bench.model, removal, kind="affine", means=means):
+            found["removed"].append(before["removed"] - seen(sides["removed"]))
     return Transferred(**{way: np.array(values) for way, values in found.items()})
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64
+from torch import Tensor
 
 from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.intervening import selected
@@ -30,6 +31,13 @@ class Pair:
     other_position: int
     own: Float64[np.ndarray, " d_other"]
     why: str
+
+    @property
+    def harmless_means(self) -> dict[Layer, Float64[Tensor, " d_other"]]:
+        """The mean of the other's harmless prompts at every layer."""
+        seen = self.other.activations
+        row = seen.positions.index(self.other_position)
+        return {layer: each.mean[row] for layer, each in seen.harmless.moments.items()}
 
     def streams(self, side: PromptClass) -> tuple[np.ndarray, np.ndarray]:
         """Return the fit prompts of a class in both models, row i of both the same prompt."""
