@@ -60,8 +60,8 @@ def act(
 ) -> Transferred:
     """Add and remove each of ``rows`` (unit vectors), ``length`` long, in the bench's model.
 
-    ``means`` are those of harmless prompts at every layer. ``tokens`` are those of its refusals, or of the model that it was made from: an edited one may
-    have none of its own.
+    ``means`` are those of harmless prompts at every layer. ``tokens`` are those of the model's
+    refusals, or of the model that it was made from: an edited one may have none of its own.
     """
 
     def seen(encoded: Encoded) -> Float64[np.ndarray, " prompt"]:
