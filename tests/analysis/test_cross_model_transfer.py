@@ -36,16 +36,13 @@ DRAWN, VECTORS = 12, 6  # the same for random directions
 TEXT = 200
 
 
+NEUTRAL: dict[str, Path] = {}
+
+
 @pytest.fixture(scope="module", autouse=True)
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "neutral.txt"
-    path.write_text("\n\n".join(planted_text(TEXT)))
-    global NEUTRAL  # noqa: PLW0603
-    NEUTRAL = path
-    return path
-
-
-NEUTRAL = Path()
+def neutral(tmp_path_factory: pytest.TempPathFactory) -> None:
+    NEUTRAL["text"] = tmp_path_factory.mktemp("text") / "neutral.txt"
+    NEUTRAL["text"].write_text("\n\n".join(planted_text(TEXT)))
 
 
 def along(plant: PlantedTransformer, *, triggers: Triggers = "none") -> Directions:
@@ -66,7 +63,7 @@ def bench(
         model=plant.model,
         splits=Splits(fit, select, select),
         behaviour=BEHAVIOURS["refusal"],
-        settings=AnalyzeSettings(prompts=POOL, permutations=39, text=str(NEUTRAL)),
+        settings=AnalyzeSettings(prompts=POOL, permutations=39, text=str(NEUTRAL["text"])),
         probed=lambda: probe(plant.model, fit),
         distilled=lambda: along(plant),
         calibrated=lambda: plant.refusal_tokens,
@@ -102,7 +99,7 @@ def changed(plant: PlantedTransformer, share: float = 0.02) -> PlantedTransforme
         for name, weight in model.named_parameters():
             if "layers" in name and weight.ndim == 2:
                 noise = torch.randn(weight.shape, generator=generator)
-                weight += share * weight.std() * noise
+                weight.add_(share * weight.std() * noise)
     source = replace(plant.model.source, asked="planted-tuned", fingerprint="tuned")
     return replace(plant, model=replace(plant.model, module=model, source=source))
 
@@ -114,9 +111,9 @@ decodable = cache(lambda: pool(planted("linear"), planted("decodable_only", seed
 sink = cache(lambda: pool(planted("sink"), planted("null", seed=1, has_sink=True), "independent"))
 
 
-def times(given: Pool, brought: Brought | None = None) -> dict[str, int]:
-    """Count in how many of 100 experiments each estimate is supported."""
-    acted, whole = given
+def times(given: Pool) -> dict[str, int]:
+    """Count in how many of 100 experiments each way is supported."""
+    acted, _ = given
     counts = {"added": 0, "removed": 0, "either": 0}
     for seed in range(100):
         rng = np.random.default_rng(seed)
@@ -127,7 +124,6 @@ def times(given: Pool, brought: Brought | None = None) -> dict[str, int]:
         seen = {way: found[way].verdict == "supported" for way in ("added", "removed")}
         for way, is_there in {**seen, "either": any(seen.values())}.items():
             counts[way] += is_there
-    assert whole.module == "cross_model_transfer"
     return counts
 
 
@@ -184,7 +180,7 @@ def test_an_edited_model_can_be_brought_to_refuse_but_not_made_to_stop() -> None
     row = plant.truth.refusal[0].float()
     with torch.no_grad():
         weight = model.get_submodule(f"model.layers.{plant.truth.write_layer}.mlp.down_proj").weight
-        weight -= torch.outer(row, row @ weight)
+        weight.sub_(torch.outer(row, row @ weight))
     edited = replace(plant, model=replace(plant.model, module=model))
     acted, found = pool(plant, edited)
     assert found.facts["kinship"]["same_base"]
