@@ -35,6 +35,7 @@ def analyze(
             "--other", metavar="MODEL", help="A second model: does the direction transfer to it?"
         ),
     ] = None,
+    behaviour: options.BehaviourName = None,
     assignments: options.Assignments = None,
     seed: options.Seed = None,
     dtype: options.Dtype = None,
@@ -57,6 +58,7 @@ def analyze(
     DIR gets atlas.html, findings.json with the arrays in findings.safetensors, and analysis.json.
     """
     flags = options.settings(
+        behaviour=behaviour,
         seed=seed,
         model=options.section(
             dtype=dtype,

@@ -105,7 +105,8 @@ def early_stop(
     if not judge.can_settle:
         raise UsageError(
             f"verify.early_stop={kind} needs a judge that is certain before an answer ends, and "
-            f"'{judge.name}' never is. Set verify.early_stop=off or verify.judge.name=keyword."
+            f"'{judge.name}' never is. Set verify.early_stop=off, or for refusals "
+            "verify.judge.name=keyword."
         )
     if kind == "certain":
         return EarlyStop(judge, texts, limit)

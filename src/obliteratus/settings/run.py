@@ -188,9 +188,14 @@ class VerifySettings(Section):
 
 
 class RunSettings(Section):
-    """Everything that determines a run, besides the model's name and the versions in use."""
+    """Everything that determines a run, besides the model's name and the versions in use.
+
+    ``behaviour`` is what is mapped and edited: the prompts that are built in for it, the judge of
+    the answers and the words of the report.
+    """
 
     method: str = "advanced"
+    behaviour: str = "refusal"
     seed: int = 0
     model: ModelSettings = ModelSettings()
     prompts: PromptSettings = PromptSettings()
