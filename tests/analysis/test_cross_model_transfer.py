@@ -174,7 +174,7 @@ def test_a_large_common_direction_does_not_transfer() -> None:
 
 
 def test_an_edited_model_can_be_brought_to_refuse_but_not_made_to_stop() -> None:
-    """Where what wrote r is gone, only adding it does something."""
+    """Where what wrote r is gone, only adding does something, of what is left of ‖δ‖ there."""
     plant = planted("linear")
     model = copy.deepcopy(plant.model.module)
     row = plant.truth.refusal[0].float()
@@ -184,8 +184,8 @@ def test_an_edited_model_can_be_brought_to_refuse_but_not_made_to_stop() -> None
     edited = replace(plant, model=replace(plant.model, module=model))
     acted, found = pool(plant, edited)
     assert found.facts["kinship"]["same_base"]
-    assert acted.added[0].mean() > 6
-    assert acted.removed[0].mean() < 1
+    assert acted.added[0].mean() > 1.5
+    assert abs(acted.removed[0].mean()) < 0.5
     assert found.estimates["removed"].verdict != "supported"
 
 
