@@ -18,15 +18,14 @@ from obliteratus.analysis.module import ANALYSES
 from obliteratus.analysis.transferred import Transferred
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import DirectionError, MeasurementError
-from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.removal import everywhere
 from obliteratus.pictures.drawn import drawn
 from obliteratus.pictures.interactive import interactive
 from obliteratus.probe.capture import probe
 from obliteratus.prompts.contrast import Splits
-from obliteratus.settings import AnalyzeSettings
 from obliteratus.statistics.estimate import Estimate
+from obliteratus.testing.planted_bench import planted_bench
 from obliteratus.testing.planted_prompts import Triggers, planted_prompts, planted_text
 from obliteratus.testing.planted_transformer import PlantedTransformer, planted
 
@@ -59,15 +58,15 @@ def bench(
 ) -> Bench:
     fit = planted_prompts(FIT, triggers=triggers)
     select = planted_prompts(POOL, seed=1, triggers=triggers)
-    return Bench(
-        model=plant.model,
-        splits=Splits(fit, select, select),
-        behaviour=BEHAVIOURS["refusal"],
-        settings=AnalyzeSettings(prompts=POOL, permutations=39, text=str(NEUTRAL["text"])),
-        probed=lambda: probe(plant.model, fit),
-        distilled=lambda: along(plant),
-        calibrated=lambda: plant.refusal_tokens,
+    return planted_bench(
+        plant,
+        Splits(fit, select, select),
+        directions=along(plant),
+        fit=fit,
         compared=None if other is None else lambda: other,
+        prompts=POOL,
+        permutations=39,
+        text=str(NEUTRAL["text"]),
     )
 
 

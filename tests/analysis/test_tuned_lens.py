@@ -3,7 +3,6 @@
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,12 +23,11 @@ from obliteratus.analysis.tuned_lens import (
     tune,
 )
 from obliteratus.errors import MeasurementError
-from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.documents import Document
 from obliteratus.pictures.drawn import drawn
 from obliteratus.pictures.interactive import interactive
-from obliteratus.prompts.contrast import Splits
 from obliteratus.settings import AnalyzeSettings
+from obliteratus.testing.planted_bench import planted_bench
 from obliteratus.testing.planted_prompts import planted_text
 from obliteratus.testing.planted_transformer import PlantedTransformer, planted
 
@@ -49,22 +47,14 @@ def plant() -> PlantedTransformer:
 
 
 def bench(lens: str = "tuned") -> Bench:
-    prompts = plant().prompts(POOL)
-
-    def unused() -> Any:
-        raise AssertionError("the lens needs neither activations nor directions")
-
-    return Bench(
-        model=plant().model,
-        splits=Splits(prompts, prompts, prompts),
-        behaviour=BEHAVIOURS["refusal"],
-        settings=AnalyzeSettings(
-            prompts=POOL, permutations=39, lens=lens, text=str(NEUTRAL["text"])  # pyright: ignore[reportArgumentType]
-        ),
-        probed=unused,
-        distilled=unused,
-        calibrated=lambda: plant().refusal_tokens,
-    )  # fmt: skip
+    return planted_bench(
+        plant(),
+        plant().prompts(POOL),
+        prompts=POOL,
+        permutations=39,
+        lens=lens,
+        text=str(NEUTRAL["text"]),
+    )
 
 
 @cache
