@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from obliteratus.analysis import tuned_lens
 from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.findings import Findings
 from obliteratus.analysis.lens_reliability import with_lens
@@ -118,6 +119,18 @@ def test_shuffled_targets_teach_nothing() -> None:
     constant = Reader(plant().model, bench().head).divergence(given.final[held], mean).mean()
     assert lens.tuned[:, 2:-1].mean() > 0.9 * float(constant)
     assert tuned().tuned[:, 2:-1].mean() < 0.1 * lens.tuned[:, 2:-1].mean()
+
+
+def test_a_ridge_that_is_worse_than_the_head_alone_is_trained_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given, reader = states(), Reader(plant().model, bench().head)
+    place = plant().truth.write_layer + 1
+    good = by_ridge(given, place)
+    assert not tuned_lens.fit(reader, given, place, seed=0).trained
+    spoilt = replace(good, weight=-3 * good.weight)
+    monkeypatch.setattr(tuned_lens, "by_ridge", lambda *_: spoilt)
+    assert tuned_lens.fit(reader, given, place, seed=0).trained
 
 
 def test_descent_goes_on_where_ridge_is_worse_than_nothing() -> None:
