@@ -1,0 +1,1 @@
+"""The engines, one file each; a file registers its engine by name."""
