@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import psutil
 from typing_extensions import override
@@ -24,6 +24,7 @@ STOP_SECONDS = 10.0  # until a worker that was asked to end is killed
 ENDED_BADLY = 1
 
 
+@runtime_checkable
 class _Said(Protocol):
     """The end of a pipe that is read; what its class is depends on the system."""
 
