@@ -11,8 +11,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar, Literal, TypeVar
 
+from typing_extensions import override
+
 T = TypeVar("T")
-Stage = Literal["summon", "probe", "analyze", "distill", "excise", "verify", "rebirth"]
+Stage = Literal["summon", "probe", "analyze", "distill", "excise", "verify", "rebirth", "study"]
 STAGES: tuple[Stage, ...] = ("summon", "probe", "distill", "excise", "rebirth", "verify")
 """The stages of a run in the order in which they execute (the saved folder is what is verified)."""
 
@@ -91,6 +93,28 @@ class Progress(Event):
     def seconds_left(self) -> float:
         """Time left at the rate so far; infinity before the first unit."""
         return (self.total - self.done) / self.rate if self.rate > 0 else float("inf")
+
+
+@dataclass(frozen=True)
+class TimedProgress(Progress):
+    """Progress of units that differ: ``left`` are the seconds left by what each kind has taken.
+
+    Infinity where a kind is left that was not measured yet.
+    """
+
+    left: float = float("inf")
+
+    @property
+    @override
+    def seconds_left(self) -> float:
+        """Time left by the measured durations."""
+        return self.left
+
+    @override
+    def as_json(self) -> dict[str, object]:
+        """Return a JSON-ready mapping; an unknown time is null, since JSON has no infinity."""
+        unknown = {"left": None} if self.left == float("inf") else {}
+        return {**super().as_json(), **unknown}
 
 
 @dataclass(frozen=True)

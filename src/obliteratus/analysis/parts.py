@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from obliteratus.errors import MeasurementError
 from obliteratus.models.anatomy import WeightSite
-from obliteratus.models.loaded import LoadedModel
+from obliteratus.models.loaded import ModelOutline
 
 WORDS = {"attention": "attention", "mlp": "MLP", "experts": "experts", "state_space": "mixer"}
 
@@ -60,7 +60,7 @@ class Place:
         return self.part.name if self.head is None else f"{self.part.depth} H{self.head}"
 
 
-def parts(model: LoadedModel) -> tuple[Part, ...]:
+def parts(model: ModelOutline) -> tuple[Part, ...]:
     """Return everything that writes to the stream inside the blocks, in the order of the layers.
 
     Raises:
@@ -88,7 +88,7 @@ def parts(model: LoadedModel) -> tuple[Part, ...]:
     return tuple(found)
 
 
-def places(model: LoadedModel) -> tuple[Place, ...]:
+def places(model: ModelOutline) -> tuple[Place, ...]:
     """Return the heads where attention is divided into them, and the undivided parts."""
     return tuple(
         Place(part, head)
@@ -97,7 +97,7 @@ def places(model: LoadedModel) -> tuple[Place, ...]:
     )
 
 
-def _heads(model: LoadedModel, path: str, sites: tuple[WeightSite, ...]) -> int:
+def _heads(model: ModelOutline, path: str, sites: tuple[WeightSite, ...]) -> int:
     """Return the number of heads that the module reads side by side, 0 where that is not so."""
     site = sites[0]
     is_matrix = len(sites) == 1 and site.name.rpartition(".")[0] == path and site.expert is None
@@ -112,7 +112,7 @@ def _heads(model: LoadedModel, path: str, sites: tuple[WeightSite, ...]) -> int:
     return heads if width // heads in named | {model.anatomy.d_model // heads} else 0
 
 
-def _width(model: LoadedModel, site: WeightSite) -> int:
+def _width(model: ModelOutline, site: WeightSite) -> int:
     """Return how many numbers a matrix reads; a packed one has lost its shape but not this."""
     weight = model.module.get_parameter(site.name)
     if not weight.is_floating_point():

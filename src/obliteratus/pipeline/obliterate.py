@@ -100,6 +100,31 @@ def obliterate(
     return RunResult(output, report, time.perf_counter() - start)
 
 
+@dataclass(frozen=True)
+class EditedInPlace:
+    """What was done to a model in memory: the passes, and every deviation from what was asked."""
+
+    passes: tuple[Pass, ...]
+    deviations: tuple[Deviation, ...]
+
+
+def edit_in_place(
+    model: LoadedModel, splits: Splits, settings: RunSettings, *, store: Store | None = None
+) -> EditedInPlace:
+    """Map ``model`` and edit it in memory, as :func:`obliterate` does, and prove the edit.
+
+    Nothing is written but the cache, and nothing is measured of what the edited model does.
+
+    Raises:
+        EditError: the model is packed, or see the stages.
+        UsageError: as :func:`obliterate`.
+    """
+    check_extractor(settings)
+    check_architecture(model.anatomy)
+    check_targets(model.anatomy, settings.edit)
+    return _Run(settings, behaviour_of(settings), store or Store()).edit(model, splits)
+
+
 class _Run:
     """The state of one run between its stages.
 
@@ -173,6 +198,19 @@ class _Run:
             record["seconds"] = {k: round(v, 3) for k, v in self.journal.seconds.items()}
             write_records(work, {"run": record})
         return report
+
+    def edit(self, model: LoadedModel, splits: Splits) -> EditedInPlace:
+        for deviation in self.changed:
+            emit(DeviationRecorded(deviation))
+        self.journal.deviate(*self.changed)
+        laboratory = Laboratory(model, splits, self.settings, self.store)
+        tokens, directions = self._distill(laboratory, self._probe(laboratory))
+        planned = plan(model, directions, self.settings.edit)
+        planned, self.dose = dosed(
+            model, planned, splits.select, self.settings, tokens, self.journal
+        )
+        passes = self._excise(model, splits, tokens, directions, planned)
+        return EditedInPlace(tuple(passes), tuple(self.journal.deviations))
 
     def _summon(self, name: str, splits: Splits) -> LoadedModel:
         with self.journal.stage("summon", f"load {name}") as note:

@@ -100,9 +100,7 @@ def _ranges(model: ModelOutline, count: int) -> tuple[Component, ...]:
         )
     ends = [round(index * width / count) for index in range(count + 1)]
     return tuple(
-        Component(
-            "embedding", f"embedding {a}-{b - 1}", model.anatomy.blocks[0], first=a, last=b
-        )
+        Component("embedding", f"embedding {a}-{b - 1}", model.anatomy.blocks[0], first=a, last=b)
         for a, b in zip(ends, ends[1:], strict=False)
     )
 

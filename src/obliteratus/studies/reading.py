@@ -91,7 +91,9 @@ def _in_words(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"'{where}' is missing; write it."
     if first["type"] == "string_pattern_mismatch":
-        return f"{where}: '{first['input']}' cannot be the name of a folder; use letters and digits."
+        return (
+            f"{where}: '{first['input']}' cannot be the name of a folder; use letters and digits."
+        )
     what = first["msg"].removeprefix("Value error, ").removesuffix(".")
     return f"{where}: {what}." if where else f"{what}."
 

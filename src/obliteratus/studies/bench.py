@@ -1,0 +1,278 @@
+"""What a study measures of a model, once as it is and then in every changed state of it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from obliteratus.errors import MeasurementError
+from obliteratus.events import Deviation, without_progress
+from obliteratus.measure.behaviour import Behaviour
+from obliteratus.measure.built_in_tasks import BUILT_IN
+from obliteratus.measure.capability import ItemScores
+from obliteratus.measure.divergence import first_token_kl
+from obliteratus.measure.documents import Document, documents
+from obliteratus.measure.generation import generate
+from obliteratus.measure.head import Head, head_of
+from obliteratus.measure.judges.base import Asked, Outcome, checked
+from obliteratus.measure.judges.base import Bench as JudgeBench
+from obliteratus.measure.likelihood import document_nll
+from obliteratus.measure.writing import Completion
+from obliteratus.models.chat import Encoded, encode
+from obliteratus.models.loaded import LoadedModel
+from obliteratus.probe.forward import automatic_batch_tokens, last_hidden
+from obliteratus.prompts.contrast import ContrastSet, Prompt, Splits
+from obliteratus.prompts.rewrites import widened
+from obliteratus.settings import RunSettings
+from obliteratus.store import Store, content_key
+from obliteratus.studies.rows import Numbers, Outcomes, changed_rows
+from obliteratus.studies.schema import SPOKEN, Metric
+from obliteratus.verify.files import load_part, save_part
+from obliteratus.verify.identity import (
+    code_fingerprint,
+    digest,
+    versions,
+    vocabulary_fingerprint,
+    weights_fingerprint,
+)
+from obliteratus.verify.measure import lookalikes_of
+from obliteratus.verify.measurement import Part
+from obliteratus.verify.report import Row
+from obliteratus.verify.sections import prompt_log_odds
+from obliteratus.verify.verify import calibrated
+
+TASK = "study"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one state of a model did, prompt by prompt. What was not asked for is None.
+
+    ``outcomes`` are the judge's, by class of prompts; ``harmless`` are final-norm outputs at the
+    last tokens, from which the divergence is computed.
+    """
+
+    log_odds_harmful: Float64[Tensor, " prompt"] | None = None
+    log_odds_harmless: Float64[Tensor, " prompt"] | None = None
+    harmless: Float[Tensor, "prompt d_model"] | None = None
+    nll: Float64[Tensor, " document"] | None = None
+    tokens: Int64[Tensor, " document"] | None = None
+    outcomes: dict[str, tuple[Outcome, ...]] | None = None
+    questions: ItemScores | None = None
+
+    def as_part(self) -> Part:
+        """Return this as facts and tensors."""
+        names = ("log_odds_harmful", "log_odds_harmless", "harmless", "nll", "tokens")
+        tensors = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+        questions = None if self.questions is None else asdict(self.questions)
+        return Part({"outcomes": self.outcomes, "questions": questions}, tensors)
+
+    @classmethod
+    def from_part(cls, part: Part) -> "Reading":
+        """Make a reading of what :meth:`as_part` returned, or of its JSON."""
+        said, asked = part.facts["outcomes"], part.facts["questions"]
+        if asked is not None:
+            asked = ItemScores(
+                **{**asked, "ids": tuple(asked["ids"]), "scores": tuple(asked["scores"])}
+            )
+        outcomes = None if said is None else {k: tuple(v) for k, v in said.items()}
+        return cls(outcomes=outcomes, questions=asked, **part.tensors)
+
+
+class StudyBench:
+    """A model as it is, measured for one behaviour, and its changed states against it.
+
+    Raises:
+        MeasurementError: there are no prompts of a class, or a metric has no meaning here.
+        PromptError: more prompts are asked for than rewrites can give.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        splits: Splits,
+        behaviour: Behaviour,
+        settings: RunSettings,
+        metrics: Sequence[Metric],
+        prompts: int,
+        store: Store,
+    ) -> None:
+        """``prompts`` of each class are taken from the test split, with rewrites where need be."""
+        self.model = model
+        self.splits = splits
+        self.settings = settings
+        self.store = store
+        self._behaviour = behaviour
+        self._metrics = tuple(metrics)
+        self.widened = widened(splits.test, prompts)
+        self._prompts: ContrastSet = self.widened.contrast
+        self._system = settings.prompts.system
+        self._head: Head = head_of(model)
+        self._batch = automatic_batch_tokens(model)  # the same batches for every state
+        self._texts: tuple[Document, ...] = documents(
+            settings.verify.text, settings.verify.text_documents
+        )
+        self._lookalikes: tuple[Prompt, ...] = (
+            lookalikes_of(behaviour, settings.verify.over_refusal)
+            if "over_refusal" in metrics
+            else ()
+        )
+        self.tokens, left_out = calibrated(model, splits.fit, behaviour, system=self._system)
+        self.deviations: tuple[Deviation, ...] = left_out
+        self._judge = behaviour.judged_by(JudgeBench(settings.verify.judge, self.tokens, store))
+
+    @cached_property
+    def original(self) -> Reading:
+        """The model as it is, measured now or in the cache of all workers."""
+        key = content_key(
+            "study",
+            weights=weights_fingerprint(self.model),
+            vocabulary=vocabulary_fingerprint(self.model),
+            template=self.model.chat_template_sha256,
+            device=self.model.device.type,
+            batch=self._batch,
+            prompts=self._prompts.sha256,
+            system=self._system,
+            lookalikes=digest([each.text for each in self._lookalikes]),
+            documents=digest([each.text for each in self._texts]),
+            tokens=None if self.tokens is None else list(self.tokens.ids),
+            judge=self._judge.identity,
+            metrics=sorted(self._metrics),
+            new_tokens=self.settings.verify.max_new_tokens,
+            items=self.settings.verify.capability_items,
+            versions=versions(),
+            code=code_fingerprint(),
+        )
+        return self.store.cached(
+            key,
+            self.read,
+            lambda reading, folder: save_part(reading.as_part(), folder),
+            lambda folder: Reading.from_part(load_part(folder)),
+        )[0]
+
+    def read(self) -> Reading:
+        """Measure the model in the state in which it is, under whatever hooks are active.
+
+        Raises:
+            MeasurementError: logits are NaN, or there is nothing to measure.
+        """
+        with without_progress(), torch.no_grad():
+            return self._read()
+
+    def rows(self, after: Reading) -> tuple[Row, ...]:
+        """Return what ``after`` changed, metric by metric, paired by prompt or document.
+
+        Its head must be the model's as it is now: :meth:`read` and this are called in one state.
+        """
+        before, seed = self.original, self.settings.seed
+        numbers: list[Numbers] = []
+        words = self._behaviour.words
+        for name in ("log_odds_harmful", "log_odds_harmless"):
+            one, two = getattr(before, name), getattr(after, name)
+            if name in self._metrics and one is not None and two is not None:
+                label = f"{words.noun} log-odds, " + (
+                    words.provoking if name.endswith("harmful") else words.neutral
+                )
+                numbers.append(Numbers(name, label, one.numpy(), two.numpy()))
+        kl = None
+        if before.harmless is not None and after.harmless is not None:
+            kl = first_token_kl(before.harmless, self._head, after.harmless, head_of(self.model))
+        outcomes = [
+            Outcomes(name, label, before.outcomes[side], after.outcomes[side], outcome)
+            for name, label, side, outcome in self._shares()
+            if before.outcomes is not None and after.outcomes is not None
+        ]
+        return changed_rows(
+            numbers=numbers,
+            outcomes=outcomes,
+            kl=None if kl is None else kl.numpy(),
+            likelihood=None
+            if before.nll is None or after.nll is None or before.tokens is None
+            else (before.nll, after.nll, before.tokens),
+            questions=None
+            if before.questions is None or after.questions is None
+            else (before.questions, after.questions),
+            origins=np.array(self.widened.origins) if self.widened.is_rewritten else None,
+            seed=seed,
+        )
+
+    def _shares(self) -> list[tuple[Metric, str, str, Outcome]]:
+        words = self._behaviour.words
+        every: list[tuple[Metric, str, str, Outcome]] = [
+            ("refusal_harmful", f"{words.shows} {words.asked}", "harmful", "refusal"),
+            ("refusal_harmless", f"{words.shows} {words.partners}", "harmless", "refusal"),
+            ("over_refusal", f"{words.shows} safe look-alikes", "lookalikes", "refusal"),
+            ("degenerate_harmful", f"degenerate, {words.provoking}", "harmful", "degenerate"),
+        ]
+        return [each for each in every if each[0] in self._metrics]
+
+    def _read(self) -> Reading:
+        wanted, model, head = self._metrics, self.model, head_of(self.model)
+        found: dict[str, Any] = {}
+        spoken = SPOKEN.intersection(wanted)
+        reads_states = spoken and not self._judge.reads_answers
+        sides: dict[str, Tensor] = {}
+        if reads_states or {"log_odds_harmful"}.intersection(wanted):
+            sides["harmful"] = self._states(self._prompts.harmful)
+        if reads_states or {"log_odds_harmless", "kl_first"}.intersection(wanted):
+            sides["harmless"] = self._states(self._prompts.harmless)
+        for side, hidden in sides.items():
+            if f"log_odds_{side}" in wanted and self.tokens is not None:
+                found[f"log_odds_{side}"] = prompt_log_odds(hidden, head, self.tokens)
+        if "kl_first" in wanted:
+            found["harmless"] = sides["harmless"].cpu()
+        if "perplexity_heldout" in wanted:
+            read = document_nll(model, [t.text for t in self._texts], task=TASK, head=head)
+            found |= {"nll": read.nll, "tokens": read.tokens}
+        if spoken:
+            found["outcomes"] = self._outcomes()
+        if "multiple_choice" in wanted:
+            task = BUILT_IN["multiple_choice"](self.settings.verify.capability_items)
+            found["questions"] = task.score(model, self._system, progress=TASK)
+        return Reading(**found)
+
+    def _outcomes(self) -> dict[str, tuple[Outcome, ...]]:
+        needed = {side for _, _, side, _ in self._shares()}
+        asked = {
+            "harmful": self._prompts.harmful,
+            "harmless": self._prompts.harmless,
+            "lookalikes": self._lookalikes,
+        }
+        return {side: self._ruled(asked[side]) for side in asked if side in needed and asked[side]}
+
+    def _ruled(self, prompts: tuple[Prompt, ...]) -> tuple[Outcome, ...]:
+        """Let the model answer and the judge rule; the answers are dropped."""
+        encoded = self._encoded(prompts)
+
+        def said() -> tuple[Completion, ...]:
+            most = self.settings.verify.max_new_tokens
+            return generate(self.model, encoded, max_new_tokens=most, task=TASK)
+
+        texts = tuple(prompt.text for prompt in prompts)
+        asked = Asked(self.model, texts, encoded, said, lambda: self._states(prompts))
+        rulings = checked(self._judge, self._judge.judge(asked), len(prompts))
+        return tuple(ruling.outcome for ruling in rulings)
+
+    def _states(self, prompts: tuple[Prompt, ...]) -> Float[Tensor, "prompt d_model"]:
+        return last_hidden(self.model, self._encoded(prompts), batch_tokens=self._batch, task=TASK)
+
+    def _encoded(self, prompts: tuple[Prompt, ...]) -> Encoded:
+        return encode(self.model, [prompt.text for prompt in prompts], system=self._system)
+
+
+def check_metrics(metrics: Sequence[Metric], rows: Sequence[Row], behaviour: str) -> None:
+    """Check that something of ``metrics`` could be measured.
+
+    Raises:
+        MeasurementError: there is no row at all.
+    """
+    if not rows:
+        raise MeasurementError(
+            f"none of {', '.join(metrics)} can be measured of this model for '{behaviour}': it has "
+            "no first tokens that tell. Measure refusal_harmful, kl_first or perplexity_heldout."
+        )
