@@ -1,4 +1,4 @@
-"""The same requests in other words on the surface: more prompts of a set, without more of its ideas.
+"""The same requests, put in other ways: more prompts of a set, without more of its ideas.
 
 A rewrite changes how a request is put and not what is asked. Rewrites of one prompt are no
 independent prompts: what is measured on them is resampled by the prompt that they came from.

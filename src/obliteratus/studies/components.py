@@ -1,5 +1,6 @@
 """Which components of a model an ablation names: layers, heads, MLPs, ranges of the embedding."""
 
+import itertools
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -101,7 +102,7 @@ def _ranges(model: ModelOutline, count: int) -> tuple[Component, ...]:
     ends = [round(index * width / count) for index in range(count + 1)]
     return tuple(
         Component("embedding", f"embedding {a}-{b - 1}", model.anatomy.blocks[0], first=a, last=b)
-        for a, b in zip(ends, ends[1:], strict=False)
+        for a, b in itertools.pairwise(ends)
     )
 
 

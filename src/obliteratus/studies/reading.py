@@ -15,7 +15,7 @@ YAML_SUFFIXES = (".yaml", ".yml")
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML in which a key that stands twice is an error: the last one would win in silence."""
+    """Plain YAML, but a key that stands twice is an error: the last one would win in silence."""
 
     @override
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -55,7 +55,7 @@ def study_of_text(text: str, source: str) -> Study:
         UsageError: see :func:`read_study`.
     """
     try:
-        values: object = yaml.load(text, _Loader)  # noqa: S506  (a safe loader)
+        values: object = yaml.load(text, _Loader)
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from error
     except yaml.YAMLError as error:
@@ -86,8 +86,9 @@ def _in_words(error: ValidationError) -> str:
         *above, name = place
         return f"no key called '{where}'.{did_you_mean(str(name), _keys(Study, above))}"
     if first["type"] == "literal_error":
-        choices = _quoted(str(first.get("ctx", {}).get("expected", "")))
-        return f"{where}: no '{first['input']}' is known here.{did_you_mean(str(first['input']), choices)}"
+        asked, context = str(first["input"]), first.get("ctx", {})
+        near = did_you_mean(asked, _quoted(str(context.get("expected", ""))))
+        return f"{where}: there is no '{asked}'.{near}"
     if first["type"] == "missing":
         return f"'{where}' is missing; write it."
     if first["type"] == "string_pattern_mismatch":

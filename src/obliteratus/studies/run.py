@@ -1,0 +1,163 @@
+"""Run a study: its units into the ledger, an engine over them, and the results out."""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from obliteratus import __version__
+from obliteratus.errors import StorageError
+from obliteratus.events import Note, StageFinished, StageStarted, TimedProgress, emit
+from obliteratus.store import Store, write_json
+from obliteratus.store.files import storage_error
+from obliteratus.studies.engine import ENGINES
+from obliteratus.studies.ledger import LEDGER_FILE, Ledger, Recorded
+from obliteratus.studies.pace import Pace, pace
+from obliteratus.studies.results import PARQUET_FILE, table, write_parquet
+from obliteratus.studies.schema import Study
+from obliteratus.studies.units import units
+from obliteratus.studies.work import Runner, Work
+
+STUDY_FILE = "study.json"
+SECONDS_BETWEEN_LOOKS = 1.0  # reading all units takes milliseconds; nobody looks more often
+UNIT = "units"
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """The folder of a study, what became of its units, and the seconds of this run."""
+
+    folder: Path
+    units: tuple[Recorded, ...]
+    pace: Pace
+    seconds: float
+
+
+def run_study(
+    study: Study,
+    folder: Path,
+    *,
+    workers: int = 1,
+    engine: str = "local",
+    retry_failed: bool = False,
+    store: Store | None = None,
+) -> StudyResult:
+    """Do every unit of ``study`` that is not done yet, and write ``results.parquet``.
+
+    ``folder`` holds the ledger; the same call goes on where a killed one stopped, and several may
+    run at once. A unit that fails keeps its error and does not stop the others. However the run
+    ends, what is finished is exported.
+
+    Raises:
+        UsageError: a name or a setting is wrong, there is nothing to do, or ``folder`` holds
+            another study.
+        StorageError: the disk is full, or the ledger cannot be read. Finished units are kept.
+    """
+    chosen = ENGINES[engine]()
+    store = store or Store()
+    found, missing = units(study, store=store)
+    start = time.perf_counter()
+    facts = {
+        "study": study.model_dump(mode="json"),
+        "version": __version__,
+        "left_out": [vars(each) for each in missing],
+    }
+    with _made(folder, facts) as ledger:
+        new = ledger.add([unit.entry for unit in found], facts)
+        if retry_failed:
+            emit(Note(f"{ledger.retry_failed()} failed units are tried again."))
+        before = ledger.counts()
+        emit(StageStarted("study", _plan_words(len(found), new, before["finished"])))
+        work = Work(
+            folder,
+            partial(make_runner, store.root, workers),
+            workers=workers,
+            attempts=study.attempts,
+        )
+        try:
+            chosen.work_off(work, _Watch(ledger, workers).look)
+        finally:
+            export(folder, ledger)
+        done = ledger.units()
+    seconds = time.perf_counter() - start
+    stands = pace(done, workers=workers)
+    emit(StageFinished("study", seconds, in_short(stands)))
+    return StudyResult(folder, done, stands, seconds)
+
+
+def make_runner(cache: Path, workers: int) -> Runner:
+    """Make the runner of one of ``workers`` on this machine, in its own process."""
+    from obliteratus.studies.runner import StudyRunner, threads_per_worker
+
+    return StudyRunner(cache, threads_per_worker(workers))
+
+
+def export(folder: Path, ledger: Ledger) -> None:
+    """Write what the ledger has by now as ``results.parquet``.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    name = str(ledger.facts()["study"]["name"])
+    write_parquet(table(name, ledger.units()), folder / PARQUET_FILE)
+
+
+def in_short(stands: Pace) -> str:
+    """Return where a study stands in a few words."""
+    counts = stands.counts
+    failed = f", {counts['failed']} failed" if counts["failed"] else ""
+    rest = counts["waiting"] + counts["running"]
+    left = f", {rest} to do" if rest else ""
+    return f"{counts['finished']} of {stands.total} units finished{failed}{left}"
+
+
+class _Watch:
+    """Reads the ledger now and then, and emits what has changed."""
+
+    def __init__(self, ledger: Ledger, workers: int) -> None:
+        self._ledger = ledger
+        self._workers = workers
+        self._start = time.perf_counter()
+        self._next = 0.0
+        self._told: set[str] = {u.entry.id for u in ledger.units() if u.state == "failed"}
+
+    def look(self) -> None:
+        now = time.perf_counter()
+        if now < self._next:
+            return
+        self._next = now + SECONDS_BETWEEN_LOOKS
+        seen = self._ledger.units()
+        for unit in seen:
+            if unit.state == "failed" and unit.entry.id not in self._told:
+                self._told.add(unit.entry.id)
+                emit(Note(f"{unit.entry.spec['name']} failed: {unit.error}"))
+        emit(progress_of(pace(seen, workers=self._workers), now - self._start))
+
+
+def progress_of(stands: Pace, elapsed: float) -> TimedProgress:
+    """Return where a study stands as an event."""
+    return TimedProgress("study", stands.done, stands.total, UNIT, elapsed, left=stands.left)
+
+
+def _made(folder: Path, facts: dict[str, Any]) -> Ledger:
+    """Open the ledger of ``folder``, made if need be, with the study beside it."""
+    try:
+        is_new = not folder.exists()
+        if not is_new and any(folder.iterdir()) and not (folder / LEDGER_FILE).exists():
+            raise StorageError(
+                f"{folder} holds something else than a study. Choose another --output."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        ledger = Ledger(folder, create=True)
+        write_json(folder / STUDY_FILE, facts)
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    return ledger
+
+
+def _plan_words(count: int, new: int, finished: int) -> str:
+    if new == count:
+        return f"{count} units"
+    added = f", {new} of them new" if new else ""
+    return f"{count} units{added}; {finished} are finished already"
