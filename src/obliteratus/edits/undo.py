@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterator
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from obliteratus.errors import EditError
 from obliteratus.models.loaded import LoadedModel
@@ -70,10 +71,10 @@ def _named(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     yield from module.named_modules(remove_duplicate=False)
 
 
-def _configs(model: LoadedModel) -> Iterator[object]:
+def _configs(model: LoadedModel) -> Iterator[PretrainedConfig]:
     config = model.module.config
     yield config
     for name in config.sub_configs:
         part = getattr(config, name, None)
-        if part is not None and hasattr(part, "tie_word_embeddings"):
+        if isinstance(part, PretrainedConfig):
             yield part

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
@@ -41,7 +42,7 @@ from obliteratus.verify.identity import (
     weights_fingerprint,
 )
 from obliteratus.verify.measure import lookalikes_of
-from obliteratus.verify.measurement import Part
+from obliteratus.verify.measurement import Capability, Part
 from obliteratus.verify.report import Row
 from obliteratus.verify.sections import prompt_log_odds
 from obliteratus.verify.verify import calibrated
@@ -77,9 +78,7 @@ class Reading:
         """Make a reading of what :meth:`as_part` returned, or of its JSON."""
         said, asked = part.facts["outcomes"], part.facts["questions"]
         if asked is not None:
-            asked = ItemScores(
-                **{**asked, "ids": tuple(asked["ids"]), "scores": tuple(asked["scores"])}
-            )
+            asked = Capability.from_part(Part({"tasks": [asked]}, {})).tasks[0]
         outcomes = None if said is None else {k: tuple(v) for k, v in said.items()}
         return cls(outcomes=outcomes, questions=asked, **part.tensors)
 
@@ -101,8 +100,13 @@ class StudyBench:
         metrics: Sequence[Metric],
         prompts: int,
         store: Store,
+        *,
+        head: Head,
     ) -> None:
-        """``prompts`` of each class are taken from the test split, with rewrites where need be."""
+        """``prompts`` of each class are taken from the test split, with rewrites where need be.
+
+        ``head`` is the model's own, in memory of its own: an edit changes the weights in place.
+        """
         self.model = model
         self.splits = splits
         self.settings = settings
@@ -112,7 +116,7 @@ class StudyBench:
         self.widened = widened(splits.test, prompts)
         self._prompts: ContrastSet = self.widened.contrast
         self._system = settings.prompts.system
-        self._head: Head = head_of(model)
+        self._head = head
         self._batch = automatic_batch_tokens(model)  # the same batches for every state
         self._texts: tuple[Document, ...] = documents(
             settings.verify.text, settings.verify.text_documents
@@ -148,12 +152,15 @@ class StudyBench:
             versions=versions(),
             code=code_fingerprint(),
         )
-        return self.store.cached(
-            key,
-            self.read,
-            lambda reading, folder: save_part(reading.as_part(), folder),
-            lambda folder: Reading.from_part(load_part(folder)),
-        )[0]
+        locks = self.store.root / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with FileLock(locks / key):  # the other workers wait for the one that measures
+            return self.store.cached(
+                key,
+                self.read,
+                lambda reading, folder: save_part(reading.as_part(), folder),
+                lambda folder: Reading.from_part(load_part(folder)),
+            )[0]
 
     def read(self) -> Reading:
         """Measure the model in the state in which it is, under whatever hooks are active.
@@ -215,11 +222,10 @@ class StudyBench:
         wanted, model, head = self._metrics, self.model, head_of(self.model)
         found: dict[str, Any] = {}
         spoken = SPOKEN.intersection(wanted)
-        reads_states = spoken and not self._judge.reads_answers
         sides: dict[str, Tensor] = {}
-        if reads_states or {"log_odds_harmful"}.intersection(wanted):
+        if "log_odds_harmful" in wanted:
             sides["harmful"] = self._states(self._prompts.harmful)
-        if reads_states or {"log_odds_harmless", "kl_first"}.intersection(wanted):
+        if {"log_odds_harmless", "kl_first"}.intersection(wanted):
             sides["harmless"] = self._states(self._prompts.harmless)
         for side, hidden in sides.items():
             if f"log_odds_{side}" in wanted and self.tokens is not None:

@@ -1,4 +1,4 @@
-"""How long a study still takes, by what its units have taken: each kind by its own measured mean."""
+"""How long a study still takes: by the measured mean of each kind of unit."""
 
 import math
 import time

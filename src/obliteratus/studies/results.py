@@ -1,11 +1,12 @@
 """What a study has found, as a table: one row for each unit and metric, in Parquet and for SQL."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as parquet
+from pyarrow import parquet
 
 from obliteratus.errors import UsageError
 from obliteratus.statistics.multiple import holm
@@ -93,8 +94,6 @@ def query(found: pa.Table, sql: str) -> tuple[tuple[str, ...], list[tuple[Any, .
 
 
 def _rows(study: str, unit: Recorded) -> list[dict[str, Any]]:
-    import json
-
     spec = unit.entry.spec
     settings, component = spec["settings"], spec["component"] or {}
     is_edit = spec["component"] is None

@@ -1,9 +1,9 @@
-"""The runner of a study's units: one model in memory, edited or ablated, measured, and given back."""
+"""Runs units: one model in memory is edited or ablated, measured, and given back."""
 
 import gc
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from obliteratus import __version__
 from obliteratus.edits.undo import undone
 from obliteratus.errors import EditError
 from obliteratus.events import Deviation, DeviationRecorded, Event, Note, listening
+from obliteratus.measure.head import Head, head_of
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.summon import summon
 from obliteratus.pipeline.behaviour import behaviour_of
@@ -28,6 +29,16 @@ from obliteratus.verify.identity import digest, weights_fingerprint
 from obliteratus.verify.report import Row
 
 
+@dataclass(frozen=True)
+class _Held:
+    """The model in memory: what it is filed under, what its weights are, and a copy of its head."""
+
+    affinity: str
+    model: LoadedModel
+    weights: str
+    head: Head
+
+
 class StudyRunner:
     """Does units of a study in this process.
 
@@ -40,7 +51,7 @@ class StudyRunner:
         if threads:
             torch.set_num_threads(threads)
         self._store = Store(cache)
-        self._held: tuple[str, LoadedModel, str] | None = None
+        self._held: _Held | None = None
         self._benches: dict[str, StudyBench] = {}
         self._means: dict[str, Means] = {}
 
@@ -49,14 +60,14 @@ class StudyRunner:
         heard: list[Event] = []
         unit = unit_of(entry.spec)
         with listening(heard.append):
-            model = self._model(unit, entry.affinity)
-            bench, key = self._bench(unit, model)
+            held = self._hold(unit, entry.affinity)
+            bench, key = self._bench(unit, held)
             before = bench.original  # measured before anything is changed
             del before
             if unit.component is None:
-                rows, facts, deviations = self._edited(unit, model, bench)
+                rows, facts, deviations = self._edited(unit, held, bench)
             else:
-                rows, facts, deviations = self._ablated(unit, model, bench, key)
+                rows, facts, deviations = self._ablated(unit, held.model, bench, key)
         check_metrics(unit.metrics, rows, unit.settings.behaviour)
         notes = [event.text for event in heard if isinstance(event, Note)]
         said = [event.deviation for event in heard if isinstance(event, DeviationRecorded)]
@@ -70,13 +81,12 @@ class StudyRunner:
         }
 
     def _edited(
-        self, unit: Unit, model: LoadedModel, bench: StudyBench
+        self, unit: Unit, held: _Held, bench: StudyBench
     ) -> tuple[tuple[Row, ...], dict[str, Any], tuple[Deviation, ...]]:
-        assert self._held is not None
-        with undone(model):
-            done = edit_in_place(model, bench.splits, unit.settings, store=self._store)
+        with undone(held.model):
+            done = edit_in_place(held.model, bench.splits, unit.settings, store=self._store)
             rows = bench.rows(bench.read())
-        if weights_fingerprint(model) != self._held[2]:
+        if weights_fingerprint(held.model) != held.weights:
             self._forget()
             raise EditError(
                 f"after an edit {unit.model} could not be given back as it was, so it is loaded "
@@ -96,13 +106,15 @@ class StudyRunner:
             rows = bench.rows(bench.read())
         return rows, _prompt_facts(bench), ()
 
-    def _model(self, unit: Unit, affinity: str) -> LoadedModel:
-        if self._held is not None and self._held[0] == affinity:
-            return self._held[1]
-        self._forget()
-        model = summon(unit.model, unit.settings.model, store=self._store)
-        self._held = (affinity, model, weights_fingerprint(model))
-        return model
+    def _hold(self, unit: Unit, affinity: str) -> _Held:
+        """Return the model of ``unit``: the one in memory, or another in its place."""
+        if self._held is None or self._held.affinity != affinity:
+            self._forget()
+            model = summon(unit.model, unit.settings.model, store=self._store)
+            head = head_of(model)
+            copy = replace(head, weight=head.weight.clone())
+            self._held = _Held(affinity, model, weights_fingerprint(model), copy)
+        return self._held
 
     def _forget(self) -> None:
         """Free the model before another one comes."""
@@ -111,7 +123,7 @@ class StudyRunner:
         self._means.clear()
         gc.collect()
 
-    def _bench(self, unit: Unit, model: LoadedModel) -> tuple[StudyBench, str]:
+    def _bench(self, unit: Unit, held: _Held) -> tuple[StudyBench, str]:
         """Return what measures the unit: the same for units that are measured alike."""
         settings = unit.settings
         measured = settings.model_dump(mode="json", include={"behaviour", "prompts", "verify"})
@@ -120,7 +132,14 @@ class StudyRunner:
             behaviour = behaviour_of(settings)
             splits = split(contrast_set(settings.prompts, behaviour.contrast_set))
             self._benches[key] = StudyBench(
-                model, splits, behaviour, settings, unit.metrics, unit.prompts, self._store
+                held.model,
+                splits,
+                behaviour,
+                settings,
+                unit.metrics,
+                unit.prompts,
+                self._store,
+                head=held.head,
             )
         return self._benches[key], key
 

@@ -179,7 +179,8 @@ def _taken_out(
     missing: list[Deviation] = []
     for ablation in study.ablations:
         try:
-            found += [(each, ablation.by) for each in components(shape, ablation)]
+            taken = components(shape, ablation)
+            found.extend((each, ablation.by) for each in taken)
         except (UsageError, MeasurementError) as error:
             asked = f"ablations of '{ablation.part}' by {ablation.by} in {model}"
             missing.append(Deviation("study", asked, "left out", str(error).rstrip(".")))
