@@ -9,11 +9,11 @@ import pytest
 import obliteratus
 from obliteratus.cli.main import main
 
-HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "huggingface_hub", "datasets")
+HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "huggingface_hub", "datasets", "duckdb")
 FASTEST = 0.5  # seconds of processor time, which does not depend on what else the machine does
 COMMANDS = (
     *("obliterate", "verify", "export", "demo", "inspect", "analyze", "detect", "chat"),
-    *("models", "methods", "behaviours"),
+    *("models", "methods", "behaviours", "study"),
 )
 ATTEMPTS = 5  # a busy machine shares its caches and its clock
 CODE = """

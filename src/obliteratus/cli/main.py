@@ -27,6 +27,7 @@ from obliteratus.cli import (
     methods,
     models,
     obliterate,
+    study,
     verify,
 )
 from obliteratus.cli.errors import FAILURE, InterruptedRunError, report
@@ -67,6 +68,7 @@ for panel, commands in {
 }.items():
     for name, function in commands.items():
         app.command(name, rich_help_panel=panel)(function)
+app.add_typer(study.app, name="study", rich_help_panel="Do")
 
 
 def _print_version(wanted: bool) -> bool:

@@ -1,7 +1,8 @@
 """What a study has found, as a table: one row for each unit and metric, in Parquet and for SQL."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,43 +55,54 @@ over all units of the study with the same model, behaviour and metric. A unit wi
 one row, without a metric."""
 
 
-def table(study: str, units: Sequence[Recorded]) -> pa.Table:
-    """Return the results of ``units`` in the columns of :data:`SCHEMA`."""
+@dataclass(frozen=True)
+class Results:
+    """The results of a study, one row for each unit and metric, in the columns of the schema."""
+
+    rows: tuple[Mapping[str, Any], ...]
+
+    @property
+    def arrow(self) -> Any:
+        """The rows as an Arrow table."""
+        return pa.Table.from_pylist(list(self.rows), schema=SCHEMA)
+
+    def write_parquet(self, path: Path) -> None:
+        """Write the rows as Parquet, whole or not at all.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        with atomic_file(path, replace=True) as file:
+            parquet.write_table(self.arrow, file)
+
+    def query(self, sql: str) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        """Return the columns and rows of a DuckDB query over the table ``results``.
+
+        The query sees this table and nothing else: no files, no network.
+
+        Raises:
+            UsageError: the query is wrong; DuckDB's message says where.
+        """
+        import duckdb
+
+        with duckdb.connect(":memory:") as connection:
+            connection.register("results", self.arrow)
+            connection.execute("SET enable_external_access = false")
+            connection.execute("SET lock_configuration = true")
+            try:
+                answer = connection.execute(sql)
+                columns = tuple(str(column[0]) for column in answer.description or ())
+                return columns, answer.fetchall()
+            except duckdb.Error as error:
+                raise UsageError(f"--sql: {' '.join(str(error).split())}") from error
+
+
+def results(study: str, units: Sequence[Recorded]) -> Results:
+    """Return what ``units`` have found."""
     rows = [row for unit in units for row in _rows(study, unit)]
     _adjust(rows)
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
-
-
-def write_parquet(found: pa.Table, path: Path) -> None:
-    """Write a table as Parquet, whole or not at all.
-
-    Raises:
-        StorageError: the disk is full.
-    """
-    with atomic_file(path, replace=True) as file:
-        parquet.write_table(found, file)
-
-
-def query(found: pa.Table, sql: str) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Return the columns and rows of a DuckDB query over the table ``results``.
-
-    The query sees this table and nothing else: no files, no network.
-
-    Raises:
-        UsageError: the query is wrong; DuckDB's message says where.
-    """
-    import duckdb
-
-    with duckdb.connect(":memory:") as connection:
-        connection.register("results", found)
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
-        try:
-            answer = connection.execute(sql)
-        except duckdb.Error as error:
-            raise UsageError(f"--sql: {' '.join(str(error).split())}") from error
-        columns = tuple(str(column[0]) for column in answer.description or ())
-        return columns, answer.fetchall()
+    blank = dict.fromkeys(SCHEMA.names)
+    return Results(tuple({**blank, **row} for row in rows))
 
 
 def _rows(study: str, unit: Recorded) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from obliteratus.store.files import storage_error
 from obliteratus.studies.engine import ENGINES
 from obliteratus.studies.ledger import LEDGER_FILE, Ledger, Recorded
 from obliteratus.studies.pace import Pace, pace
-from obliteratus.studies.results import PARQUET_FILE, table, write_parquet
+from obliteratus.studies.results import PARQUET_FILE, results
 from obliteratus.studies.schema import Study
 from obliteratus.studies.units import units
 from obliteratus.studies.work import Runner, Work
@@ -100,7 +100,7 @@ def export(folder: Path, ledger: Ledger) -> None:
         StorageError: the disk is full.
     """
     name = str(ledger.facts()["study"]["name"])
-    write_parquet(table(name, ledger.units()), folder / PARQUET_FILE)
+    results(name, ledger.units()).write_parquet(folder / PARQUET_FILE)
 
 
 def in_short(stands: Pace) -> str:
