@@ -62,8 +62,8 @@ def show_presets(screen: Screen, name: str | None) -> None:
     )
     screen.say(
         paragraph(
-            "`obliteratus study run NAME MODEL` runs one; `obliteratus study presets NAME` prints it "
-            "to begin a file of your own with. Prompts are of each class; more than the test pairs "
+            "`obliteratus study run NAME MODEL` runs one; `obliteratus study presets NAME` prints "
+            "it to begin a file of your own with. Prompts are of each class; more than the test pairs "
             "are rewrites of them, with intervals over the pairs."
         )
     )
@@ -150,7 +150,7 @@ def _change(row: Mapping[str, Any] | None) -> float:
 
 
 def _figure(row: Mapping[str, Any] | None) -> str:
-    """Return the change with its interval (of perplexity the ratio), or the value where it is one."""
+    """Return the change with its interval, of perplexity the ratio; of a divergence its value."""
     if row is None:
         return "–"
     names = ("change", "change_low", "change_high")

@@ -1,4 +1,4 @@
-"""``obliteratus study``: many units of work from one file, their ledger, and what they have found."""
+"""``obliteratus study``: many units of work from one file, and what they have found."""
 
 from pathlib import Path
 from typing import Annotated

@@ -145,7 +145,14 @@ class StudyRunner:
 
 
 def threads_per_worker(workers: int) -> int:
-    """Return how many threads each of some workers may use, so that they share the processors."""
+    """Return how many threads each of some workers may use, so that they share the processors.
+
+    What ``OMP_NUM_THREADS`` asks for is what a worker gets. More threads than processors wait for
+    each other in a loop, which takes longer than one thread.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
     return max(1, (os.cpu_count() or 1) // workers)
 
 
