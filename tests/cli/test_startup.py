@@ -9,7 +9,16 @@ import pytest
 import obliteratus
 from obliteratus.cli.main import main
 
-HEAVY = ("torch", "transformers", "numpy", "scipy", "sklearn", "huggingface_hub", "datasets", "duckdb")
+HEAVY = (
+    "torch",
+    "transformers",
+    "numpy",
+    "scipy",
+    "sklearn",
+    "huggingface_hub",
+    "datasets",
+    "duckdb",
+)
 FASTEST = 0.5  # seconds of processor time, which does not depend on what else the machine does
 COMMANDS = (
     *("obliterate", "verify", "export", "demo", "inspect", "analyze", "detect", "chat"),

@@ -35,13 +35,20 @@ def _quoted(text: str, _seed: int) -> str:
 def _mistyped(text: str, seed: int) -> str:
     """Exchange two inner letters of a quarter of the longer words, at least of one."""
     words = re.split(r"(\s+)", text)
-    long = [i for i, word in enumerate(words) if word.isalpha() and len(word) >= LONG_ENOUGH]
+    long = [i for i, word in enumerate(words) if _places(word)]
     chance = random.Random(seed)
     for i in chance.sample(long, min(len(long), max(1, round(TYPO_SHARE * len(long))))):
-        place = chance.randrange(1, len(words[i]) - 2)
+        place = chance.choice(_places(words[i]))
         a, b = words[i][place], words[i][place + 1]
         words[i] = words[i][:place] + b + a + words[i][place + 2 :]
     return "".join(words)
+
+
+def _places(word: str) -> list[int]:
+    """Return where two different inner letters of a long word stand side by side."""
+    if not word.isalpha() or len(word) < LONG_ENOUGH:
+        return []
+    return [i for i in range(1, len(word) - 2) if word[i] != word[i + 1]]
 
 
 def _in_passing(text: str, _seed: int) -> str:
