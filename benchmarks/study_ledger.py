@@ -9,6 +9,7 @@ the others' transactions.
 """
 
 import argparse
+import itertools
 import json
 import os
 import sqlite3
@@ -69,7 +70,7 @@ def main() -> None:
         owners = raw.execute("SELECT owner, claimed FROM unit ORDER BY owner, claimed").fetchall()
         raw.close()
         gaps = [
-            1000 * (b[1] - a[1]) for a, b in zip(owners, owners[1:], strict=False) if a[0] == b[0]
+            1000 * (b[1] - a[1]) for a, b in itertools.pairwise(owners) if a[0] == b[0]
         ]
         cuts = quantiles(gaps, n=100)
         print(

@@ -67,7 +67,7 @@ def test_every_unit_is_done_and_exported(done) -> None:
         "study.json",
     }
     query = f"SELECT count(DISTINCT unit), count(*) FROM '{folder / 'results.parquet'}'"
-    assert duckdb.sql(query).fetchone() == (4, 8)
+    assert duckdb.sql(query).fetchall() == [(4, 8)]
 
 
 def test_the_same_command_repeats_nothing(done, study_file: Path, capsys) -> None:
