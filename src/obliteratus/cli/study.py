@@ -94,7 +94,9 @@ def presets(
     with rendering(as_json=as_json, stages=()) as screen:
         from obliteratus.cli.studies import show_presets
 
-        show_presets(screen, name)
+        text = show_presets(screen, name)
+        if text and not as_json:
+            typer.echo(text, nl=False)
 
 
 @app.command()
