@@ -144,7 +144,7 @@ def test_the_original_is_measured_once_for_all_workers(
     assert len(reads) == 1  # the ablated one: the original was in the cache
 
 
-def test_a_model_of_another_size_takes_the_place_of_the_first(
+def test_another_model_takes_the_place_of_the_first(
     refuser: Path, text: Path, store: Store, tmp_path: Path
 ) -> None:
     found, _ = units(

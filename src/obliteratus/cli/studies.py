@@ -138,7 +138,7 @@ def _show_units(screen: Screen, rows: Sequence[Mapping[str, Any]], title: str, k
         for unit in shown
     ]
     more = f" ({SHOWN} of {len(order)}, by {first})" if len(shown) < len(order) else ""
-    columns = ("unit", *metrics, "p, adjusted")
+    columns = ("unit", *metrics, "least p, adjusted")
     screen.say(table(columns, lines, title=f"{title}{more}", numbers=frozenset(columns[1:])))
 
 
