@@ -87,7 +87,8 @@ def test_an_edit_ends_refusal_and_the_model_is_given_back(
 def test_an_edit_is_measured_as_a_run_measures_it(
     refuser: Path, text: Path, runner: StudyRunner, store: Store, tmp_path: Path
 ) -> None:
-    (unit,), _ = units(study(refuser, text, methods=["basic"]))
+    # It edits the embedding, to which the head was tied: the original's head must not change.
+    (unit,), _ = units(study(refuser, text, methods=["advanced"]))
     mine = rows(runner(unit.entry))
     verify = unit.settings.verify.model_copy(
         update={"over_refusal": 0, "coherence": False, "sequence_prompts": 2, "sequence_tokens": 4}
