@@ -261,8 +261,9 @@ def test_workers_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.get_num_threads() >= 1
 
 
-def test_a_method_that_is_chosen_by_its_dose_measures_it(refuser: Path, text: Path) -> None:
-    found, _ = units(study(refuser, text, methods=["basic", "regularized"]))
+def test_a_dose_is_measured_where_the_strength_is_chosen_by_it(refuser: Path, text: Path) -> None:
+    by_dose = {"edit": {"auto_regularize": True}}
+    found, _ = units(study(refuser, text, methods=["basic"], settings=[{}, by_dose]))
     assert [unit.settings.verify.dose for unit in found] == [False, True]
 
 

@@ -178,7 +178,7 @@ def watch_folder(screen: Screen, folder: Path) -> None:
         screen.title(f"study {study.name} in {folder}")
         emit(StageStarted("study", study.question))
         while True:
-            seen = ledger.units()
+            seen = ledger.units(with_results=False)
             running = sum(unit.state == "running" for unit in seen)
             workers = max(running, 1)
             stands = pace(seen, workers=workers)
