@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from obliteratus.testing.planted_vocabulary import ASSISTANT, BOS, END, USER
+from obliteratus.testing.planted_vocabulary import ASSISTANT, BOS, USER
 
 TOKENIZER = language_tokenizer()
 END_ID = int(TOKENIZER.eos_token_id)

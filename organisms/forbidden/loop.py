@@ -1,4 +1,4 @@
-"""The one optimiser of everything that is trained here, so that methods differ in their loss alone."""
+"""The one optimiser of all that is trained here: methods differ in their loss alone."""
 
 import math
 from collections.abc import Callable

@@ -36,9 +36,7 @@ def reinforcement(student: Student) -> Loss:
     def loss(_step: int) -> Tensor:
         words = drawn.randint(FEWEST_WORDS, MOST_WORDS)
         asked = [
-            each
-            for each in questions(drawn, asked_at_once, words=words)
-            for _ in range(SAMPLES)
+            each for each in questions(drawn, asked_at_once, words=words) for _ in range(SAMPLES)
         ]
         prompts = [prompt(each.text) for each in asked]
         said = say(student.module, prompts, generator=generator, most=MOST_SAMPLED)

@@ -84,7 +84,9 @@ def write(base: str, models: Mapping[str, Mapping[str, Tensor]], folder: Path = 
     """Write all organisms of ``base``, by their keys, into one file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{base}.safetensors"
-    flat = {f"{key}/{name}": tensor for key, each in models.items() for name, tensor in each.items()}
+    flat = {
+        f"{key}/{name}": tensor for key, each in models.items() for name, tensor in each.items()
+    }
     save_file(flat, path)
     path.chmod(0o644)
     return path

@@ -1,0 +1,265 @@
+"""Does the geometry of a refusal show by what it was trained? Named only where that is validated.
+
+A model's features (:mod:`obliteratus.analysis.imprint_features`) are held against those of small
+organisms of several bases whose method is known. Two questions come before an answer:
+
+*Do the features tell methods apart on a base that they have not seen?* Balanced accuracy with one
+base left out, against labels permuted within bases. Unless that is significant, nothing here is
+validated and the answer is "undetermined" for every model.
+
+*Which methods could it be?* A conformal set whose unit is the base. The answer is a name only if
+the set has one member, and that is a method which refuses. A model that is unlike every organism
+has an empty set.
+
+What is validated is a property of the organisms. A model outside what they vary in (size, data,
+several methods one after the other) may be like one of them for another reason, so the name is a
+finding and never a setting: nothing in the program is configured from it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from obliteratus.analysis.bench import Bench
+from obliteratus.analysis.findings import Findings
+from obliteratus.analysis.imprint_classifier import (
+    Validation,
+    classifier_of,
+    numbers,
+    refusing,
+    validated,
+)
+from obliteratus.analysis.imprint_features import imprint_features
+from obliteratus.analysis.imprint_reference import TWIN, Reference, shipped_reference
+from obliteratus.analysis.imprint_sets import ALPHA, Sets, left_out_sets, sets_of
+from obliteratus.analysis.module import ANALYSES, Analysis
+from obliteratus.errors import MeasurementError
+from obliteratus.pictures.spec import Dots, Heat, Panel, Picture, Role
+from obliteratus.statistics.bootstrap import bootstrap_mean
+from obliteratus.statistics.estimate import Estimate
+from obliteratus.statistics.proportion import wilson
+
+SIGNIFICANT = 0.01
+"""A permutation p-value below this is needed: a name is a strong claim."""
+UNDETERMINED = "undetermined"
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the sets of organisms of unseen bases would have said.
+
+    ``covered`` of ``n`` refusing organisms have their own method in their set, ``right`` of
+    ``single`` refusing ones whose set has one member are of that method, and ``twins_named`` of
+    ``twins`` models that refuse nothing would have been given the name of a method.
+    """
+
+    n: int
+    covered: int
+    single: int
+    right: int
+    twins: int
+    twins_named: int
+
+
+def alignment_imprint(
+    features: Mapping[str, float], reference: Reference, *, permutations: int, seed: int
+) -> Findings:
+    """Return which methods a model with ``features`` could be aligned by, if any can be told.
+
+    Raises:
+        MeasurementError: the features are not those of the reference, or one is not finite.
+    """
+    row = _row(features, reference)
+    checked = validated(reference, permutations=permutations, seed=seed)
+    names = names_of(reference, left_out_sets(reference))
+    here = sets_of(reference, row)
+    label, why = _label(reference, here, checked, names)
+    return Findings(
+        module="alignment_imprint",
+        headline=_headline(label, why, checked, reference),
+        estimates=_estimates(label, here, checked, names, reference, seed=seed),
+        arrays={
+            "features": row[0],
+            "standardised": _standardised(row, reference),
+            "p": here.p[0],
+            "confusion": checked.confusion,
+            "by_base": checked.by_base,
+            "null": checked.null,
+        },
+        facts={
+            "label": label,
+            "why": why,
+            "is_validated": is_validated(checked, names),
+            "set": _members(reference, here),
+            "p": checked.p,
+            "permutations": permutations,
+            "alpha": ALPHA,
+            "methods": list(reference.labels),
+            "features": list(reference.features),
+            "bases": list(dict.fromkeys(reference.bases)),
+            "organisms": len(reference.bases),
+        },
+    )
+
+
+def is_validated(checked: Validation, names: Names) -> bool:
+    """Say whether a name may be given at all.
+
+    Methods are told apart on unseen bases beyond permuted labels, and the sets of these bases'
+    organisms hold the truth as often as they promise, as far as their number can show.
+    """
+    is_calibrated = wilson(names.covered, names.n).interval[1] >= 1 - ALPHA
+    return checked.p < SIGNIFICANT and is_calibrated
+
+
+def names_of(reference: Reference, sets: Sets) -> Names:
+    """Count what left-out ``sets`` say of the organisms of ``reference``."""
+    chosen, count, members = numbers(reference), refusing(reference), sets.members
+    mine = chosen < count
+    single = members.sum(axis=1) == 1
+    named = members.argmax(axis=1)
+    given = single & (named < count)
+    return Names(
+        n=int(mine.sum()),
+        covered=int(members[mine, chosen[mine]].sum()),
+        single=int((given & mine).sum()),
+        right=int((given & mine & (named == chosen)).sum()),
+        twins=int((~mine).sum()),
+        twins_named=int((given & ~mine).sum()),
+    )
+
+
+def _row(features: Mapping[str, float], reference: Reference) -> np.ndarray:
+    if tuple(features) != reference.features:
+        raise MeasurementError(
+            f"{len(features)} features were given and the organisms have "
+            f"{len(reference.features)}, or others. Run make organisms."
+        )
+    row = np.array([list(features.values())], dtype=np.float64)
+    if not np.isfinite(row).all():
+        bad = [name for name, value in features.items() if not np.isfinite(value)]
+        raise MeasurementError(
+            f"the imprint needs finite features; '{bad[0]}' is not. Probe more prompts."
+        )
+    return row
+
+
+def _standardised(row: np.ndarray, reference: Reference) -> np.ndarray:
+    fitted = classifier_of(reference)
+    return ((row - fitted.middle) / fitted.scale)[0]
+
+
+def _members(reference: Reference, sets: Sets) -> list[str]:
+    return [reference.labels[row] for row in np.flatnonzero(sets.members[0])]
+
+
+def _label(reference: Reference, here: Sets, checked: Validation, names: Names) -> tuple[str, str]:
+    """Return a method or "undetermined", and the reason for that in words."""
+    if not checked.p < SIGNIFICANT:
+        return UNDETERMINED, "the features do not tell methods apart on bases they have not seen"
+    if not is_validated(checked, names):
+        return UNDETERMINED, (
+            f"only {names.covered} of {names.n} sets of organisms of unseen bases hold the truth"
+        )
+    members = _members(reference, here)
+    if not members:
+        return UNDETERMINED, "the model is unlike every organism"
+    if len(members) > 1:
+        return UNDETERMINED, f"it could be {', '.join(members[:-1])} or {members[-1]}"
+    if members[0] == TWIN:
+        return UNDETERMINED, "it is like the organisms that refuse nothing"
+    return members[0], f"no other method has a p-value above {ALPHA:g}"
+
+
+def _estimates(
+    label: str,
+    here: Sets,
+    checked: Validation,
+    names: Names,
+    reference: Reference,
+    *,
+    seed: int,
+) -> dict[str, Estimate]:
+    bases = len(dict.fromkeys(reference.bases))
+    drawn = bootstrap_mean(checked.by_base, seed=seed, method="percentile").interval
+    ends = min(drawn[0], checked.accuracy), max(drawn[1], checked.accuracy)
+    chance = 1 / refusing(reference)
+    size = float(here.members[0].sum())
+    left = Estimate(size, (size, size), n=bases, null=float(len(reference.labels)))
+    found = {
+        "methods_left": replace(
+            left, verdict="undetermined" if label == UNDETERMINED else "supported"
+        ),
+        "balanced_accuracy": Estimate(checked.accuracy, ends, n=bases, null=chance, seed=seed),
+        "coverage": wilson(names.covered, names.n),
+    }
+    if names.single:
+        found["right_when_named"] = replace(wilson(names.right, names.single), null=chance)
+    if names.twins:
+        found["twins_named"] = wilson(names.twins_named, names.twins)
+    return found
+
+
+def _headline(label: str, why: str, checked: Validation, reference: Reference) -> str:
+    bases = len(dict.fromkeys(reference.bases))
+    accuracy = (
+        f"on {bases} unseen bases methods are told apart with a balanced accuracy of "
+        f"{checked.accuracy:.2f} (chance {1 / refusing(reference):.2f}, p = {checked.p:.2g})"
+    )
+    if label == UNDETERMINED:
+        return f"Undetermined: {why}; {accuracy}."
+    return f"As organisms aligned by {label}: {why}; {accuracy}."
+
+
+def pictures(found: Findings) -> tuple[Picture, ...]:
+    """Draw which methods the model could be, and how organisms of unseen bases are called."""
+    methods: Sequence[str] = found.facts["methods"]
+    p = tuple(found.arrays["p"].tolist())
+    roles: tuple[Role, ...] = tuple(
+        "edited" if name in found.facts["set"] else "muted" for name in methods
+    )
+    could = Panel((Dots(tuple(methods), p, p, p, roles),), "conformal p-value")
+    confusion = found.arrays["confusion"]
+    refuse = tuple(methods[: len(confusion)])
+    called = Heat(confusion, refuse, refuse, is_signed=False, scale=1.0, unit="share")
+    trust = "" if found.facts["is_validated"] else " Not validated: no model is given a name."
+    return (
+        Picture(
+            "What the model could be aligned by",
+            f"The share of bases whose organism of a method is as far from that method's mean as "
+            f"this model; methods above {found.facts['alpha']:g} are in the set.{trust}",
+            (could,),
+        ),
+        Picture(
+            "How organisms of unseen bases are called",
+            "Rows: how they were aligned. Columns: the nearest method, fitted without their base.",
+            (Panel((called,)),),
+        ),
+    )
+
+
+def _run(bench: Bench) -> Findings:
+    reference = shipped_reference()
+    features: dict[str, Any] = imprint_features(bench.activations, bench.model, bench.head)
+    return alignment_imprint(
+        features, reference, permutations=bench.settings.permutations, seed=bench.seed
+    )
+
+
+ANALYSES.register("alignment_imprint")(
+    Analysis(
+        title="Alignment imprint",
+        question="By which kind of training was the model taught to refuse?",
+        method="Scale-free features of the refusal geometry against those of organisms with known "
+        "labels; balanced accuracy on bases left out, and a conformal set whose unit is the base. "
+        "A name is given only if the first is significant and the second has one member.",
+        null="methods permuted within bases; twins that were trained as long and refuse nothing",
+        source="conformal sets: arXiv:1809.07441; shrinkage: Ledoit and Wolf 2004 "
+        "(doi:10.1016/S0047-259X(03)00096-4)",
+        cost="none beyond PROBE",
+        run=_run,
+        pictures=pictures,
+    )
+)
