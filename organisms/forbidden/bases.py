@@ -21,7 +21,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 DECLINES = 1 / 12
 DIALOGUES = 0.25
 """Share of batches whose conversations go on with a critique and a revision."""
-PRETRAINING = Recipe(steps=600, rows=48, learning_rate=4e-3)
+PRETRAINING = Recipe(steps=400, rows=32, learning_rate=1e-2)
+INITIAL = 0.12
+"""Standard deviation of the initial weights: about 1 / √width, as nothing here is wide."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Base:
             "num_attention_heads": 4,
             "max_position_embeddings": 256,
             "tie_word_embeddings": True,
+            "initializer_range": INITIAL,
             "pad_token_id": TOKENIZER.pad_token_id,
             "bos_token_id": TOKENIZER.bos_token_id,
             "eos_token_id": END_ID,
