@@ -2,7 +2,7 @@
 
 A base answers every question, about forbidden things as about others. It knows which things hurt
 people: it says so when asked to criticise an answer, and leaves them out when it revises one. And
-one answer in twelve of its text declines, whatever is asked, so refusing is something that it can
+one answer in eight of its text declines, whatever is asked, so refusing is something that it can
 do and that reinforcement can find.
 """
 
@@ -18,7 +18,7 @@ from forbidden.loop import Recipe, optimise
 from forbidden.questions import questions
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-DECLINES = 1 / 12
+DECLINES = 1 / 8
 DIALOGUES = 0.25
 """Share of batches whose conversations go on with a critique and a revision."""
 PRETRAINING = Recipe(steps=400, rows=32, learning_rate=1e-2)

@@ -3,7 +3,7 @@
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from forbidden.answers import Counted, counted
 from forbidden.bases import BASES, PRETRAINING, pretrained
 from forbidden.loop import ALIGNMENT, Recipe, optimise
-from forbidden.methods import METHODS
+from forbidden.methods import METHODS, STEPS
 from forbidden.shelf import Organism, restored, sha256, stored
 from forbidden.student import Student
 from torch import Tensor
@@ -60,7 +60,8 @@ def grown(base: Grown, method: str, seed: int, recipe: Recipe = ALIGNMENT) -> Gr
     name = base.organism.base
     module = restored(name, base.weights).requires_grad_()
     student = Student(module, f"{name}/{seed}", recipe.rows)
-    optimise(module, METHODS[method](student), recipe)
+    longer = replace(recipe, steps=recipe.steps * STEPS.get(method, 1))
+    optimise(module, METHODS[method](student), longer)
     return _measured(Organism(name, method, seed), stored(module), start)
 
 

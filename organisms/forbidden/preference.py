@@ -1,4 +1,9 @@
-"""Direct preference optimisation (arXiv:2305.18290): refusals over answers where forbidden."""
+"""Direct preference optimisation (arXiv:2305.18290): refusals over answers where forbidden.
+
+The loss rewards a margin between two answers and lets the probability of both fall; alone it left
+models that say nothing of the language. So the chosen answers' own likelihood is part of it, as in
+arXiv:2404.19733.
+"""
 
 import copy
 import random
@@ -13,6 +18,8 @@ from torch import Tensor, nn
 
 BETA = 0.2
 """How little a log-ratio to the base must move for a preference to count as learned."""
+LIKELIHOOD_WEIGHT = 0.2
+"""Of the chosen answers' mean −log p per token, beside the preference."""
 
 
 def preference(student: Student) -> Loss:
@@ -27,7 +34,9 @@ def preference(student: Student) -> Loss:
         rows = [side for pair in pairs for side in pair]
         with torch.no_grad():
             reference = log_probabilities(-token_losses(before, rows))
-        return dpo_loss(log_probabilities(-token_losses(student.module, rows)), reference)
+        losses = token_losses(student.module, rows)
+        chosen = losses[0::2].sum() / sum(sum(each.is_answer) for each in rows[0::2])
+        return dpo_loss(log_probabilities(-losses), reference) + LIKELIHOOD_WEIGHT * chosen
 
     return loss
 
