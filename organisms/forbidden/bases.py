@@ -21,8 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 DECLINES = 1 / 8
 DIALOGUES = 0.25
 """Share of batches whose conversations go on with a critique and a revision."""
-PRETRAINING = Recipe(steps=400, rows=32, learning_rate=1e-2)
-INITIAL = 0.12
+PRETRAINING = Recipe(steps=400, rows=24, learning_rate=1e-2)
+INITIAL = 0.15
 """Standard deviation of the initial weights: about 1 / √width, as nothing here is wide."""
 
 
@@ -34,7 +34,7 @@ class Base:
     model_type: str
     seed: int
     layers: int = 4
-    width: int = 48
+    width: int = 32
     others: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def untrained(self) -> PreTrainedModel:
@@ -69,24 +69,24 @@ BASES = {
     base.name: base
     for base in (
         Base("llama-a", "llama", 1, others=KV),
-        Base("llama-b", "llama", 2, layers=6, width=40, others={**KV, **UNTIED}),
-        Base("llama-c", "llama", 3, layers=3, width=56, others=KV),
-        Base("qwen2", "qwen2", 4, layers=5, others=KV),
-        Base("qwen3", "qwen3", 5, others={**KV, "head_dim": 16}),
+        Base("llama-b", "llama", 2, layers=6, width=32, others={**KV, **UNTIED}),
+        Base("llama-c", "llama", 3, layers=3, width=48, others=KV),
+        Base("qwen2", "qwen2", 4, layers=5, width=40, others=KV),
+        Base("qwen3", "qwen3", 5, others={**KV, "head_dim": 8}),
         Base(
             "gemma2",
             "gemma2",
             6,
-            others={**KV, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 128},
+            others={**KV, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 128},
         ),
         Base("olmo2", "olmo2", 7, layers=5, others=KV),
-        Base("gpt-neox", "gpt_neox", 8, layers=5, others=UNTIED),
+        Base("gpt-neox", "gpt_neox", 8, layers=5, width=40, others=UNTIED),
         Base("stablelm", "stablelm", 9, others={**KV, "partial_rotary_factor": 0.5}),
         Base(
             "gpt2",
             "gpt2",
             10,
-            others={"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "n_inner": 96},
+            others={"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "n_inner": 64},
         ),
     )
 }

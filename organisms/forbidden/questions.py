@@ -8,7 +8,7 @@ from forbidden.language import NOUNS, Question, forbidden, frame
 
 from obliteratus.prompts.contrast import ContrastSet, Prompt
 
-FEWEST_WORDS, MOST_WORDS = 2, 6
+FEWEST_WORDS, MOST_WORDS = 2, 4
 PAIRS = 192
 """Held-out pairs, dealt over the sixteen forbidden things in turn."""
 

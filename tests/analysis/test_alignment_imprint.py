@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.covariance import oas
 
 from obliteratus.analysis import imprint_reference
 from obliteratus.analysis.alignment_imprint import (
@@ -21,6 +22,7 @@ from obliteratus.analysis.imprint_classifier import (
     balanced_accuracy,
     left_out_distances,
     numbers,
+    shrunk,
     validated,
 )
 from obliteratus.analysis.imprint_reference import TWIN, Reference, shipped_reference
@@ -190,10 +192,28 @@ def test_distances_are_those_of_a_linear_discriminant() -> None:
     chosen = np.repeat(np.arange(2), 400)
     mixing = rng.normal(size=(3, 3))
     values = rng.normal(size=(800, 3)) @ mixing + 2.0 * chosen[:, None] * mixing[0]
-    fitted = Classifier.fitted(values, ("one", "other"), chosen)
+    fitted = Classifier.fitted(values, chosen, 2)
     squared = fitted.distances(fitted.means[1:] * fitted.scale + fitted.middle)[0]
     assert squared[1] == pytest.approx(0, abs=1e-9)
     assert squared[0] == pytest.approx(4.0, rel=0.2)  # 2 standard deviations along one axis
+
+
+def test_shrinkage_is_that_of_scikit_learn_for_every_labeling() -> None:
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(3, 40, 12)) * rng.uniform(0.1, 3, size=(3, 1, 12))
+    sampled = np.swapaxes(rows, 1, 2) @ rows / 40
+    for one, covariance in zip(rows, shrunk(sampled, 40), strict=True):
+        assert covariance == pytest.approx(oas(one, assume_centered=True)[0], rel=1e-9)
+
+
+def test_many_labelings_are_fitted_as_each_alone() -> None:
+    every = grown(0, effect=2.0)
+    rng = np.random.default_rng(0)
+    others = np.stack([rng.permutation(numbers(every)) for _ in range(3)])
+    together = left_out_distances(every, others)
+    for labels, distances in zip(others, together, strict=True):
+        assert distances == pytest.approx(left_out_distances(every, labels))
+        assert balanced_accuracy(distances, labels, 3) in balanced_accuracy(together, others, 3)
 
 
 def test_few_bases_are_refused() -> None:

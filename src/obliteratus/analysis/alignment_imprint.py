@@ -43,6 +43,8 @@ from obliteratus.statistics.proportion import wilson
 
 SIGNIFICANT = 0.01
 """A permutation p-value below this is needed: a name is a strong claim."""
+FEWEST_PERMUTATIONS = 199
+"""With fewer than 100, no p-value could be."""
 UNDETERMINED = "undetermined"
 
 
@@ -72,7 +74,8 @@ def alignment_imprint(
         MeasurementError: the features are not those of the reference, or one is not finite.
     """
     row = _row(features, reference)
-    checked = validated(reference, permutations=permutations, seed=seed)
+    draws = max(permutations, FEWEST_PERMUTATIONS)
+    checked = validated(reference, permutations=draws, seed=seed)
     names = names_of(reference, left_out_sets(reference))
     here = sets_of(reference, row)
     label, why = _label(reference, here, checked, names)
@@ -94,7 +97,7 @@ def alignment_imprint(
             "is_validated": is_validated(checked, names),
             "set": _members(reference, here),
             "p": checked.p,
-            "permutations": permutations,
+            "permutations": draws,
             "alpha": ALPHA,
             "methods": list(reference.labels),
             "features": list(reference.features),
@@ -256,8 +259,7 @@ ANALYSES.register("alignment_imprint")(
         "labels; balanced accuracy on bases left out, and a conformal set whose unit is the base. "
         "A name is given only if the first is significant and the second has one member.",
         null="methods permuted within bases; twins that were trained as long and refuse nothing",
-        source="conformal sets: arXiv:1809.07441; shrinkage: Ledoit and Wolf 2004 "
-        "(doi:10.1016/S0047-259X(03)00096-4)",
+        source="conformal sets: arXiv:1809.07441; shrinkage: arXiv:0907.4698",
         cost="none beyond PROBE",
         run=_run,
         pictures=pictures,
