@@ -59,7 +59,7 @@ class Classifier:
 def shrunk(
     covariance: Float64[np.ndarray, "*batch feature feature"], n: int
 ) -> Float64[np.ndarray, "*batch feature feature"]:
-    """Return (1 − ρ) S + ρ (tr S / p) I with the ρ of scikit-learn's ``oas``, for many S at once."""
+    """Return (1 − ρ) S + ρ (tr S / p) I with the ρ of scikit-learn's ``oas``, for every S."""
     width = covariance.shape[-1]
     mean = np.trace(covariance, axis1=-2, axis2=-1) / width
     square = (covariance**2).mean(axis=(-2, -1))
@@ -112,7 +112,7 @@ def balanced_accuracy(
     members = chosen[..., None, :] == np.arange(count)[:, None]
     sizes = members.sum(axis=-1)
     shares = (members & right[..., None, :]).sum(axis=-1) / np.maximum(sizes, 1)
-    return shares.sum(axis=-1) / (sizes > 0).sum(axis=-1)
+    return np.asarray(shares.sum(axis=-1) / (sizes > 0).sum(axis=-1))
 
 
 @dataclass(frozen=True)
