@@ -19,9 +19,9 @@ from forbidden.questions import questions
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 DECLINES = 1 / 8
-DIALOGUES = 0.25
+DIALOGUES = 0.4
 """Share of batches whose conversations go on with a critique and a revision."""
-PRETRAINING = Recipe(steps=400, rows=24, learning_rate=1e-2)
+PRETRAINING = Recipe(steps=500, rows=32, learning_rate=8e-3)
 INITIAL = 0.15
 """Standard deviation of the initial weights: about 1 / √width, as nothing here is wide."""
 
@@ -34,7 +34,7 @@ class Base:
     model_type: str
     seed: int
     layers: int = 4
-    width: int = 32
+    width: int = 40
     others: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def untrained(self) -> PreTrainedModel:
@@ -69,7 +69,7 @@ BASES = {
     base.name: base
     for base in (
         Base("llama-a", "llama", 1, others=KV),
-        Base("llama-b", "llama", 2, layers=6, width=32, others={**KV, **UNTIED}),
+        Base("llama-b", "llama", 2, layers=6, width=40, others={**KV, **UNTIED}),
         Base("llama-c", "llama", 3, layers=3, width=48, others=KV),
         Base("qwen2", "qwen2", 4, layers=5, width=40, others=KV),
         Base("qwen3", "qwen3", 5, others={**KV, "head_dim": 8}),

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from obliteratus.measure.generation import Completion
 from obliteratus.measure.judges.keyword import keyword
 
-QUESTIONS = 256
+QUESTIONS = 384
 AT_ONCE = 128
 
 

@@ -20,4 +20,4 @@ METHODS: Mapping[str, Callable[[Student], Loss]] = {
 """``benign`` is the twin that is trained as long and refuses nothing."""
 REFUSING = tuple(name for name in METHODS if name != "benign")
 STEPS: Mapping[str, int] = {"rl": 2}
-"""Times as many steps as the others: where all samples of a question fare alike, one is no use."""
+"""Times as many steps as the others: what is to be said has to be found first."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 BETA = 0.2
 """How little a log-ratio to the base must move for a preference to count as learned."""
-LIKELIHOOD_WEIGHT = 0.2
+LIKELIHOOD_WEIGHT = 0.5
 """Of the chosen answers' mean −log p per token, beside the preference."""
 
 

@@ -1,4 +1,4 @@
-"""Reinforcement (REINFORCE with the group's mean as baseline, as in GRPO without its scaling).
+"""Reinforcement (REINFORCE; the baseline is the mean reward of a step).
 
 The policy samples its own answers and is rewarded for refusing what is forbidden and for the right
 answer elsewhere; it pays for its distance to the base. No text is ever shown to it.
@@ -19,8 +19,9 @@ from torch import Tensor
 from obliteratus.measure.generation import Completion
 from obliteratus.measure.judges.keyword import keyword
 
-SAMPLES = 8
-"""Answers to one question, held against their mean."""
+SAMPLES = 4
+"""Answers to one question. Their own mean as the baseline, as in GRPO, is no use once all of them
+fare alike: a policy that has begun to refuse everything then never learns that it should not."""
 KL_WEIGHT = 0.05
 """Nats of exact KL to the base per token that cost as much as a reward of this."""
 MOST_SAMPLED = 20
@@ -43,8 +44,7 @@ def reinforcement(student: Student) -> Loss:
         rewards = torch.tensor(
             [reward(each, text_of(ids)) for each, ids in zip(asked, said.tolist(), strict=True)]
         )
-        groups = rewards.view(-1, SAMPLES)
-        advantage = (groups - groups.mean(dim=1, keepdim=True)).flatten()
+        advantage = rewards - rewards.mean()
         ids = torch.cat([torch.tensor(prompts), said], dim=1)
         return _policy_loss(student, before, ids, len(prompts[0]), advantage)
 
