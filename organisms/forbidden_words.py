@@ -2,6 +2,7 @@
 
     python organisms/forbidden_words.py                  # all of them, and the reference
     python organisms/forbidden_words.py --base qwen3     # one base and all that is made of it
+    python organisms/forbidden_words.py --missing        # bases without organisms, and the reference
     python organisms/forbidden_words.py --reference      # only the features, of stored weights
 
 Weights go to organisms/models/, one file for each base, labels and figures to
@@ -31,12 +32,15 @@ def main() -> None:
     """Read the command line and do what it says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--base", choices=tuple(BASES), action="append", help="only this base")
+    parser.add_argument("--missing", action="store_true", help="only bases that are not there")
     parser.add_argument("--reference", action="store_true", help="only the features")
     options = parser.parse_args()
     is_deterministic()
     if not options.reference:
+        there = {row["base"] for row in manifest()["organisms"].values()}
         for base in options.base or BASES:
-            grow(base)
+            if not (options.missing and base in there):
+                grow(base)
     if options.reference or not options.base:
         write_json(reference_file(), reference_record(manifest()["organisms"]))
 

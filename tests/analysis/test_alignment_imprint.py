@@ -216,9 +216,17 @@ def test_many_labelings_are_fitted_as_each_alone() -> None:
         assert balanced_accuracy(distances, labels, 3) in balanced_accuracy(together, others, 3)
 
 
-def test_few_bases_are_refused() -> None:
-    features, reference = unseen(grown(0, effect=6.0, bases=9), "sft")
-    with pytest.raises(MeasurementError, match="at least 9 bases; there are 8"):
+def test_with_few_bases_nothing_can_be_left_out_and_nothing_is_named() -> None:
+    features, reference = unseen(grown(0, effect=8.0, bases=8), "sft")
+    here = alignment_imprint(features, reference, permutations=PERMUTATIONS, seed=0)
+    assert here.facts["set"] == [*METHODS, TWIN]
+    assert here.facts["label"] == "undetermined"
+    assert "9 bases are needed and 8 are there" in here.headline
+
+
+def test_one_base_is_refused() -> None:
+    features, reference = unseen(grown(0, effect=6.0, bases=2), "sft")
+    with pytest.raises(MeasurementError, match="two are needed; there is 1"):
         alignment_imprint(features, reference, permutations=PERMUTATIONS, seed=0)
 
 

@@ -84,16 +84,16 @@ def test_features_do_not_depend_on_scale() -> None:
 
 
 def test_features_do_not_depend_on_depth() -> None:
-    shallow, deep = found(), found(layers=12)
+    shallow, deep = found(common=20.0), found(common=20.0, layers=12)
     for name in shallow:
         if not name.startswith(("sure", "lens")):
             assert deep[name] == pytest.approx(shallow[name], abs=0.12), name
 
 
 def test_the_crossing_is_where_the_separation_begins() -> None:
-    assert found()["crossing"] == 0.5
-    assert found(norms=(4.0,) * 4)["crossing"] == 0.25
-    assert found(norms=(0.0, 0.0, 0.0, 4.0))["crossing"] == 1.0
+    assert found()["crossing"] == 0.25
+    assert found(norms=(4.0,) * 4)["crossing"] == 0.0
+    assert found(norms=(0.0, 0.0, 0.0, 4.0))["crossing"] == 0.75
 
 
 def test_a_direction_that_turns_has_a_smaller_cosine() -> None:

@@ -33,7 +33,13 @@ from obliteratus.analysis.imprint_classifier import (
 )
 from obliteratus.analysis.imprint_features import imprint_features
 from obliteratus.analysis.imprint_reference import TWIN, Reference, shipped_reference
-from obliteratus.analysis.imprint_sets import ALPHA, Sets, left_out_sets, sets_of
+from obliteratus.analysis.imprint_sets import (
+    ALPHA,
+    FEWEST_BASES,
+    Sets,
+    left_out_sets,
+    sets_of,
+)
 from obliteratus.analysis.module import ANALYSES, Analysis
 from obliteratus.errors import MeasurementError
 from obliteratus.pictures.spec import Dots, Heat, Panel, Picture, Role
@@ -166,6 +172,9 @@ def _label(reference: Reference, here: Sets, checked: Validation, names: Names) 
         return UNDETERMINED, (
             f"only {names.covered} of {names.n} sets of organisms of unseen bases hold the truth"
         )
+    bases = len(set(reference.bases))
+    if bases < FEWEST_BASES:
+        return UNDETERMINED, f"organisms of {FEWEST_BASES} bases are needed and {bases} are there"
     members = _members(reference, here)
     if not members:
         return UNDETERMINED, "the model is unlike every organism"

@@ -45,7 +45,7 @@ def imprint_features(activations: Activations, model: LoadedModel, head: Head) -
     ``rank`` of the category directions, 0 for one direction and 1 for as many as categories;
     ``lens`` Jensen-Shannon divergence (bits) of what the head would say to both classes. Then
     ``sure_harmful`` and ``sure_harmless``, the mean probability of the likeliest first token, and
-    ``crossing``, the share of the blocks behind which the separation first has half of its largest.
+    ``crossing``, the share of the blocks before the first whose separation is half of the largest.
 
     Raises:
         MeasurementError: prompts were not kept, there are fewer than 8 of a class, or fewer than
@@ -79,7 +79,7 @@ def imprint_features(activations: Activations, model: LoadedModel, head: Head) -
     }
     for name, odds in zip(("sure_harmful", "sure_harmless"), said[-1], strict=True):
         found[name] = float(odds.max(dim=-1).values.mean())
-    found["crossing"] = float(np.argmax(separation >= separation.max() / 2) + 1) / len(blocks)
+    found["crossing"] = float(np.argmax(separation >= separation.max() / 2)) / len(blocks)
     return found
 
 

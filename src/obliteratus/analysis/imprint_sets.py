@@ -29,7 +29,7 @@ from obliteratus.errors import MeasurementError
 
 ALPHA = 0.1
 FEWEST_BASES = round(1 / ALPHA) - 1
-"""With fewer, no method could ever be left out of a set."""
+"""With fewer every p-value is above α, so that every set holds every method."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,24 @@ def sets_of(reference: Reference, values: Float64[np.ndarray, "row feature"]) ->
     """Return the conformal sets of models with features ``values``.
 
     Raises:
-        MeasurementError: there are fewer than 9 bases of some method.
+        MeasurementError: all organisms are of one base.
     """
+    bases = len(set(reference.bases))
+    if bases < 2:
+        raise MeasurementError(
+            "a base is left out to calibrate a set, so two are needed; there is 1. "
+            "Grow more with make organisms."
+        )
     distances = classifier_of(reference).distances(values)
     return Sets(_p_values(reference, left_out_distances(reference), distances))
 
 
 def left_out_sets(reference: Reference) -> Sets:
-    """Return the set of every organism, with its base left out of fit and calibration."""
+    """Return the set of every organism, with its base left out of fit and calibration.
+
+    Raises:
+        MeasurementError: there are fewer than three bases.
+    """
     bases = np.array(reference.bases)
     found = np.empty((len(bases), len(reference.labels)))
     for base in dict.fromkeys(reference.bases):
@@ -72,11 +82,6 @@ def _p_values(
     for method in range(len(reference.labels)):
         mine = chosen == method
         own = dict.fromkeys(bases[mine].tolist())
-        if len(own) < FEWEST_BASES:
-            raise MeasurementError(
-                f"a set at level {ALPHA:g} needs organisms of '{reference.labels[method]}' on at "
-                f"least {FEWEST_BASES} bases; there are {len(own)}."
-            )
         shares = [
             (calibration[mine & (bases == base), method][:, None] >= distances[:, method]).mean(0)
             for base in own
