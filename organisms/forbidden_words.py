@@ -2,7 +2,7 @@
 
     python organisms/forbidden_words.py                  # all of them, and the reference
     python organisms/forbidden_words.py --base qwen3     # one base and all that is made of it
-    python organisms/forbidden_words.py --missing        # bases without organisms, and the reference
+    python organisms/forbidden_words.py --missing        # bases that have none yet
     python organisms/forbidden_words.py --reference      # only the features, of stored weights
 
 Weights go to organisms/models/, one file for each base, labels and figures to

@@ -166,16 +166,18 @@ def _members(reference: Reference, sets: Sets) -> list[str]:
 
 def _label(reference: Reference, here: Sets, checked: Validation, names: Names) -> tuple[str, str]:
     """Return a method or "undetermined", and the reason for that in words."""
-    if not checked.p < SIGNIFICANT:
-        return UNDETERMINED, "the features do not tell methods apart on bases they have not seen"
-    if not is_validated(checked, names):
-        return UNDETERMINED, (
-            f"only {names.covered} of {names.n} sets of organisms of unseen bases hold the truth"
-        )
     bases = len(set(reference.bases))
     if bases < FEWEST_BASES:
         return UNDETERMINED, f"organisms of {FEWEST_BASES} bases are needed and {bases} are there"
-    members = _members(reference, here)
+    if not checked.p < SIGNIFICANT:
+        return UNDETERMINED, "the features do not tell methods apart on bases they have not seen"
+    if not is_validated(checked, names):
+        held = f"{names.covered} of {names.n} sets of organisms of unseen bases hold the truth"
+        return UNDETERMINED, f"only {held}"
+    return _named(_members(reference, here))
+
+
+def _named(members: Sequence[str]) -> tuple[str, str]:
     if not members:
         return UNDETERMINED, "the model is unlike every organism"
     if len(members) > 1:
