@@ -224,9 +224,9 @@ def test_with_few_bases_nothing_can_be_left_out_and_nothing_is_named() -> None:
     assert "9 bases are needed and 8 are there" in here.headline
 
 
-def test_one_base_is_refused() -> None:
-    features, reference = unseen(grown(0, effect=6.0, bases=2), "sft")
-    with pytest.raises(MeasurementError, match="two are needed; there is 1"):
+def test_too_few_bases_to_fit_are_refused() -> None:
+    features, reference = unseen(grown(0, effect=6.0, bases=3), "sft")
+    with pytest.raises(MeasurementError, match="organisms of 3. Grow more"):
         alignment_imprint(features, reference, permutations=PERMUTATIONS, seed=0)
 
 

@@ -49,6 +49,8 @@ from obliteratus.statistics.proportion import wilson
 
 SIGNIFICANT = 0.01
 """A permutation p-value below this is needed: a name is a strong claim."""
+FEWEST_TO_FIT = 4
+"""Bases: one is left out, another for its calibration, and two tell what organisms vary by."""
 FEWEST_PERMUTATIONS = 199
 """With fewer than 100, no p-value could be."""
 UNDETERMINED = "undetermined"
@@ -77,8 +79,15 @@ def alignment_imprint(
     """Return which methods a model with ``features`` could be aligned by, if any can be told.
 
     Raises:
-        MeasurementError: the features are not those of the reference, or one is not finite.
+        MeasurementError: the features are not those of the reference, one is not finite, or the
+            organisms are of fewer than 4 bases.
     """
+    bases = len(set(reference.bases))
+    if bases < FEWEST_TO_FIT:
+        raise MeasurementError(
+            f"two bases are left out of a third and a fourth to check an imprint, and there are "
+            f"organisms of {bases}. Grow more with make organisms."
+        )
     row = _row(features, reference)
     draws = max(permutations, FEWEST_PERMUTATIONS)
     checked = validated(reference, permutations=draws, seed=seed)

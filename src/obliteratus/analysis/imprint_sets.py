@@ -19,13 +19,11 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from obliteratus.analysis.imprint_classifier import (
-    Distances,
     classifier_of,
     left_out_distances,
     numbers,
 )
 from obliteratus.analysis.imprint_reference import Reference
-from obliteratus.errors import MeasurementError
 
 ALPHA = 0.1
 FEWEST_BASES = round(1 / ALPHA) - 1
@@ -45,27 +43,13 @@ class Sets:
 
 
 def sets_of(reference: Reference, values: Float64[np.ndarray, "row feature"]) -> Sets:
-    """Return the conformal sets of models with features ``values``.
-
-    Raises:
-        MeasurementError: all organisms are of one base.
-    """
-    bases = len(set(reference.bases))
-    if bases < 2:
-        raise MeasurementError(
-            "a base is left out to calibrate a set, so two are needed; there is 1. "
-            "Grow more with make organisms."
-        )
+    """Return the conformal sets of models with features ``values``."""
     distances = classifier_of(reference).distances(values)
     return Sets(_p_values(reference, left_out_distances(reference), distances))
 
 
 def left_out_sets(reference: Reference) -> Sets:
-    """Return the set of every organism, with its base left out of fit and calibration.
-
-    Raises:
-        MeasurementError: there are fewer than three bases.
-    """
+    """Return the set of every organism, with its base left out of fit and calibration."""
     bases = np.array(reference.bases)
     found = np.empty((len(bases), len(reference.labels)))
     for base in dict.fromkeys(reference.bases):
@@ -75,7 +59,9 @@ def left_out_sets(reference: Reference) -> Sets:
 
 
 def _p_values(
-    reference: Reference, calibration: Distances, distances: Distances
+    reference: Reference,
+    calibration: Float64[np.ndarray, "organism method"],
+    distances: Float64[np.ndarray, "row method"],
 ) -> Float64[np.ndarray, "row method"]:
     chosen, bases = numbers(reference), np.array(reference.bases)
     found = np.empty(distances.shape)
