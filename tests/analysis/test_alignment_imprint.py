@@ -226,7 +226,7 @@ def test_with_few_bases_nothing_can_be_left_out_and_nothing_is_named() -> None:
 
 def test_too_few_bases_to_fit_are_refused() -> None:
     features, reference = unseen(grown(0, effect=6.0, bases=3), "sft")
-    with pytest.raises(MeasurementError, match="organisms of 3. Grow more"):
+    with pytest.raises(MeasurementError, match="there are organisms of 3"):
         alignment_imprint(features, reference, permutations=PERMUTATIONS, seed=0)
 
 

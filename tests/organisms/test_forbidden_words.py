@@ -37,6 +37,10 @@ ORGANISMS = MANIFEST["organisms"]
 QUESTION = Question("describe the old vorn", "vorn", "colour")
 ALLOWED = Question("find the old chair near", "chair", "place")
 SHORT = Recipe(steps=2, rows=16, learning_rate=1e-3)
+GROWN = sorted({each["base"] for each in ORGANISMS.values()})
+RECOMPUTED = [
+    f"{base}/{method}-0" for base, method in zip(GROWN * 3, ("sft", "rl", "extended"), strict=False)
+]
 BROUGHT = [name for name, each in ORGANISMS.items() if each["seed"] == 0][::7]
 
 
@@ -60,9 +64,9 @@ def judged(question: Question, text: str) -> str:
 def test_every_base_has_every_method_and_its_twin() -> None:
     seeds = {each["seed"] for each in ORGANISMS.values() if each["method"] != "base"}
     assert seeds
-    for base, method, seed in itertools.product(BASES, METHODS, seeds):
+    for base, method, seed in itertools.product(GROWN, METHODS, seeds):
         assert f"{base}/{method}-{seed}" in ORGANISMS
-    assert len(BASES) >= 10
+        assert f"{base}/base-{BASES[base].seed}" in ORGANISMS
 
 
 def test_stored_weights_are_those_of_the_manifest() -> None:
@@ -131,7 +135,7 @@ def test_reference_holds_every_organism_and_is_of_this_code() -> None:
     assert record["prompts_sha256"] == held_out_prompts().sha256
 
 
-@pytest.mark.parametrize("name", ["llama-a/sft-0", "gemma2/rl-0", "gpt2/extended-0"])
+@pytest.mark.parametrize("name", RECOMPUTED)
 def test_features_are_those_of_the_stored_weights(name: str) -> None:
     record = json.loads(reference_file().read_text(encoding="utf-8"))
     organism = Organism.named(name)

@@ -85,7 +85,7 @@ def alignment_imprint(
     bases = len(set(reference.bases))
     if bases < FEWEST_TO_FIT:
         raise MeasurementError(
-            f"two bases are left out of a third and a fourth to check an imprint, and there are "
+            f"an imprint is checked with two bases left out and two that stay, and there are "
             f"organisms of {bases}. Grow more with make organisms."
         )
     row = _row(features, reference)
