@@ -42,6 +42,7 @@ def main() -> None:
             if not (options.missing and base in there):
                 grow(base)
     if options.reference or not options.base:
+        reference_file().parent.mkdir(exist_ok=True)
         write_json(reference_file(), reference_record(manifest()["organisms"]))
 
 
