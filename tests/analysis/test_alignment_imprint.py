@@ -87,13 +87,13 @@ def test_recognising_the_base_gains_nothing() -> None:
     named, fooled, left_out = [], [], []
     for seed in range(10):
         rng = np.random.default_rng(seed)
-        bases = np.repeat(np.arange(30), 4)
+        bases = np.repeat(np.arange(30), 6)
         looks = 5 * rng.normal(size=(30, len(FEATURES)))
         values = looks[bases] + 0.1 * rng.normal(size=(len(bases), len(FEATURES)))
         methods = tuple(
-            METHODS[base % 3] if copy < 3 else METHODS[(base + 1) % 3]
+            METHODS[base % 3] if copy < 5 else METHODS[(base + 1) % 3]
             for base in range(30)
-            for copy in range(4)
+            for copy in range(6)
         )
         reference = Reference(FEATURES, values, methods, tuple(f"base{base}" for base in bases))
         chosen, halves = numbers(reference), rng.permutation(len(bases)) % 2 == 0
@@ -241,10 +241,20 @@ def test_features_of_another_kind_are_refused() -> None:
 def test_a_reference_made_by_other_code_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert shipped_reference().features
+    row = {"base": "b", "method": "sft", "seed": 0, "values": [1.0]}
+    record = {
+        "schema_version": 1,
+        "code_sha256": imprint_reference.features_code(),
+        "features": ["a"],
+        "organisms": [row],
+    }
+    write_json(tmp_path / "imprint.json", record)
+    assert shipped_reference(tmp_path / "imprint.json").features == ("a",)
     monkeypatch.setattr(imprint_reference, "features_code", lambda: "another")
     with pytest.raises(MeasurementError, match="made by other code"):
-        shipped_reference()
+        shipped_reference(tmp_path / "imprint.json")
+    with pytest.raises(MeasurementError, match="is missing"):
+        shipped_reference(tmp_path / "nothing.json")
     write_json(tmp_path / "imprint.json", {"schema_version": 1})
     with pytest.raises(StorageError, match="damaged"):
         shipped_reference(tmp_path / "imprint.json")

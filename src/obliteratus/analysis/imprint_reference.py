@@ -55,10 +55,15 @@ def shipped_reference(path: Path | None = None) -> Reference:
     """Read the organisms' features.
 
     Raises:
-        StorageError: the file is missing, damaged or of another schema.
-        MeasurementError: it was made by other code than that which would be compared with it.
+        StorageError: the file is damaged or of another schema.
+        MeasurementError: it is missing, or was made by other code than would be compared with it.
     """
     file = path or reference_file()
+    if not file.is_file():
+        raise MeasurementError(
+            f"there are no organisms to hold a model against: {file} is missing. "
+            "Run make organisms."
+        )
     record = read_json(file)
     try:
         if record["schema_version"] != SCHEMA_VERSION:
