@@ -29,6 +29,7 @@ def analyze(
             autocompletion=_module_names,
         ),
     ] = None,
+    behaviour: options.BehaviourName = None,
     assignments: options.Assignments = None,
     seed: options.Seed = None,
     dtype: options.Dtype = None,
@@ -51,6 +52,7 @@ def analyze(
     DIR gets atlas.html, findings.json with the arrays in findings.safetensors, and analysis.json.
     """
     flags = options.settings(
+        behaviour=behaviour,
         seed=seed,
         model=options.section(
             dtype=dtype,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -14,10 +14,11 @@ from obliteratus.analysis.findings import Findings, load_findings, save_findings
 from obliteratus.analysis.module import ANALYSES
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import DirectionError, MeasurementError
-from obliteratus.events import Note, emit
-from obliteratus.measure.behaviour import BEHAVIOURS
+from obliteratus.events import DeviationRecorded, Note, emit
+from obliteratus.measure.behaviour import Behaviour
 from obliteratus.measure.log_odds import RefusalTokens
 from obliteratus.models.summon import summon
+from obliteratus.pipeline.behaviour import behaviour_of, without_first_tokens
 from obliteratus.pipeline.journal import Journal
 from obliteratus.pipeline.stages import Laboratory
 from obliteratus.prompts.load import contrast_set
@@ -51,14 +52,14 @@ def analyze(
     question has no meaning for this model is left out, with the reason.
 
     Raises:
-        UsageError: no analysis has one of the names.
+        UsageError: no analysis has one of the names, or there is no such behaviour.
         ObliteratusError: the model or the prompts cannot be had; ``output`` is as it was.
     """
     check_target(output, replace=force)
     names = settings.analyze.modules or tuple(ANALYSES)
     for name in names:
         _ = ANALYSES[name]  # a mistyped name shows before a model is loaded
-    start, run = time.perf_counter(), _Run(settings, store or Store())
+    start, run = time.perf_counter(), _Run(settings, behaviour_of(settings), store or Store())
     atlas = run.execute(model, names)
     with atomic_folder(output, replace=force) as work:
         save_findings(atlas.findings, work)
@@ -69,14 +70,17 @@ def analyze(
 class _Run:
     """The state of one call: settings, cache, journal."""
 
-    def __init__(self, settings: RunSettings, store: Store) -> None:
-        self.settings = settings
+    def __init__(self, settings: RunSettings, behaviour: Behaviour, store: Store) -> None:
+        self.settings, self.changed = without_first_tokens(settings, behaviour)
+        self.behaviour = behaviour
         self.store = store
         self.journal = Journal(store)
 
     def execute(self, name: str, modules: tuple[str, ...]) -> Atlas:
-        contrast = contrast_set(self.settings.prompts)
+        contrast = contrast_set(self.settings.prompts, self.behaviour.contrast_set)
         splits = split(contrast)
+        for deviation in self.changed:
+            emit(DeviationRecorded(deviation))
         with self.journal.stage("summon", f"load {name}") as note:
             model = summon(name, self.settings.model, store=self.store)
             anatomy = model.anatomy
@@ -84,21 +88,24 @@ class _Run:
                 f"{anatomy.model_type}, {anatomy.n_layers} layers of width {anatomy.d_model}"
             )
         laboratory = Laboratory(model, splits, self.settings, self.store)
-        bench = self._bench(laboratory)
+        bench, words = self._bench(laboratory), self.behaviour.words
         found: dict[str, Findings] = {}
         left: list[LeftOut] = []
         for module in modules:
-            with self.journal.stage("analyze", ANALYSES[module].title) as note:
+            title = words.reworded(ANALYSES[module].title)
+            with self.journal.stage("analyze", title) as note:
                 try:
                     found[module], note.is_cached = self._run(module, bench, laboratory)
                     note.text = found[module].headline
                 except (MeasurementError, DirectionError) as error:
-                    left.append(LeftOut(module, str(error)))
+                    reason = words.reworded(str(error))
+                    left.append(LeftOut(module, reason))
                     note.text = "left out"
-                    emit(Note(f"{ANALYSES[module].title} is left out: {error}"))
+                    emit(Note(f"{title} is left out: {reason}"))
         return Atlas(
             findings=found,
             left_out=tuple(left),
+            words=words,
             facts={
                 "model": asdict(model.source),
                 "model_type": anatomy.model_type,
@@ -106,7 +113,9 @@ class _Run:
                 "d_model": anatomy.d_model,
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "prompts": {"name": contrast.name, "sha256": contrast.sha256},
+                "behaviour": self.behaviour.name,
                 "settings": self.settings.model_dump(mode="json"),
+                "deviations": [asdict(each) for each in self.changed],
                 "seconds": {stage: round(s, 3) for stage, s in self.journal.seconds.items()},
             },
         )
@@ -132,7 +141,7 @@ class _Run:
         return Bench(
             model=laboratory.model,
             splits=laboratory.splits,
-            behaviour=BEHAVIOURS["refusal"],
+            behaviour=self.behaviour,
             settings=self.settings.analyze,
             probed=probed,
             distilled=distilled,
@@ -148,6 +157,7 @@ class _Run:
             "analysis",
             **laboratory.identity,
             name=name,
+            behaviour=self.behaviour.name,
             fit=laboratory.splits.fit.sha256,
             select=laboratory.splits.select.sha256,
             positions=settings.probe.positions,
@@ -164,7 +174,8 @@ class _Run:
             return load_findings(folder)[name]
 
         compute: Callable[[], Findings] = lambda: ANALYSES[name].run(bench)  # noqa: E731
-        return self.store.cached(key, compute, save, load)
+        found, is_cached = self.store.cached(key, compute, save, load)
+        return replace(found, headline=self.behaviour.words.reworded(found.headline)), is_cached
 
 
 @cache

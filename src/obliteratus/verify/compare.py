@@ -8,6 +8,7 @@ from obliteratus.directions.directions import Directions
 from obliteratus.errors import MeasurementError
 from obliteratus.events import Deviation
 from obliteratus.measure.agreement import Agreement
+from obliteratus.measure.behaviour import BEHAVIOURS, REFUSAL, Behaviour
 from obliteratus.measure.head import Head
 from obliteratus.measure.judges.base import OUTCOMES
 from obliteratus.measure.log_odds import RefusalTokens
@@ -52,6 +53,7 @@ def compare(
     *,
     edited_head: Head,
     original_head: Head | None = None,
+    behaviour: Behaviour | None = None,
     tokens: RefusalTokens | None = None,
     agreement: Agreement | None = None,
     embed: Embed | None = None,
@@ -66,10 +68,11 @@ def compare(
     """Return the report on ``edited`` against ``original``.
 
     The original's head may be left out where both are equal bit for bit, as after every edit of
-    writers. ``agreement`` says how far the judge can be believed, ``tokens`` adds refusal log-odds,
-    ``embed`` coherence, ``directions`` the candidates they were selected from and the rank of every
-    layer, ``controls`` the nulls, ``dose`` what weaker and the planned edit do, ``edit`` what the
-    executor measured, and whether refusal was to grow: then that is the first claim, not that it is
+    writers. ``behaviour`` is what the judge looked for, by default refusal: the report is in its
+    words. ``agreement`` says how far the judge can be believed, ``tokens`` adds log-odds, ``embed``
+    coherence, ``directions`` the candidates they were selected from and the rank of every layer,
+    ``controls`` the nulls, ``dose`` what weaker and the planned edit do, ``edit`` what the executor
+    measured, and whether the behaviour was to grow: then that is the first claim, not that it is
     nearly gone. ``edited_name`` is printed instead of the name that the edited model was loaded
     under (a temporary folder, say). All resampling uses ``seed``.
 
@@ -79,7 +82,9 @@ def compare(
     """
     _check(original, edited)
     before_head = _checked_head(original_head or edited_head, original)
-    pair = Pair(original, edited, before_head, _checked_head(edited_head, edited), seed)
+    behaviour = behaviour or BEHAVIOURS[REFUSAL]
+    words, after_head = behaviour.words, _checked_head(edited_head, edited)
+    pair = Pair(original, edited, before_head, after_head, seed, words)
     divergence, positions = divergence_rows(pair)
     coherence = coherence_rows(pair, embed) if embed is not None else []
     rows = with_adjusted(
@@ -98,7 +103,9 @@ def compare(
     claims = _claims(pair, {row.key: row for row in rows}, is_defence=is_defence)
     return Report(
         verdict=overall(claims),
-        headline=headline(rows[0]),
+        headline=headline(rows[0], words),
+        behaviour=behaviour.name,
+        words=words,
         claims=claims,
         original=original.subject,
         edited=_named(edited.subject, edited_name),
@@ -194,12 +201,14 @@ def _claims(pair: Pair, rows: dict[str, Row], *, is_defence: bool) -> tuple[Clai
     assert kl is not None
     before, after = pair.original.heldout, pair.edited.heldout
     claims = [
-        amplification_claim(grown) if is_defence else refusal_claim(refusal),
-        divergence_claim(kl),
+        amplification_claim(grown, pair.words)
+        if is_defence
+        else refusal_claim(refusal, pair.words),
+        divergence_claim(kl, pair.words),
         perplexity_claim(before.nll, after.nll, before.tokens),
     ]
     if coherence is not None:
-        claims.append(coherence_claim(coherence))
+        claims.append(coherence_claim(coherence, pair.words))
     return tuple(claims)
 
 
