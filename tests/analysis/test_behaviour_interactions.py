@@ -14,13 +14,14 @@ from obliteratus.analysis.behaviour_interactions import (
 from obliteratus.analysis.findings import Findings
 from obliteratus.analysis.preference import ANSWERS, REFUSES, Choice, choices, preference
 from obliteratus.errors import MeasurementError
-from obliteratus.measure.behaviour import BEHAVIOURS
+from obliteratus.measure.behaviour import BEHAVIOURS, Behaviour
 from obliteratus.measure.head import head_of
 from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.hooks import edited
 from obliteratus.operator.removal import everywhere, removal
 from obliteratus.pictures.spec import Heat
+from obliteratus.prompts.contrast import ContrastSet
 from obliteratus.prompts.split import split
 from obliteratus.statistics.comparison import Comparison
 from obliteratus.testing.tiny import tiny_model
@@ -139,10 +140,33 @@ def test_the_headline_names_what_is_shared_and_what_acts() -> None:
     assert "no removal is seen to act on another" in plain
 
 
-def test_both_matrices_are_drawn_with_the_bound_of_each_column() -> None:
-    heats = [each.panels[0].marks[0] for each in module.pictures(found(0))]
-    assert all(isinstance(each, Heat) and each.values.shape == (3, 3) for each in heats)
-    assert "sentiment (random: 0.0" in str(heats[1])
+def test_both_matrices_are_drawn_and_what_random_directions_do_below() -> None:
+    shown = found(0)
+    cosine, effect = (each.panels[0].marks[0] for each in module.pictures(shown))
+    assert isinstance(cosine, Heat)
+    assert isinstance(effect, Heat)
+    assert cosine.values.shape == (3, 3)
+    assert effect.values.shape == (4, 3)
+    assert np.array_equal(effect.values[-1], shown.arrays["bound"])
+
+
+def test_a_behaviour_without_labelled_answers_is_said_to_be_left_out(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAIRS", 4)
+    monkeypatch.setattr(module, "CHOICES", 2)
+    real = module.choices
+
+    def without(behaviour: Behaviour, select: ContrastSet, count: int) -> tuple[Choice, ...]:
+        return () if behaviour.name == "toxicity" else real(behaviour, select, count)
+
+    monkeypatch.setattr(module, "choices", without)
+    seen = measure(model, 1)
+    assert seen.left_out == ("toxicity",)
+    assert "toxicity" not in seen.names
+    shown = behaviour_interactions(seen, layer=1, seed=0)
+    assert shown.headline.endswith("labelled answers: toxicity.")
+    assert shown.facts["left_out"] == ["toxicity"]
 
 
 def test_one_behaviour_alone_does_not_interact() -> None:

@@ -110,7 +110,7 @@ def _audited(row: AuditRow, words: Words) -> dict[str, Any]:
         "question": question,
         "answer": answer,
         "module": row.module if is_there else "",
-        "verdict": figures.get("verdict", "undetermined"),
+        "verdict": figures.get("verdict", "muted"),
         "value": figures.get("value", ""),
         "interval": figures.get("interval", ""),
         "null": figures.get("null", ""),

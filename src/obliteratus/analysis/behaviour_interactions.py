@@ -57,12 +57,14 @@ class Interaction:
     """Pair differences of every behaviour, and what every removal does to its answers.
 
     ``changes[b]`` are falls of the preference for showing behaviour b: row a with the direction of
-    behaviour a out, the last ``RANDOM`` rows with random ones out.
+    behaviour a out, the last ``RANDOM`` rows with random ones out. ``left_out`` are behaviours
+    whose prompts are no pairs, or that have too few labelled answers.
     """
 
     names: tuple[str, ...]
     differences: tuple[Float64[np.ndarray, "_ d_model"], ...]
     changes: tuple[Float64[np.ndarray, "removal _"], ...]
+    left_out: tuple[str, ...] = ()
 
 
 def behaviour_interactions(seen: Interaction, *, layer: Layer, seed: int) -> Findings:
@@ -90,7 +92,7 @@ def behaviour_interactions(seen: Interaction, *, layer: Layer, seed: int) -> Fin
     estimates |= effects
     return Findings(
         module="behaviour_interactions",
-        headline=_headline(seen.names, estimates),
+        headline=_headline(seen, estimates),
         estimates=estimates,
         arrays={
             "cosine": np.clip(cosine, -1, 1),
@@ -99,7 +101,11 @@ def behaviour_interactions(seen: Interaction, *, layer: Layer, seed: int) -> Fin
             "effect": effect,
             "bound": bounds,
         },
-        facts={"behaviours": list(seen.names), "layer": layer},
+        facts={
+            "behaviours": list(seen.names),
+            "left_out": list(seen.left_out),
+            "layer": layer,
+        },
     )
 
 
@@ -159,7 +165,7 @@ def _effects(
     return means[:count], bounds, found
 
 
-def _headline(names: tuple[str, ...], estimates: Mapping[str, Estimate]) -> str:
+def _headline(seen: Interaction, estimates: Mapping[str, Estimate]) -> str:
     shared = [
         f"{name.removeprefix('cosine of ')} ({each.value:+.2f})"
         for name, each in estimates.items()
@@ -178,16 +184,18 @@ def _headline(names: tuple[str, ...], estimates: Mapping[str, Estimate]) -> str:
         if crossed
         else "no removal is seen to act on another behaviour beyond random ones"
     )
-    return f"Of {len(names)} behaviours: {alike}; {acts}."
+    missing = ""
+    if seen.left_out:
+        names = ", ".join(seen.left_out)
+        missing = f" Left out, for want of pairs or of labelled answers: {names}."
+    return f"Of {len(seen.names)} behaviours: {alike}; {acts}.{missing}"
 
 
 def pictures(found: Findings) -> tuple[Picture, ...]:
     """Draw both matrices: where directions point, and what their removal does."""
     names = tuple(found.facts["behaviours"])
-    columns = tuple(
-        f"{name} (random: {bound:.2f})"
-        for name, bound in zip(names, found.arrays["bound"].tolist(), strict=True)
-    )
+    rows = (*names, "random, below")
+    falls = np.vstack([found.arrays["effect"], found.arrays["bound"]])
     return (
         Picture(
             "Do behaviours share directions?",
@@ -197,9 +205,9 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
         Picture(
             "What does removing one do to another?",
             "Fall of the preference for answers that show a behaviour (columns) with the direction "
-            "of each (rows) out of every write, in nats per token; beside each column what a "
-            "random direction stays below.",
-            (Panel((Heat(found.arrays["effect"], names, columns, unit="fall, nats"),)),),
+            "of each (rows) out of every write, in nats per token. The last row is what the fall "
+            "with a random direction out stays below, up or down.",
+            (Panel((Heat(falls, rows, names, unit="fall, nats"),)),),
         ),
     )
 
@@ -209,6 +217,7 @@ def measure(
 ) -> Interaction:
     """Read every behaviour that has pairs and labelled answers, at ``layer`` and the last token."""
     names: list[str] = []
+    left_out: list[str] = []
     differences: list[Float64[Tensor, "pair d_model"]] = []
     means: list[Float64[Tensor, " d_model"]] = []
     given: list[tuple[Choice, ...]] = []
@@ -217,6 +226,7 @@ def measure(
         splits = split(contrast)
         some = choices(BEHAVIOURS[name], splits.select, CHOICES)
         if not contrast.is_paired or len(some) < CHOICES // 2:
+            left_out.append(name)
             continue
         fit = limited(splits.fit, PAIRS)
         sides = [
@@ -245,7 +255,8 @@ def measure(
             for column, after in enumerate(preferences()):
                 falls[column].append(before[column] - after)
     changes = tuple(np.array(each) for each in falls)
-    return Interaction(tuple(names), tuple(each.numpy() for each in differences), changes)
+    units = tuple(each.numpy() for each in differences)
+    return Interaction(tuple(names), units, changes, tuple(left_out))
 
 
 def _streams(model: LoadedModel, encoded: Encoded, layer: Layer) -> Float[Tensor, "prompt d_model"]:

@@ -35,6 +35,7 @@ CHANCE = 1e-6
 """Largest p of a matrix, times the number of changed matrices."""
 WITHOUT_BASE = (
     "a strength other than about 1: what is weakened, amplified or reflected leaves no gap",
+    "strengths that differ from matrix to matrix, as a kernel search finds them",
     "weights stored in 4 bits or fewer after the edit (4 bits are found or missed)",
     "an edit of a part of a block, or of another direction in every matrix",
     "training after the edit that writes along the directions again",

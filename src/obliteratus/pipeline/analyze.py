@@ -12,18 +12,21 @@ from obliteratus.analysis.atlas import Atlas, LeftOut, save_atlas
 from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.findings import Findings, load_findings, save_findings
 from obliteratus.analysis.module import ANALYSES
+from obliteratus.analysis.neutral_text import passages
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import DirectionError, MeasurementError
 from obliteratus.events import DeviationRecorded, Note, emit
 from obliteratus.measure.behaviour import Behaviour
 from obliteratus.measure.log_odds import RefusalTokens
+from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.summon import summon
 from obliteratus.pipeline.behaviour import behaviour_of, without_first_tokens
 from obliteratus.pipeline.journal import Journal
 from obliteratus.pipeline.stages import Laboratory
+from obliteratus.prompts.contrast import Splits
 from obliteratus.prompts.load import contrast_set
 from obliteratus.prompts.split import split
-from obliteratus.settings import RunSettings
+from obliteratus.settings import ModelSettings, RunSettings
 from obliteratus.store import Store, atomic_folder, check_target, content_key, sha256_of_file
 from obliteratus.verify.identity import digest
 
@@ -81,21 +84,18 @@ class _Run:
         splits = split(contrast)
         for deviation in self.changed:
             emit(DeviationRecorded(deviation))
-        with self.journal.stage("summon", f"load {name}") as note:
-            model = summon(name, self.settings.model, store=self.store)
-            anatomy = model.anatomy
-            note.text = (
-                f"{anatomy.model_type}, {anatomy.n_layers} layers of width {anatomy.d_model}"
-            )
+        model = self._summoned(name, self.settings.model)
+        anatomy = model.anatomy
         laboratory = Laboratory(model, splits, self.settings, self.store)
-        bench, words = self._bench(laboratory), self.behaviour.words
+        other = self._other(splits, modules)
+        bench, words = self._bench(laboratory, other), self.behaviour.words
         found: dict[str, Findings] = {}
         left: list[LeftOut] = []
         for module in modules:
             title = words.reworded(ANALYSES[module].title)
             with self.journal.stage("analyze", title) as note:
                 try:
-                    found[module], note.is_cached = self._run(module, bench, laboratory)
+                    found[module], note.is_cached = self._run(module, bench, laboratory, other)
                     note.text = found[module].headline
                 except (MeasurementError, DirectionError) as error:
                     reason = words.reworded(str(error))
@@ -108,6 +108,7 @@ class _Run:
             words=words,
             facts={
                 "model": asdict(model.source),
+                "other": None if other is None else asdict(other.model.source),
                 "model_type": anatomy.model_type,
                 "layers": anatomy.n_layers,
                 "d_model": anatomy.d_model,
@@ -120,7 +121,28 @@ class _Run:
             },
         )
 
-    def _bench(self, laboratory: Laboratory) -> Bench:
+    def _summoned(self, name: str, settings: ModelSettings) -> LoadedModel:
+        with self.journal.stage("summon", f"load {name}") as note:
+            model = summon(name, settings, store=self.store)
+            anatomy = model.anatomy
+            note.text = (
+                f"{anatomy.model_type}, {anatomy.n_layers} layers of width {anatomy.d_model}"
+            )
+        return model
+
+    def _other(self, splits: Splits, modules: tuple[str, ...]) -> Laboratory | None:
+        """Return the second model with the same prompts, None where nothing compares.
+
+        It is loaded before anything is measured, so that a mistyped name shows at once; a revision
+        that is asked for is that of the first model.
+        """
+        name = self.settings.analyze.other
+        if name is None or not any(ANALYSES[module].compares for module in modules):
+            return None
+        settings = self.settings.model.model_copy(update={"revision": None})
+        return Laboratory(self._summoned(name, settings), splits, self.settings, self.store)
+
+    def _bench(self, laboratory: Laboratory, other: Laboratory | None = None) -> Bench:
         @cache
         def probed() -> Any:
             with self.journal.stage("probe", "read the fit prompts at every layer") as note:
@@ -146,13 +168,17 @@ class _Run:
             probed=probed,
             distilled=distilled,
             calibrated=calibrated,
+            compared=None if other is None else lambda: self._bench(other),
             system=self.settings.prompts.system,
             seed=self.settings.seed,
             store=self.store,
         )
 
-    def _run(self, name: str, bench: Bench, laboratory: Laboratory) -> tuple[Findings, bool]:
+    def _run(
+        self, name: str, bench: Bench, laboratory: Laboratory, other: Laboratory | None
+    ) -> tuple[Findings, bool]:
         settings = self.settings
+        compared = other if ANALYSES[name].compares else None
         key = content_key(
             "analysis",
             **laboratory.identity,
@@ -162,7 +188,9 @@ class _Run:
             select=laboratory.splits.select.sha256,
             positions=settings.probe.positions,
             distill=settings.distill.model_dump(mode="json"),
-            settings=settings.analyze.model_dump(mode="json", exclude={"modules"}),
+            settings=settings.analyze.model_dump(mode="json", exclude={"modules", "other"}),
+            other=None if compared is None else dict(compared.identity),
+            text=None if settings.analyze.text is None else passages(settings.analyze).sha256,
             seed=settings.seed,
             analysis=analysis_code(),
         )
