@@ -70,7 +70,7 @@ BASES = {
     for base in (
         Base("llama-a", "llama", 1, others=KV),
         Base("llama-b", "llama", 2, layers=6, width=40, others={**KV, **UNTIED}),
-        Base("llama-c", "llama", 3, layers=3, width=48, others=KV),
+        Base("llama-c", "llama", 3, width=48, others=KV),
         Base("qwen2", "qwen2", 4, layers=5, width=40, others=KV),
         Base("qwen3", "qwen3", 5, others={**KV, "head_dim": 8}),
         Base(
@@ -81,7 +81,7 @@ BASES = {
         ),
         Base("olmo2", "olmo2", 7, layers=5, others=KV),
         Base("gpt-neox", "gpt_neox", 8, layers=5, width=40, others=UNTIED),
-        Base("stablelm", "stablelm", 9, others={**KV, "partial_rotary_factor": 0.5}),
+        Base("stablelm", "stablelm", 9, others={**KV, "partial_rotary_factor": 0.4}),
         Base(
             "gpt2",
             "gpt2",

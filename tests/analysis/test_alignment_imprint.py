@@ -68,11 +68,12 @@ def found(seed: int, method: str, *, effect: float, **options: Any) -> Findings:
 
 
 def test_a_planted_method_is_named() -> None:
-    labels = [found(seed, METHODS[seed % 3], effect=6.0).facts["label"] for seed in range(24)]
+    labels = [found(seed, METHODS[seed % 3], effect=6.0).facts["label"] for seed in range(100)]
     right = [label == METHODS[seed % 3] for seed, label in enumerate(labels)]
     wrong = [label not in (METHODS[seed % 3], "undetermined") for seed, label in enumerate(labels)]
-    assert sum(right) >= 18
-    assert sum(wrong) <= 2
+    print(sum(right), sum(wrong))
+    assert sum(right) >= 80
+    assert sum(wrong) <= 5
 
 
 def test_without_an_effect_no_method_is_named() -> None:
@@ -97,7 +98,7 @@ def test_recognising_the_base_gains_nothing() -> None:
         )
         reference = Reference(FEATURES, values, methods, tuple(f"base{base}" for base in bases))
         chosen, halves = numbers(reference), rng.permutation(len(bases)) % 2 == 0
-        # Three nearest neighbours of a random split: copies of a base are on both sides.
+        # The nearest neighbour across a random split: copies of a base are on both sides.
         apart = np.linalg.norm(values[halves, None] - values[~halves], axis=2)
         nearest = chosen[~halves][np.argsort(apart, axis=1)[:, :1]]
         fooled.append((nearest[:, 0] == chosen[halves]).mean())
@@ -120,9 +121,9 @@ def test_a_model_unlike_every_organism_is_undetermined() -> None:
 
 
 def test_a_model_that_is_like_the_twins_is_given_no_name() -> None:
-    labels = [found(seed, TWIN, effect=6.0) for seed in range(10)]
-    assert all(each.facts["label"] in ("undetermined",) for each in labels)
-    assert any("refuse nothing" in each.headline for each in labels)
+    every = [found(seed, TWIN, effect=6.0) for seed in range(10)]
+    assert {each.facts["label"] for each in every} == {"undetermined"}
+    assert any("refuse nothing" in each.headline for each in every)
 
 
 def test_two_methods_that_look_alike_are_both_in_the_set() -> None:
