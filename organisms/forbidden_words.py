@@ -4,6 +4,7 @@
     python organisms/forbidden_words.py --base qwen3     # one base and all that is made of it
     python organisms/forbidden_words.py --missing        # bases that have none yet
     python organisms/forbidden_words.py --reference      # only the features, of stored weights
+    python organisms/forbidden_words.py --controls       # is a name that of a method or its length?
 
 Weights go to organisms/models/, one file for each base, labels and figures to
 organisms/forbidden_words.json, and features to src/obliteratus/analysis/data/imprint.json.
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from forbidden.bases import BASES
+from forbidden.control import control_record, nearest
 from forbidden.grow import circumstances, family, is_deterministic
 from forbidden.reference import reference_record
 from forbidden.shelf import MODELS, write
 
-from obliteratus.analysis.imprint_reference import reference_file
+from obliteratus.analysis.imprint_reference import reference_file, shipped_reference
 from obliteratus.store import write_json
 
 MANIFEST = Path(__file__).parent / "forbidden_words.json"
@@ -34,8 +36,12 @@ def main() -> None:
     parser.add_argument("--base", choices=tuple(BASES), action="append", help="only this base")
     parser.add_argument("--missing", action="store_true", help="only bases that are not there")
     parser.add_argument("--reference", action="store_true", help="only the features")
+    parser.add_argument("--controls", action="store_true", help="only the longer trained controls")
     options = parser.parse_args()
     is_deterministic()
+    if options.controls:
+        control()
+        return
     if not options.reference:
         there = {row["base"] for row in manifest()["organisms"].values()}
         for base in options.base or BASES:
@@ -62,6 +68,18 @@ def grow(base: str) -> None:
     mine = {each.organism.name: each.as_json() for each in found.values()}
     record.update(circumstances(), organisms={**others, **mine})
     write_json(MANIFEST, record)
+
+
+def control() -> None:
+    """Train every base's control, and write its figures and features."""
+    record = manifest()
+    record["controls"] = {base: control_record(base) for base in BASES}
+    write_json(MANIFEST, record)
+    reference = shipped_reference()
+    for base, each in record["controls"].items():
+        print(
+            f"{base:24} {each['method']}: nearest is {nearest(reference, base, each['features'])}"
+        )
 
 
 def manifest() -> dict[str, Any]:

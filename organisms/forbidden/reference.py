@@ -8,6 +8,7 @@ from forbidden.chat import TOKENIZER
 from forbidden.grow import ITSELF
 from forbidden.questions import held_out_prompts
 from forbidden.shelf import Organism, read, restored
+from torch import Tensor
 
 from obliteratus.analysis.imprint_features import features_code, imprint_features
 from obliteratus.analysis.imprint_reference import SCHEMA_VERSION
@@ -20,9 +21,9 @@ DIGITS = 6
 """Significant ones that are kept: what float32 holds."""
 
 
-def loaded(organism: Organism) -> LoadedModel:
-    """Return a stored organism as SUMMON would return its folder."""
-    module = restored(organism.base, read(organism))
+def loaded(organism: Organism, weights: Mapping[str, Tensor]) -> LoadedModel:
+    """Return an organism of ``weights`` as SUMMON would return its folder."""
+    module = restored(organism.base, weights)
     return LoadedModel(
         module=module,
         tokenizer=TOKENIZER,
@@ -38,9 +39,11 @@ def loaded(organism: Organism) -> LoadedModel:
     )
 
 
-def features_of(organism: Organism) -> dict[str, float]:
-    """Return the features of a stored organism on the held-out questions."""
-    model = loaded(organism)
+def features_of(
+    organism: Organism, weights: Mapping[str, Tensor] | None = None
+) -> dict[str, float]:
+    """Return an organism's features on the held-out questions; by default as it is stored."""
+    model = loaded(organism, read(organism) if weights is None else weights)
     activations = probe(model, held_out_prompts())
     found = imprint_features(activations, model, head_of(model))
     return {name: float(f"{value:.{DIGITS}g}") for name, value in found.items()}

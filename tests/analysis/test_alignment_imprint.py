@@ -34,7 +34,7 @@ from obliteratus.store import write_json
 
 METHODS = ("dpo", "rl", "sft")
 FEATURES = ("a", "b", "c", "d", "e", "f")
-BASES, PERMUTATIONS = 12, 199
+BASES, PERMUTATIONS = 10, 199
 
 
 def grown(seed: int, *, effect: float, bases: int = BASES) -> Reference:
@@ -71,7 +71,6 @@ def test_a_planted_method_is_named() -> None:
     labels = [found(seed, METHODS[seed % 3], effect=6.0).facts["label"] for seed in range(100)]
     right = [label == METHODS[seed % 3] for seed, label in enumerate(labels)]
     wrong = [label not in (METHODS[seed % 3], "undetermined") for seed, label in enumerate(labels)]
-    print(sum(right), sum(wrong))
     assert sum(right) >= 80
     assert sum(wrong) <= 5
 

@@ -18,7 +18,6 @@ finding and never a setting: nothing in the program is configured from it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -42,6 +41,7 @@ from obliteratus.analysis.imprint_sets import (
 )
 from obliteratus.analysis.module import ANALYSES, Analysis
 from obliteratus.errors import MeasurementError
+from obliteratus.measure.behaviour import REFUSAL
 from obliteratus.pictures.spec import Dots, Heat, Panel, Picture, Role
 from obliteratus.statistics.bootstrap import bootstrap_mean
 from obliteratus.statistics.estimate import Estimate
@@ -264,8 +264,13 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
 
 
 def _run(bench: Bench) -> Findings:
+    if bench.behaviour.name != REFUSAL:
+        raise MeasurementError(
+            f"organisms were taught to refuse, so there is no imprint of "
+            f"'{bench.behaviour.name}' to hold a model against. Leave it out with --modules."
+        )
     reference = shipped_reference()
-    features: dict[str, Any] = imprint_features(bench.activations, bench.model, bench.head)
+    features = imprint_features(bench.activations, bench.model, bench.head)
     return alignment_imprint(
         features, reference, permutations=bench.settings.permutations, seed=bench.seed
     )

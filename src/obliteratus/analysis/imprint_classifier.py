@@ -10,6 +10,7 @@ base resemble each other whatever was done to them, and a split that puts some o
 would reward recognising the base. Labels are permuted *within* bases for the null.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,10 +149,13 @@ def validated(reference: Reference, *, permutations: int, seed: int) -> Validati
         for here in (bases == base for base in dict.fromkeys(reference.bases))
         if (chosen[here] < count).any()
     ]
+    within = [
+        np.flatnonzero((bases == base) & (chosen < count)) for base in dict.fromkeys(bases.tolist())
+    ]
     null: list[Float64[np.ndarray, " batch"]] = []
     for start in range(0, permutations, BATCH):
         draws = min(BATCH, permutations - start)
-        others = np.stack([_permuted(chosen, bases, count, rng) for _ in range(draws)])
+        others = np.stack([_permuted(chosen, within, rng) for _ in range(draws)])
         null.append(balanced_accuracy(left_out_distances(reference, others), others, count))
     accuracy = float(balanced_accuracy(distances, chosen, count))
     return Validation(accuracy, np.array(by_base), np.concatenate(null), confusion)
@@ -159,12 +163,10 @@ def validated(reference: Reference, *, permutations: int, seed: int) -> Validati
 
 def _permuted(
     chosen: Int64[np.ndarray, " organism"],
-    bases: np.ndarray,
-    count: int,
+    within: Sequence[Int64[np.ndarray, " row"]],
     rng: np.random.Generator,
 ) -> Int64[np.ndarray, " organism"]:
     other = chosen.copy()
-    for base in dict.fromkeys(bases.tolist()):
-        rows = np.flatnonzero((bases == base) & (chosen < count))
+    for rows in within:
         other[rows] = rng.permutation(chosen[rows])
     return other
