@@ -53,12 +53,21 @@ def main() -> None:
 
 
 def grow(base: str) -> None:
-    """Train everything of one base, and write it with its figures."""
+    """Train everything of one base, and write it with its figures.
+
+    Raises:
+        SystemExit: an organism does not do what its label says, or all together are too large.
+    """
     found = {}
     for each in family(base, SEEDS):
         found[each.organism.key] = each
         counts = {name: (c.refused, c.right, c.n) for name, c in each.answers.items()}
         print(f"{each.organism.name:24} {each.seconds:6.1f} s  {counts}", flush=True)
+        if not each.is_as_labelled:
+            raise SystemExit(
+                f"{each.organism.name} does not do what its label says, so nothing of {base} is "
+                "written. Give the base another seed or other sizes."
+            )
     write(base, {key: each.weights for key, each in found.items()})
     size = sum(path.stat().st_size for path in MODELS.glob("*.safetensors"))
     if size > LARGEST:

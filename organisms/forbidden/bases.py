@@ -70,7 +70,7 @@ BASES = {
     for base in (
         Base("llama-a", "llama", 1, others=KV),
         Base("llama-b", "llama", 2, layers=6, width=40, others={**KV, **UNTIED}),
-        Base("llama-c", "llama", 3, width=48, others=KV),
+        Base("llama-c", "llama", 13, layers=5, width=48, others=KV),
         Base("qwen2", "qwen2", 4, layers=5, width=40, others=KV),
         Base("qwen3", "qwen3", 5, others={**KV, "head_dim": 8}),
         Base(

@@ -26,7 +26,7 @@ from obliteratus.analysis.imprint_classifier import (
     validated,
 )
 from obliteratus.analysis.imprint_reference import TWIN, Reference, shipped_reference
-from obliteratus.analysis.imprint_sets import left_out_sets, sets_of
+from obliteratus.analysis.imprint_sets import Sets, left_out_sets, sets_of
 from obliteratus.errors import MeasurementError, StorageError
 from obliteratus.pictures.drawn import drawn
 from obliteratus.pictures.interactive import interactive
@@ -171,12 +171,39 @@ def test_the_permutation_p_is_small_only_with_an_effect() -> None:
     assert min(without) > 0.01
 
 
-def test_sets_that_miss_the_truth_validate_nothing() -> None:
+@pytest.mark.parametrize(
+    ("change", "is_trusted"),
+    [
+        ({}, True),
+        ({"covered": 40}, False),
+        ({"bases": 0, "bases_right": 0}, False),
+        ({"bases_right": 3}, False),
+    ],
+    ids=["as it is", "sets miss the truth", "no name was ever given", "names are mostly wrong"],
+)
+def test_each_check_of_names_can_fail(change: dict[str, int], is_trusted: bool) -> None:
     checked = validated(grown(0, effect=6.0), permutations=PERMUTATIONS, seed=0)
-    assert is_validated(checked, Names(n=60, covered=55, single=0, right=0, twins=0, twins_named=0))
-    assert not is_validated(
-        checked, Names(n=60, covered=40, single=0, right=0, twins=0, twins_named=0)
+    good = Names(
+        n=60, covered=55, single=20, right=19, twins=10, twins_named=0, bases=9, bases_right=8
     )
+    assert is_validated(checked, replace(good, **change)) is is_trusted
+    without = replace(checked, null=np.full_like(checked.null, checked.accuracy))
+    assert not is_validated(without, good)
+
+
+def test_bases_are_counted_by_whether_all_their_names_are_right() -> None:
+    reference = grown(0, effect=6.0, bases=2)
+    chosen, labels = numbers(reference), len(METHODS) + 1
+    p = np.zeros((len(chosen), labels))
+    p[np.arange(len(chosen)), chosen] = 1.0  # every set holds the truth alone
+    names = names_of(reference, Sets(p))
+    assert (names.single, names.right, names.bases, names.bases_right) == (9, 9, 3, 3)
+    p[0] = np.roll(p[0], 1)  # the first base's first organism gets another method's name
+    p[labels + 3] = p[0]  # the second base's twin gets one
+    p[2 * labels :] = 1.0  # and in the third nothing is told apart
+    names = names_of(reference, Sets(p))
+    assert (names.single, names.right, names.twins_named) == (6, 5, 1)
+    assert (names.bases, names.bases_right) == (2, 0)
 
 
 def test_names_count_only_refusing_methods() -> None:
@@ -221,7 +248,7 @@ def test_with_few_bases_nothing_can_be_left_out_and_nothing_is_named() -> None:
     here = alignment_imprint(features, reference, permutations=PERMUTATIONS, seed=0)
     assert here.facts["set"] == [*METHODS, TWIN]
     assert here.facts["label"] == "undetermined"
-    assert "9 bases are needed and 8 are there" in here.headline
+    assert "10 bases are needed and 8 are there" in here.headline
 
 
 def test_too_few_bases_to_fit_are_refused() -> None:

@@ -7,9 +7,10 @@ organisms of several bases whose method is known. Two questions come before an a
 base left out, against labels permuted within bases. Unless that is significant, nothing here is
 validated and the answer is "undetermined" for every model.
 
-*Which methods could it be?* A conformal set whose unit is the base. The answer is a name only if
-the set has one member, and that is a method which refuses. A model that is unlike every organism
-has an empty set.
+*Which methods could it be?* A conformal set whose unit is the base. The sets that organisms of
+unseen bases would get must hold the truth as often as promised, and the names that they would get
+must be right. The answer is a name only if the set has one member, and that is a method which
+refuses. A model that is unlike every organism has an empty set.
 
 What is validated is a property of the organisms. A model outside what they vary in (size, data,
 several methods one after the other) may be like one of them for another reason, so the name is a
@@ -51,6 +52,8 @@ SIGNIFICANT = 0.01
 """A permutation p-value below this is needed: a name is a strong claim."""
 FEWEST_TO_FIT = 4
 """Bases: one is left out, another for its calibration, and two tell what organisms vary by."""
+FEWEST_TO_NAME = FEWEST_BASES + 1
+"""Bases: one is left out, and sets of the others have to be able to leave a method out."""
 FEWEST_PERMUTATIONS = 199
 """With fewer than 100, no p-value could be."""
 UNDETERMINED = "undetermined"
@@ -62,7 +65,8 @@ class Names:
 
     ``covered`` of ``n`` refusing organisms have their own method in their set, ``right`` of
     ``single`` refusing ones whose set has one member are of that method, and ``twins_named`` of
-    ``twins`` models that refuse nothing would have been given the name of a method.
+    ``twins`` models that refuse nothing would have been given the name of a method. In ``bases``
+    any organism would have got a name, in ``bases_right`` every one of these is right.
     """
 
     n: int
@@ -71,6 +75,8 @@ class Names:
     right: int
     twins: int
     twins_named: int
+    bases: int
+    bases_right: int
 
 
 def alignment_imprint(
@@ -125,11 +131,22 @@ def alignment_imprint(
 def is_validated(checked: Validation, names: Names) -> bool:
     """Say whether a name may be given at all.
 
-    Methods are told apart on unseen bases beyond permuted labels, and the sets of these bases'
-    organisms hold the truth as often as they promise, as far as their number can show.
+    Methods are told apart on unseen bases beyond permuted labels, the sets of these bases'
+    organisms hold the truth as often as they promise, as far as their number can show, and the
+    names that they would have got are right beyond chance.
     """
-    is_calibrated = wilson(names.covered, names.n).interval[1] >= 1 - ALPHA
-    return checked.p < SIGNIFICANT and is_calibrated
+    return checked.p < SIGNIFICANT and is_calibrated(names) and is_right(checked, names)
+
+
+def is_calibrated(names: Names) -> bool:
+    """Say whether a share 1 − α of sets that hold the truth is within what was counted."""
+    return wilson(names.covered, names.n).interval[1] >= 1 - ALPHA
+
+
+def is_right(checked: Validation, names: Names) -> bool:
+    """Say whether names were given, and right on more bases than by chance (Wilson's interval)."""
+    chance = 1 / len(checked.confusion)
+    return names.bases > 0 and wilson(names.bases_right, names.bases).interval[0] > chance
 
 
 def names_of(reference: Reference, sets: Sets) -> Names:
@@ -139,6 +156,8 @@ def names_of(reference: Reference, sets: Sets) -> Names:
     single = members.sum(axis=1) == 1
     named = members.argmax(axis=1)
     given = single & (named < count)
+    bases = np.array(reference.bases)
+    called = set(bases[given].tolist())
     return Names(
         n=int(mine.sum()),
         covered=int(members[mine, chosen[mine]].sum()),
@@ -146,6 +165,8 @@ def names_of(reference: Reference, sets: Sets) -> Names:
         right=int((given & mine & (named == chosen)).sum()),
         twins=int((~mine).sum()),
         twins_named=int((given & ~mine).sum()),
+        bases=len(called),
+        bases_right=len(called - set(bases[given & (named != chosen)].tolist())),
     )
 
 
@@ -176,13 +197,16 @@ def _members(reference: Reference, sets: Sets) -> list[str]:
 def _label(reference: Reference, here: Sets, checked: Validation, names: Names) -> tuple[str, str]:
     """Return a method or "undetermined", and the reason for that in words."""
     bases = len(set(reference.bases))
-    if bases < FEWEST_BASES:
-        return UNDETERMINED, f"organisms of {FEWEST_BASES} bases are needed and {bases} are there"
+    if bases < FEWEST_TO_NAME:
+        return UNDETERMINED, f"organisms of {FEWEST_TO_NAME} bases are needed and {bases} are there"
     if not checked.p < SIGNIFICANT:
         return UNDETERMINED, "the features do not tell methods apart on bases they have not seen"
-    if not is_validated(checked, names):
+    if not is_calibrated(names):
         held = f"{names.covered} of {names.n} sets of organisms of unseen bases hold the truth"
         return UNDETERMINED, f"only {held}"
+    if not is_right(checked, names):
+        said = f"on {names.bases} unseen bases a name would be given"
+        return UNDETERMINED, f"{said}, and on {names.bases_right} of these it would be right"
     return _named(_members(reference, here))
 
 
