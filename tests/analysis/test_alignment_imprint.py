@@ -26,7 +26,7 @@ from obliteratus.analysis.imprint_classifier import (
     validated,
 )
 from obliteratus.analysis.imprint_reference import TWIN, Reference, shipped_reference
-from obliteratus.analysis.imprint_sets import Sets, left_out_sets, sets_of
+from obliteratus.analysis.imprint_sets import Sets, against_others, left_out_sets, sets_of
 from obliteratus.errors import MeasurementError, StorageError
 from obliteratus.pictures.drawn import drawn
 from obliteratus.pictures.interactive import interactive
@@ -114,7 +114,7 @@ def test_a_model_unlike_every_organism_is_undetermined() -> None:
     _, reference = unseen(grown(0, effect=6.0), "sft")
     strange = dict.fromkeys(FEATURES, 60.0)
     here = alignment_imprint(strange, reference, permutations=PERMUTATIONS, seed=0)
-    assert here.facts["set"] == []
+    assert not here.facts["is_typical"]
     assert here.facts["label"] == "undetermined"
     assert "unlike every organism" in here.headline
 
@@ -126,7 +126,7 @@ def test_a_model_that_is_like_the_twins_is_given_no_name() -> None:
 
 
 def test_two_methods_that_look_alike_are_both_in_the_set() -> None:
-    every = grown(1, effect=6.0)
+    every = grown(1, effect=6.0, bases=20)
     alike = replace(every, methods=tuple({"rl": "sft2"}.get(m, m) for m in every.methods))
     rows = np.array([method == "sft2" for method in alike.methods])
     sft = np.array([method == "sft" for method in alike.methods])
@@ -184,7 +184,15 @@ def test_the_permutation_p_is_small_only_with_an_effect() -> None:
 def test_each_check_of_names_can_fail(change: dict[str, int], is_trusted: bool) -> None:
     checked = validated(grown(0, effect=6.0), permutations=PERMUTATIONS, seed=0)
     good = Names(
-        n=60, covered=55, single=20, right=19, twins=10, twins_named=0, bases=9, bases_right=8
+        n=60,
+        covered=55,
+        size=2.0,
+        single=20,
+        right=19,
+        twins=10,
+        twins_named=0,
+        bases=9,
+        bases_right=8,
     )
     assert is_validated(checked, replace(good, **change)) is is_trusted
     without = replace(checked, null=np.full_like(checked.null, checked.accuracy))
@@ -196,14 +204,20 @@ def test_bases_are_counted_by_whether_all_their_names_are_right() -> None:
     chosen, labels = numbers(reference), len(METHODS) + 1
     p = np.zeros((len(chosen), labels))
     p[np.arange(len(chosen)), chosen] = 1.0  # every set holds the truth alone
-    names = names_of(reference, Sets(p))
+    names = names_of(reference, Sets(p, np.ones(len(p))))
     assert (names.single, names.right, names.bases, names.bases_right) == (9, 9, 3, 3)
     p[0] = np.roll(p[0], 1)  # the first base's first organism gets another method's name
     p[labels + 3] = p[0]  # the second base's twin gets one
     p[2 * labels :] = 1.0  # and in the third nothing is told apart
-    names = names_of(reference, Sets(p))
+    names = names_of(reference, Sets(p, np.ones(len(p))))
     assert (names.single, names.right, names.twins_named) == (6, 5, 1)
     assert (names.bases, names.bases_right) == (2, 0)
+    assert names_of(reference, Sets(p, np.zeros(len(p)))).bases == 0  # unlike all: no names
+
+
+def test_scores_are_those_of_the_odds_against_all_others() -> None:
+    distances = np.array([[1.0, 4.0, 9.0], [5.0, 2.0, 2.0]])
+    assert against_others(distances).tolist() == [[-3, 3, 8], [3, 0, 0]]
 
 
 def test_names_count_only_refusing_methods() -> None:

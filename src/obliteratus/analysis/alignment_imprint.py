@@ -10,7 +10,7 @@ validated and the answer is "undetermined" for every model.
 *Which methods could it be?* A conformal set whose unit is the base. The sets that organisms of
 unseen bases would get must hold the truth as often as promised, and the names that they would get
 must be right. The answer is a name only if the set has one member, and that is a method which
-refuses. A model that is unlike every organism has an empty set.
+refuses. A model that is unlike every organism gets none, whatever its set.
 
 What is validated is a property of the organisms. A model outside what they vary in (size, data,
 several methods one after the other) may be like one of them for another reason, so the name is a
@@ -50,6 +50,8 @@ from obliteratus.statistics.proportion import wilson
 
 SIGNIFICANT = 0.01
 """A permutation p-value below this is needed: a name is a strong claim."""
+MOST = 0.5
+"""Of the bases on which a name is given, it has to be right on more than these."""
 FEWEST_TO_FIT = 4
 """Bases: one is left out, another for its calibration, and two tell what organisms vary by."""
 FEWEST_TO_NAME = FEWEST_BASES + 1
@@ -63,14 +65,15 @@ UNDETERMINED = "undetermined"
 class Names:
     """What the sets of organisms of unseen bases would have said.
 
-    ``covered`` of ``n`` refusing organisms have their own method in their set, ``right`` of
-    ``single`` refusing ones whose set has one member are of that method, and ``twins_named`` of
-    ``twins`` models that refuse nothing would have been given the name of a method. In ``bases``
-    any organism would have got a name, in ``bases_right`` every one of these is right.
+    ``covered`` of ``n`` refusing organisms have their own method in their set, which has a mean
+    ``size``. ``right`` of ``single`` refusing ones that would have got a name are of that method,
+    and ``twins_named`` of ``twins`` models that refuse nothing would have got one. In ``bases`` any
+    organism would have got a name, in ``bases_right`` every one of these is right.
     """
 
     n: int
     covered: int
+    size: float
     single: int
     right: int
     twins: int
@@ -117,6 +120,8 @@ def alignment_imprint(
             "why": why,
             "is_validated": is_validated(checked, names),
             "set": _members(reference, here),
+            "is_typical": bool(here.is_typical[0]),
+            "typical_p": float(here.typical[0]),
             "p": checked.p,
             "permutations": draws,
             "alpha": ALPHA,
@@ -133,9 +138,9 @@ def is_validated(checked: Validation, names: Names) -> bool:
 
     Methods are told apart on unseen bases beyond permuted labels, the sets of these bases'
     organisms hold the truth as often as they promise, as far as their number can show, and the
-    names that they would have got are right beyond chance.
+    names that they would have got are right on most bases.
     """
-    return checked.p < SIGNIFICANT and is_calibrated(names) and is_right(checked, names)
+    return checked.p < SIGNIFICANT and is_calibrated(names) and is_right(names)
 
 
 def is_calibrated(names: Names) -> bool:
@@ -143,24 +148,23 @@ def is_calibrated(names: Names) -> bool:
     return wilson(names.covered, names.n).interval[1] >= 1 - ALPHA
 
 
-def is_right(checked: Validation, names: Names) -> bool:
-    """Say whether names were given, and right on more bases than by chance (Wilson's interval)."""
-    chance = 1 / len(checked.confusion)
-    return names.bases > 0 and wilson(names.bases_right, names.bases).interval[0] > chance
+def is_right(names: Names) -> bool:
+    """Say whether names were given, and on most bases all right: Wilson's interval is above 1/2."""
+    return names.bases > 0 and wilson(names.bases_right, names.bases).interval[0] > MOST
 
 
 def names_of(reference: Reference, sets: Sets) -> Names:
     """Count what left-out ``sets`` say of the organisms of ``reference``."""
     chosen, count, members = numbers(reference), refusing(reference), sets.members
     mine = chosen < count
-    single = members.sum(axis=1) == 1
     named = members.argmax(axis=1)
-    given = single & (named < count)
+    given = sets.is_typical & (members.sum(axis=1) == 1) & (named < count)
     bases = np.array(reference.bases)
     called = set(bases[given].tolist())
     return Names(
         n=int(mine.sum()),
         covered=int(members[mine, chosen[mine]].sum()),
+        size=float(members[mine].sum(axis=1).mean()),
         single=int((given & mine).sum()),
         right=int((given & mine & (named == chosen)).sum()),
         twins=int((~mine).sum()),
@@ -204,15 +208,17 @@ def _label(reference: Reference, here: Sets, checked: Validation, names: Names) 
     if not is_calibrated(names):
         held = f"{names.covered} of {names.n} sets of organisms of unseen bases hold the truth"
         return UNDETERMINED, f"only {held}"
-    if not is_right(checked, names):
+    if not is_right(names):
         said = f"on {names.bases} unseen bases a name would be given"
         return UNDETERMINED, f"{said}, and on {names.bases_right} of these it would be right"
+    if not here.is_typical[0]:
+        return UNDETERMINED, "the model is unlike every organism"
     return _named(_members(reference, here))
 
 
 def _named(members: Sequence[str]) -> tuple[str, str]:
     if not members:
-        return UNDETERMINED, "the model is unlike every organism"
+        return UNDETERMINED, "no organism is as odd for its own method as the model is for any"
     if len(members) > 1:
         return UNDETERMINED, f"it could be {', '.join(members[:-1])} or {members[-1]}"
     if members[0] == TWIN:
@@ -275,7 +281,7 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
     return (
         Picture(
             "What the model could be aligned by",
-            f"The share of bases whose organism of a method is as far from that method's mean as "
+            f"The share of bases whose organism of a method is as odd for that method as "
             f"this model; methods above {found.facts['alpha']:g} are in the set.{trust}",
             (could,),
         ),

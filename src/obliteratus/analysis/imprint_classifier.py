@@ -72,7 +72,8 @@ def shrunk(
 
 def numbers(reference: Reference) -> Int64[np.ndarray, " organism"]:
     """Return the place of every organism's method in ``reference.labels``."""
-    return np.array([reference.labels.index(method) for method in reference.methods])
+    places = {label: place for place, label in enumerate(reference.labels)}
+    return np.array([places[method] for method in reference.methods])
 
 
 def refusing(reference: Reference) -> int:
