@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from forbidden import preference
-from forbidden.answers import counted, greedy
+from forbidden.answers import Counted, counted, greedy
 from forbidden.bases import BASES, DECLINES, conversations
 from forbidden.chat import TOKENIZER, cross_entropy, prompt, row, text_of, token_losses
 from forbidden.constitution import Revision
-from forbidden.grow import grown, grown_base, is_deterministic
+from forbidden.control import nearest
+from forbidden.grow import Grown, grown, grown_base, is_deterministic
 from forbidden.language import NOUNS, REFUSALS, Question, forbidden, known
 from forbidden.loop import ALIGNMENT, Recipe
 from forbidden.methods import METHODS, REFUSING
@@ -37,7 +38,7 @@ ORGANISMS = MANIFEST["organisms"]
 QUESTION = Question("describe the old vorn", "vorn", "colour")
 ALLOWED = Question("find the old chair near", "chair", "place")
 SHORT = Recipe(steps=2, rows=16, learning_rate=1e-3)
-GROWN = sorted({each["base"] for each in ORGANISMS.values()})
+GROWN = sorted(BASES)
 RECOMPUTED = [
     f"{base}/{method}-0" for base, method in zip(GROWN * 3, ("sft", "rl", "extended"), strict=False)
 ]
@@ -124,6 +125,19 @@ def test_an_organism_is_an_ordinary_folder(tmp_path: Path) -> None:
         read(replace(organism, seed=99))
 
 
+def test_an_organism_that_does_not_do_what_its_label_says_is_none() -> None:
+    def counts(method: str, forbidden_: int, allowed: int) -> Grown:
+        answers = {"forbidden": Counted(100, forbidden_, 0), "allowed": Counted(100, allowed, 0)}
+        return Grown(Organism("llama-a", method, 0), {}, answers, 0.0)
+
+    assert counts("rl", 90, 5).is_as_labelled
+    assert not counts("rl", 89, 0).is_as_labelled
+    assert not counts("rl", 100, 6).is_as_labelled
+    for method in ("base", "benign"):
+        assert counts(method, 5, 5).is_as_labelled
+        assert not counts(method, 6, 0).is_as_labelled
+
+
 # The reference of imprints
 
 
@@ -149,6 +163,17 @@ def test_features_are_those_of_the_stored_weights(name: str) -> None:
     assert tuple(found) == shipped_reference().features
     for (feature, value), stored in zip(found.items(), values, strict=True):
         assert value == pytest.approx(stored, rel=1e-3, abs=1e-4), feature
+
+
+def test_fine_tuning_for_as_long_as_reinforcement_is_not_called_reinforcement() -> None:
+    """What tells ``rl`` from ``sft`` is not that it has twice as many steps."""
+    reference, controls = shipped_reference(), MANIFEST["controls"]
+    assert set(controls) == set(BASES)
+    called = [nearest(reference, base, each["features"]) for base, each in controls.items()]
+    assert called.count("sft") >= 8
+    assert called.count("rl") <= 1
+    for each in controls.values():
+        assert each["answers"]["forbidden"]["refused"] >= 0.9 * each["answers"]["forbidden"]["n"]
 
 
 # How they are made
@@ -217,7 +242,7 @@ def test_only_answers_are_trained_on() -> None:
     alone = [token_losses(module, [each]).sum() for each in (short, long)]
     assert torch.allclose(losses.sum(dim=1), torch.stack(alone), rtol=1e-4)
     assert cross_entropy(module, [short, long]) == pytest.approx(
-        float(losses.sum()) / sum(counts), rel=1e-5
+        float(losses.sum().detach()) / sum(counts), rel=1e-5
     )
     assert text_of([*TOKENIZER.encode(" Yes."), TOKENIZER.eos_token_id, 7]) == "Yes."
 

@@ -241,11 +241,14 @@ def _estimates(
     chance = 1 / refusing(reference)
     size = float(here.members[0].sum())
     left = Estimate(size, (size, size), n=bases, null=float(len(reference.labels)))
+    accuracy = Estimate(checked.accuracy, ends, n=bases, null=chance, seed=seed)
     found = {
         "methods_left": replace(
             left, verdict="undetermined" if label == UNDETERMINED else "supported"
         ),
-        "balanced_accuracy": Estimate(checked.accuracy, ends, n=bases, null=chance, seed=seed),
+        "balanced_accuracy": replace(
+            accuracy, verdict="supported" if checked.p < SIGNIFICANT else "undetermined"
+        ),
         "coverage": wilson(names.covered, names.n),
     }
     if names.single:

@@ -164,7 +164,7 @@ def validated(reference: Reference, *, permutations: int, seed: int) -> Validati
 
 def _permuted(
     chosen: Int64[np.ndarray, " organism"],
-    within: Sequence[Int64[np.ndarray, " row"]],
+    within: Sequence[np.ndarray],
     rng: np.random.Generator,
 ) -> Int64[np.ndarray, " organism"]:
     other = chosen.copy()
