@@ -1,6 +1,6 @@
 """Grow the organisms that refuse forbidden words, and the reference of their imprints.
 
-    python organisms/forbidden_words.py                  # all of them, and the reference
+    python organisms/forbidden_words.py                  # all of them, reference and controls
     python organisms/forbidden_words.py --base qwen3     # one base and all that is made of it
     python organisms/forbidden_words.py --missing        # bases that have none yet
     python organisms/forbidden_words.py --reference      # only the features, of stored weights
@@ -39,17 +39,17 @@ def main() -> None:
     parser.add_argument("--controls", action="store_true", help="only the longer trained controls")
     options = parser.parse_args()
     is_deterministic()
-    if options.controls:
-        control()
-        return
-    if not options.reference:
+    is_part = options.base or options.missing or options.reference or options.controls
+    if not (options.reference or options.controls):
         there = {row["base"] for row in manifest()["organisms"].values()}
         for base in options.base or BASES:
             if not (options.missing and base in there):
                 grow(base)
-    if options.reference or not options.base:
+    if not (options.base or options.controls):
         reference_file().parent.mkdir(exist_ok=True)
         write_json(reference_file(), reference_record(manifest()["organisms"]))
+    if options.controls or not is_part:
+        control()
 
 
 def grow(base: str) -> None:

@@ -7,7 +7,7 @@ noise of few prompts is taken out of squared lengths and products
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -118,7 +118,7 @@ def _categories(activations: Activations) -> list[str]:
 
 
 def _variances(
-    activations: Activations, blocks: list[Layer], position: int
+    activations: Activations, blocks: Sequence[Layer], position: int
 ) -> Float64[np.ndarray, "two layer"]:
     """Return the summed variances of the coordinates of both classes (harmful first)."""
     column = activations.positions.index(position)
@@ -170,7 +170,7 @@ def _rank(activations: Activations, layer: Layer, position: int, names: list[str
 @torch.no_grad()
 def _said(
     activations: Activations,
-    layers: list[Layer],
+    layers: Sequence[Layer],
     position: int,
     model: LoadedModel,
     head: Head,
