@@ -215,6 +215,19 @@ def test_bases_are_counted_by_whether_all_their_names_are_right() -> None:
     assert names_of(reference, Sets(p, np.zeros(len(p)))).bases == 0  # unlike all: no names
 
 
+def test_where_methods_go_with_bases_nothing_is_significant() -> None:
+    """Labels are permuted within bases: with one organism of each there is nothing to permute."""
+    every = grown(0, effect=8.0, bases=23)
+    place = {base: number for number, base in enumerate(dict.fromkeys(every.bases))}
+    kept = [
+        method == METHODS[place[base] % 3]
+        for base, method in zip(every.bases, every.methods, strict=True)
+    ]
+    checked = validated(every.rows(np.array(kept)), permutations=19, seed=0)
+    assert checked.accuracy > 0.8
+    assert checked.p == 1
+
+
 def test_scores_are_those_of_the_odds_against_all_others() -> None:
     distances = np.array([[1.0, 4.0, 9.0], [5.0, 2.0, 2.0]])
     assert against_others(distances).tolist() == [[-3, 3, 8], [3, 0, 0]]

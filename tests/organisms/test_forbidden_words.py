@@ -236,14 +236,13 @@ def test_conversations_are_those_of_the_chat_template() -> None:
 def test_only_answers_are_trained_on() -> None:
     module = BASES["llama-a"].untrained().eval()
     short, long = row(QUESTION.text, "Yes."), row(ALLOWED.text, ALLOWED.answer)
-    losses = token_losses(module, [short, long])
+    losses = token_losses(module, [short, long]).detach()
     counts = (losses > 0).sum(dim=1).tolist()
     assert counts == [sum(short.is_answer), sum(long.is_answer)]
-    alone = [token_losses(module, [each]).sum() for each in (short, long)]
+    alone = [token_losses(module, [each]).detach().sum() for each in (short, long)]
     assert torch.allclose(losses.sum(dim=1), torch.stack(alone), rtol=1e-4)
-    assert cross_entropy(module, [short, long]) == pytest.approx(
-        float(losses.sum().detach()) / sum(counts), rel=1e-5
-    )
+    mean = float(cross_entropy(module, [short, long]).detach())
+    assert mean == pytest.approx(float(losses.sum()) / sum(counts), rel=1e-5)
     assert text_of([*TOKENIZER.encode(" Yes."), TOKENIZER.eos_token_id, 7]) == "Yes."
 
 
