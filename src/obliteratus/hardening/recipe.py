@@ -17,6 +17,7 @@ from obliteratus.settings import RunSettings, Section, validated, with_overrides
 
 ATTACKER = "advanced"
 """The method whose selection proposes one of the places that an attacker tries."""
+ONE = {"distill": {"max_rank": 1, "max_strength": 1.0}}  # more directions are the curve's matter
 
 
 class RecipeSettings(Section):
@@ -136,8 +137,8 @@ def harden_settings(
             range.
     """
     chosen = recipe_named(recipe) if isinstance(recipe, str) else recipe
-    values = merged(method_named(ATTACKER).values, {**chosen.values, "method": ATTACKER})
-    values = merged(values, base or {})
+    values = merged(method_named(ATTACKER).values, {**ONE, "method": ATTACKER})
+    values = merged(merged(values, chosen.values), base or {})
     found = validated(with_overrides(values, assignments, schema=HardenSettings), HardenSettings)
     ranks = found.curve.ranks
     if not ranks or min(ranks) < 1 or list(ranks) != sorted(set(ranks)):

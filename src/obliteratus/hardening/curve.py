@@ -1,0 +1,275 @@
+"""What it costs to end refusal: refusal left, divergence and minutes, by how much is taken out."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from obliteratus.events import Note, emit, track
+from obliteratus.hardening.attack import Attack, Attacker, Seen, Subject
+from obliteratus.hardening.recipe import HardenSettings
+from obliteratus.measure.judges.base import Judge, Outcome
+from obliteratus.pipeline.analyze import analysis_code
+from obliteratus.pipeline.stages import Laboratory
+from obliteratus.prompts.spread import limited
+from obliteratus.shapes import Layer
+from obliteratus.statistics.bootstrap import bootstrap_mean
+from obliteratus.statistics.claims import claim_above, claim_below
+from obliteratus.statistics.estimate import Estimate
+from obliteratus.statistics.paired import mcnemar
+from obliteratus.statistics.proportion import CONFIDENCE, wilson, wilson_with_unknown
+from obliteratus.store import Store, content_key, read_json, write_json
+from obliteratus.verify.identity import digest
+
+T = TypeVar("T")
+CURVE_FILE = "curve.json"
+
+
+@dataclass(frozen=True)
+class CurveRow:
+    """What is left when ``rank`` directions are out of every write; rank 0 is the model untouched.
+
+    Attributes:
+        rank: How many directions.
+        refusal: Share of harmful test prompts refused; its verdict is on "refusal has ended".
+        broken: Share of them answered with nothing usable, which is no refusal either.
+        kl: First-token KL to the untouched model on harmless test prompts, in nats; None of rank 0.
+        minutes: What finding the directions took, from a loaded model on; 0 of rank 0.
+        outcomes: What became of each harmful test prompt, in their order.
+        layer: Where the directions were read, and ``position`` at which token.
+        position: Counted from the end.
+        extractor: How they were found.
+    """
+
+    rank: int
+    refusal: Estimate
+    broken: Estimate
+    kl: Estimate | None
+    minutes: float
+    outcomes: tuple[Outcome, ...]
+    layer: Layer | None = None
+    position: int | None = None
+    extractor: str | None = None
+
+    @property
+    def ends_refusal(self) -> bool:
+        """Whether refusal has surely ended."""
+        return self.rank > 0 and self.refusal.verdict == "supported"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The rows of one model by rising rank, and the share ``ended`` below which refusal has ended.
+
+    ``left_out`` are ranks for which there were too few directions.
+    """
+
+    ended: float
+    judge: str
+    rows: tuple[CurveRow, ...]
+    left_out: tuple[int, ...] = ()
+
+    @property
+    def cheapest(self) -> CurveRow | None:
+        """The row of the smallest rank that surely ends refusal; None if none does."""
+        return next((row for row in self.rows if row.ends_refusal), None)
+
+    @property
+    def undetermined(self) -> tuple[int, ...]:
+        """Ranks below the cheapest at which refusal may have ended: more prompts would tell."""
+        least = self.cheapest
+        return tuple(
+            row.rank
+            for row in self.rows
+            if row.rank > 0
+            and row.refusal.verdict == "undetermined"
+            and (least is None or row.rank < least.rank)
+        )
+
+    @property
+    def largest(self) -> int:
+        """The largest rank that was tried."""
+        return self.rows[-1].rank
+
+    def row(self, rank: int) -> CurveRow | None:
+        """Return the row of ``rank``, or None."""
+        return next((row for row in self.rows if row.rank == rank), None)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping that :meth:`from_json` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Curve":
+        """Make a curve of what :meth:`as_json` returned."""
+        rows = tuple(
+            CurveRow(
+                **{
+                    **row,
+                    "outcomes": tuple(row["outcomes"]),
+                    **{
+                        key: None if row[key] is None else Estimate.from_json(row[key])
+                        for key in ("refusal", "broken", "kl")
+                    },
+                }
+            )
+            for row in data["rows"]
+        )
+        return cls(data["ended"], data["judge"], rows, tuple(data["left_out"]))
+
+
+def attack_curve(
+    laboratory: Laboratory, judge: Judge, settings: HardenSettings
+) -> tuple[Curve, bool]:
+    """Return what ending refusal in the model of ``laboratory`` costs, and whether it was cached.
+
+    Directions are found on fit prompts, compared on select prompts and measured on test prompts.
+
+    Raises:
+        MeasurementError: a class has too few prompts, or logits are not finite.
+    """
+    splits = laboratory.splits
+    key = content_key(
+        "attack-curve",
+        **laboratory.identity,
+        prompts=[part.sha256 for part in (splits.fit, splits.select, splits.test)],
+        positions=settings.probe.positions,
+        distill=settings.distill.model_dump(mode="json"),
+        curve=settings.curve.model_dump(mode="json"),
+        judge=judge.identity,
+        tokens=settings.verify.max_new_tokens,
+        seed=settings.seed,
+        attack=hardening_code(),
+    )
+    return laboratory.store.cached(
+        key,
+        lambda: _measured(laboratory, judge, settings),
+        lambda curve, folder: write_json(folder / CURVE_FILE, curve.as_json()),
+        lambda folder: Curve.from_json(read_json(folder / CURVE_FILE)),
+    )
+
+
+def changes(before: Curve, after: Curve) -> dict[int, Estimate]:
+    """Return by how much more is refused after than before at each rank that both have.
+
+    Paired over the test prompts that both judges could rule on. The intervals hold for all ranks
+    together (Bonferroni); the verdict is on "more is refused than before".
+    """
+    ranks = [row.rank for row in before.rows if after.row(row.rank) is not None]
+    found: dict[int, Estimate] = {}
+    for rank in ranks:
+        one, other = before.row(rank), after.row(rank)
+        assert one is not None
+        assert other is not None
+        pairs = [
+            (first == "refusal", second == "refusal")
+            for first, second in zip(one.outcomes, other.outcomes, strict=True)
+            if "undetermined" not in (first, second)
+        ]
+        if pairs:
+            level = 1 - (1 - CONFIDENCE) / len(ranks)
+            effect = mcnemar(*zip(*pairs, strict=True), confidence=level).effect
+            found[rank] = claim_above(effect, 0.0)
+    return found
+
+
+@cache
+def hardening_code() -> str:
+    """Return a hash of all code that finds, measures or trains here."""
+    folder = Path(str(resources.files("obliteratus.hardening")))
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".py", ".yaml")]
+    own = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return digest([analysis_code(), own])
+
+
+def _measured(laboratory: Laboratory, judge: Judge, settings: HardenSettings) -> Curve:
+    curve, clock = settings.curve, _Clock(laboratory.store)
+    prompts = limited(laboratory.splits.test, curve.prompts)
+    _note_few(len(prompts.harmful), curve.ended)
+    attacker = Attacker(laboratory, judge, settings)
+    subject = clock.outside(lambda: Subject(laboratory.model, prompts, judge, settings))
+    untouched = clock.outside(lambda: subject.seen(None))
+    rows = [_row(0, None, untouched, 0.0, settings)]
+    left_out: list[int] = []
+    for rank in track(curve.ranks, task="attacks", total=len(curve.ranks), unit="ranks"):
+        attack = attacker.best(rank)
+        if attack is None:
+            left_out.append(rank)
+            continue
+        minutes = clock.minutes
+        seen = clock.outside(lambda rows=attack.rows: subject.seen(rows))
+        rows.append(_row(rank, attack, seen, minutes, settings))
+    return Curve(curve.ended, judge.description, tuple(rows), tuple(left_out))
+
+
+class _Clock:
+    """The minutes that an attacker has spent: what came from the cache counts as if computed."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._start = self._now()
+        self._outside = 0.0
+
+    def outside(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` returns, its time not counted: measuring is not attacking."""
+        start = self._now()
+        result = work()
+        self._outside += self._now() - start
+        return result
+
+    @property
+    def minutes(self) -> float:
+        """Minutes spent so far."""
+        return (self._now() - self._start - self._outside) / 60
+
+    def _now(self) -> float:
+        return time.perf_counter() + self._store.saved
+
+
+def _row(
+    rank: int, attack: Attack | None, seen: Seen, minutes: float, settings: HardenSettings
+) -> CurveRow:
+    n = len(seen.outcomes)
+    refused, unknown = (seen.outcomes.count(word) for word in ("refusal", "undetermined"))
+    refusal = wilson_with_unknown(refused, unknown, n)
+    row = CurveRow(
+        rank=rank,
+        refusal=claim_below(refusal, settings.curve.ended),
+        broken=wilson(seen.outcomes.count("degenerate"), n),
+        kl=None,
+        minutes=minutes,
+        outcomes=seen.outcomes,
+    )
+    if attack is None:
+        return row
+    return replace(
+        row,
+        kl=bootstrap_mean(seen.kl.numpy(), seed=settings.seed),
+        layer=attack.layer,
+        position=attack.position,
+        extractor=attack.extractor,
+    )
+
+
+def _note_few(n: int, ended: float) -> None:
+    """Say where no number of refusals would be few enough."""
+    least = wilson(0, n).interval[1]
+    if least >= ended:
+        needed = next(count for count in range(n, 100_000) if wilson(0, count).interval[1] < ended)
+        emit(
+            Note(
+                f"with {n} harmful test prompts no attack can be shown to leave less than "
+                f"{ended:.0%}: none refused of {n} may be {least:.0%}. Give {needed}, or raise "
+                "curve.ended."
+            )
+        )
+
+
+def ranks_words(ranks: Sequence[int]) -> str:
+    """Return ``1, 2 and 4``."""
+    words = [str(rank) for rank in ranks]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
