@@ -21,6 +21,7 @@ from obliteratus.cli import (
     chat,
     demo,
     export,
+    harden,
     inspect,
     methods,
     models,
@@ -48,6 +49,7 @@ for panel, commands in {
     "Do": {
         "obliterate": obliterate.obliterate,
         "verify": verify.verify,
+        "harden": harden.harden,
         "export": export.export,
         "demo": demo.demo,
     },

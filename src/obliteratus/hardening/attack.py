@@ -134,6 +134,11 @@ class Attacker:
         ]
         return self._best(found, "where to attack")
 
+    @property
+    def best_one(self) -> Attack:
+        """The best single direction at the place of :attr:`first`, however it was proposed."""
+        return self.best(1) or self.first
+
     def best(self, rank: int) -> Attack | None:
         """Return the best ``rank`` directions at the place of :attr:`first`; None if there are none."""
         layer, position = self.first.layer, self.first.position

@@ -2,15 +2,19 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jaxtyping import Float64
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from obliteratus.events import Note, emit, track
-from obliteratus.hardening.attack import Attack, Attacker, Seen, Subject
+from obliteratus.hardening.attack import Attacker, Seen, Subject
 from obliteratus.hardening.recipe import HardenSettings
 from obliteratus.measure.judges.base import Judge, Outcome
 from obliteratus.pipeline.analyze import analysis_code
@@ -23,10 +27,10 @@ from obliteratus.statistics.estimate import Estimate
 from obliteratus.statistics.paired import mcnemar
 from obliteratus.statistics.proportion import CONFIDENCE, wilson, wilson_with_unknown
 from obliteratus.store import Store, content_key, read_json, write_json
-from obliteratus.verify.identity import digest
+from obliteratus.verify.identity import digest, tensor_fingerprint
 
 T = TypeVar("T")
-CURVE_FILE = "curve.json"
+CURVE_FILE, DIRECTIONS_FILE = "curve.json", "directions.safetensors"
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,10 @@ class CurveRow:
         refusal: Share of harmful test prompts refused; its verdict is on "refusal has ended".
         broken: Share of them answered with nothing usable, which is no refusal either.
         kl: First-token KL to the untouched model on harmless test prompts, in nats; None of rank 0.
-        minutes: What finding the directions took, from a loaded model on; 0 of rank 0.
+        minutes: What finding the directions took, from a loaded model on; 0 where none were looked for.
         outcomes: What became of each harmful test prompt, in their order.
-        layer: Where the directions were read, and ``position`` at which token.
-        position: Counted from the end.
+        layer: Where the directions were read; None where they were not looked for.
+        position: At which token, counted from the end.
         extractor: How they were found.
     """
 
@@ -122,9 +126,21 @@ class Curve:
         return cls(data["ended"], data["judge"], rows, tuple(data["left_out"]))
 
 
+Directions = Mapping[int, Float64[Tensor, "rank d_model"]]
+"""The directions of an attack, by their number."""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A curve, with the directions that were taken out for each of its rows."""
+
+    curve: Curve
+    directions: Directions
+
+
 def attack_curve(
     laboratory: Laboratory, judge: Judge, settings: HardenSettings
-) -> tuple[Curve, bool]:
+) -> tuple[Searched, bool]:
     """Return what ending refusal in the model of ``laboratory`` costs, and whether it was cached.
 
     Directions are found on fit prompts, compared on select prompts and measured on test prompts.
@@ -132,22 +148,36 @@ def attack_curve(
     Raises:
         MeasurementError: a class has too few prompts, or logits are not finite.
     """
-    splits = laboratory.splits
-    key = content_key(
-        "attack-curve",
-        **laboratory.identity,
-        prompts=[part.sha256 for part in (splits.fit, splits.select, splits.test)],
-        positions=settings.probe.positions,
-        distill=settings.distill.model_dump(mode="json"),
-        curve=settings.curve.model_dump(mode="json"),
-        judge=judge.identity,
-        tokens=settings.verify.max_new_tokens,
-        seed=settings.seed,
-        attack=hardening_code(),
-    )
+
+    def save(value: Searched, folder: Path) -> None:
+        write_json(folder / CURVE_FILE, value.curve.as_json())
+        tensors = {str(rank): rows.contiguous() for rank, rows in value.directions.items()}
+        save_file(tensors, folder / DIRECTIONS_FILE)
+
+    def load(folder: Path) -> Searched:
+        tensors = load_file(folder / DIRECTIONS_FILE)
+        curve = Curve.from_json(read_json(folder / CURVE_FILE))
+        return Searched(curve, {int(rank): rows for rank, rows in tensors.items()})
+
     return laboratory.store.cached(
-        key,
-        lambda: _measured(laboratory, judge, settings),
+        _key("attack-curve", laboratory, judge, settings),
+        lambda: _searched(laboratory, judge, settings),
+        save,
+        load,
+    )
+
+
+def known_curve(
+    laboratory: Laboratory, judge: Judge, settings: HardenSettings, known: Directions
+) -> tuple[Curve, bool]:
+    """Return what is left without directions that were found in another model, such as its original.
+
+    An attacker who does not search again pays this; minutes are 0.
+    """
+    rows = {rank: tensor_fingerprint(each) for rank, each in known.items()}
+    return laboratory.store.cached(
+        _key("known-curve", laboratory, judge, settings, known=rows),
+        lambda: _known(laboratory, judge, settings, known),
         lambda curve, folder: write_json(folder / CURVE_FILE, curve.as_json()),
         lambda folder: Curve.from_json(read_json(folder / CURVE_FILE)),
     )
@@ -186,14 +216,34 @@ def hardening_code() -> str:
     return digest([analysis_code(), own])
 
 
-def _measured(laboratory: Laboratory, judge: Judge, settings: HardenSettings) -> Curve:
+def _key(
+    kind: str, laboratory: Laboratory, judge: Judge, settings: HardenSettings, **more: object
+) -> str:
+    splits = laboratory.splits
+    return content_key(
+        kind,
+        **laboratory.identity,
+        prompts=[part.sha256 for part in (splits.fit, splits.select, splits.test)],
+        positions=settings.probe.positions,
+        distill=settings.distill.model_dump(mode="json"),
+        curve=settings.curve.model_dump(mode="json"),
+        judge=judge.identity,
+        tokens=settings.verify.max_new_tokens,
+        seed=settings.seed,
+        attack=hardening_code(),
+        **more,
+    )
+
+
+def _searched(laboratory: Laboratory, judge: Judge, settings: HardenSettings) -> Searched:
     curve, clock = settings.curve, _Clock(laboratory.store)
     prompts = limited(laboratory.splits.test, curve.prompts)
     _note_few(len(prompts.harmful), curve.ended)
     attacker = Attacker(laboratory, judge, settings)
     subject = clock.outside(lambda: Subject(laboratory.model, prompts, judge, settings))
     untouched = clock.outside(lambda: subject.seen(None))
-    rows = [_row(0, None, untouched, 0.0, settings)]
+    rows = [_row(0, untouched, settings)]
+    directions: dict[int, Tensor] = {}
     left_out: list[int] = []
     for rank in track(curve.ranks, task="attacks", total=len(curve.ranks), unit="ranks"):
         attack = attacker.best(rank)
@@ -201,9 +251,33 @@ def _measured(laboratory: Laboratory, judge: Judge, settings: HardenSettings) ->
             left_out.append(rank)
             continue
         minutes = clock.minutes
-        seen = clock.outside(lambda rows=attack.rows: subject.seen(rows))
-        rows.append(_row(rank, attack, seen, minutes, settings))
-    return Curve(curve.ended, judge.description, tuple(rows), tuple(left_out))
+        seen = clock.outside(partial(subject.seen, attack.rows))
+        row = _row(rank, seen, settings)
+        rows.append(
+            replace(
+                row,
+                minutes=minutes,
+                layer=attack.layer,
+                position=attack.position,
+                extractor=attack.extractor,
+            )
+        )
+        directions[rank] = attack.rows
+    found = Curve(curve.ended, judge.description, tuple(rows), tuple(left_out))
+    return Searched(found, directions)
+
+
+def _known(
+    laboratory: Laboratory, judge: Judge, settings: HardenSettings, known: Directions
+) -> Curve:
+    prompts = limited(laboratory.splits.test, settings.curve.prompts)
+    subject = Subject(laboratory.model, prompts, judge, settings)
+    cases = {0: None, **known}
+    rows = [
+        _row(rank, subject.seen(cases[rank]), settings)
+        for rank in track(sorted(cases), task="known attacks", total=len(cases), unit="ranks")
+    ]
+    return Curve(settings.curve.ended, judge.description, tuple(rows))
 
 
 class _Clock:
@@ -230,28 +304,17 @@ class _Clock:
         return time.perf_counter() + self._store.saved
 
 
-def _row(
-    rank: int, attack: Attack | None, seen: Seen, minutes: float, settings: HardenSettings
-) -> CurveRow:
+def _row(rank: int, seen: Seen, settings: HardenSettings) -> CurveRow:
     n = len(seen.outcomes)
     refused, unknown = (seen.outcomes.count(word) for word in ("refusal", "undetermined"))
     refusal = wilson_with_unknown(refused, unknown, n)
-    row = CurveRow(
+    return CurveRow(
         rank=rank,
         refusal=claim_below(refusal, settings.curve.ended),
         broken=wilson(seen.outcomes.count("degenerate"), n),
-        kl=None,
-        minutes=minutes,
+        kl=bootstrap_mean(seen.kl.numpy(), seed=settings.seed) if rank else None,
+        minutes=0.0,
         outcomes=seen.outcomes,
-    )
-    if attack is None:
-        return row
-    return replace(
-        row,
-        kl=bootstrap_mean(seen.kl.numpy(), seed=settings.seed),
-        layer=attack.layer,
-        position=attack.position,
-        extractor=attack.extractor,
     )
 
 
@@ -267,9 +330,3 @@ def _note_few(n: int, ended: float) -> None:
                 "curve.ended."
             )
         )
-
-
-def ranks_words(ranks: Sequence[int]) -> str:
-    """Return ``1, 2 and 4``."""
-    words = [str(rank) for rank in ranks]
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

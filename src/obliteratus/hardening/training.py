@@ -86,8 +86,9 @@ def harden_weights(
         for number in range(recipe.rounds):
             place = None
             if recipe.ablated_share > 0:
-                place = Attacker(laboratory(), judge, settings).first
-                directions = place.rows if directions is None else added(directions, place.rows)
+                place = Attacker(laboratory(), judge, settings).best_one
+                rows = place.rows
+                directions = rows if directions is None else added(directions, rows)
             train = _Training(model, head, update, learned, directions, settings)
             steps = _resumed(start, train, number, settings)
             rounds.append(
