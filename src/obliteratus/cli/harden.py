@@ -1,4 +1,4 @@
-"""``obliteratus harden``: train a model so that its refusal is harder to remove, and measure that."""
+"""``obliteratus harden``: train refusal to be harder to remove, and measure that."""
 
 from typing import Annotated
 

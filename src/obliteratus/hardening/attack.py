@@ -67,9 +67,7 @@ class Seen:
 
 
 @contextlib.contextmanager
-def without(
-    model: LoadedModel, rows: Float[Tensor, "rank d_model"] | None
-) -> Generator[None]:
+def without(model: LoadedModel, rows: Float[Tensor, "rank d_model"] | None) -> Generator[None]:
     """Take ``rows`` out of every write while the block runs; None takes nothing out."""
     edits = () if rows is None else removal(model, everywhere(model, rows))
     with edited(model, edits):
@@ -140,7 +138,7 @@ class Attacker:
         return self.best(1) or self.first
 
     def best(self, rank: int) -> Attack | None:
-        """Return the best ``rank`` directions at the place of :attr:`first`; None if there are none."""
+        """Return the best ``rank`` directions at the place of :attr:`first`; None without any."""
         layer, position = self.first.layer, self.first.position
         samples = self._samples(layer, position)
         found: list[Attack] = []

@@ -42,7 +42,7 @@ class CurveRow:
         refusal: Share of harmful test prompts refused; its verdict is on "refusal has ended".
         broken: Share of them answered with nothing usable, which is no refusal either.
         kl: First-token KL to the untouched model on harmless test prompts, in nats; None of rank 0.
-        minutes: What finding the directions took, from a loaded model on; 0 where none were looked for.
+        minutes: What finding the directions took, from a loaded model on; 0 where they were known.
         outcomes: What became of each harmful test prompt, in their order.
         layer: Where the directions were read; None where they were not looked for.
         position: At which token, counted from the end.
@@ -170,7 +170,7 @@ def attack_curve(
 def known_curve(
     laboratory: Laboratory, judge: Judge, settings: HardenSettings, known: Directions
 ) -> tuple[Curve, bool]:
-    """Return what is left without directions that were found in another model, such as its original.
+    """Return what is left without directions that were found in another model: its original.
 
     An attacker who does not search again pays this; minutes are 0.
     """

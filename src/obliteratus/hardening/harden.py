@@ -169,7 +169,7 @@ class _Run:
         untouched = before.rows[0].refusal
         if self.settings.recipe.answers == "own" and untouched.value <= before.ended:
             raise MeasurementError(
-                f"the model refuses {untouched.value:.0%} of {untouched.n} harmful test prompts, so "
+                f"the model refuses {untouched.value:.0%} of {untouched.n} harmful test prompts: "
                 "there is nothing to make harder to remove. Use --recipe extended-refusal, which "
                 "teaches it to refuse."
             )
@@ -228,9 +228,7 @@ class _Run:
         laboratory = self._laboratory(hardened, splits)
         after = self._curve(laboratory, judge, "hardened")
         with self.journal.stage("attack", "take the original's directions out of it") as note:
-            known, note.is_cached = known_curve(
-                laboratory, judge, self.settings, before.directions
-            )
+            known, note.is_cached = known_curve(laboratory, judge, self.settings, before.directions)
             note.text = cost_words(known).removesuffix(".")
         measured = self._measured(hardened, splits, judge, original, "hardened")
         report = compare(

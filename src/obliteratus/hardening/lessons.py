@@ -78,9 +78,7 @@ def lessons(
     return Lessons(tuple(harmful), _with_base(model, harmless, recipe.batch), refused)
 
 
-def check_length(
-    model: LoadedModel, prompts: Sequence[Prompt], settings: HardenSettings
-) -> None:
+def check_length(model: LoadedModel, prompts: Sequence[Prompt], settings: HardenSettings) -> None:
     """Check that an extended refusal has declined within the tokens that are judged.
 
     Raises:
@@ -118,9 +116,7 @@ def answer_states(
     ]
 
 
-def _with_base(
-    model: LoadedModel, rows: Sequence[Lesson], batch: int
-) -> tuple[Lesson, ...]:
+def _with_base(model: LoadedModel, rows: Sequence[Lesson], batch: int) -> tuple[Lesson, ...]:
     found: list[Lesson] = []
     for start in range(0, len(rows), batch):
         some = rows[start : start + batch]

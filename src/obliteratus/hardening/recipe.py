@@ -108,7 +108,9 @@ def read_recipe(name: str, text: str) -> Recipe:
     """
     values: Any = yaml.safe_load(text)
     words = ("description", "source", "published", "here")
-    missing = [key for key in (*words, "recipe") if not isinstance(values, dict) or key not in values]
+    missing = [
+        key for key in (*words, "recipe") if not isinstance(values, dict) or key not in values
+    ]
     if missing:
         raise UsageError(f"the recipe '{name}' has no {', '.join(missing)}. Write what is missing.")
     taken = {key: str(values.pop(key)) for key in words}
