@@ -108,13 +108,12 @@ def read_recipe(name: str, text: str) -> Recipe:
     """
     values: Any = yaml.safe_load(text)
     words = ("description", "source", "published", "here")
-    missing = [
-        key for key in (*words, "recipe") if not isinstance(values, dict) or key not in values
-    ]
+    has: dict[str, Any] = values if isinstance(values, dict) else {}
+    missing = [key for key in (*words, "recipe") if key not in has]
     if missing:
         raise UsageError(f"the recipe '{name}' has no {', '.join(missing)}. Write what is missing.")
-    taken = {key: str(values.pop(key)) for key in words}
-    return Recipe(name, values=values, **taken)
+    taken = {key: str(has.pop(key)) for key in words}
+    return Recipe(name, values=has, **taken)
 
 
 def recipe_named(name: str) -> Recipe:

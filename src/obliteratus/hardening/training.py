@@ -1,7 +1,7 @@
 """Train a model to refuse, in part of the steps while the direction of its refusal is out.
 
-Harmful prompts: mean cross-entropy of the refusal's tokens. Harmless ones: mean KL(original ‖ model)
-along the answers that the original gave. In a step with the direction out, it is out for both.
+Harmful prompts: mean cross-entropy of the refusal's tokens. Harmless ones: mean KL(original ‖
+model) along the answers that the original gave. In a step with the direction out, it is out for both.
 """
 
 import math
@@ -45,7 +45,7 @@ class Round:
         layer: Where the direction that was out had been read; None where none was looked for.
         position: At which token, counted from the end.
         rank: How many directions were out, those of earlier rounds included.
-        refusal_loss: Mean cross-entropy of the refusals over the last quarter of the steps, in nats.
+        refusal_loss: Mean cross-entropy of refusals over the last quarter of the steps, in nats.
         ablated_loss: The same over those of these steps in which directions were out, or None.
         kl: Mean KL on harmless answers over the last quarter of the steps, in nats.
     """
@@ -162,7 +162,7 @@ class _Training:
     def loss(
         self, harmful: Sequence[Lesson], harmless: Sequence[Lesson]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Return the mean cross-entropy of refusals and the mean KL on harmless answers, in nats."""
+        """Return the mean cross-entropy of refusals and mean KL on harmless answers, in nats."""
         states = answer_states(self.model, [*harmful, *harmless])
         refusal, kl = list[Tensor](), list[Tensor]()
         for row, hidden in zip((*harmful, *harmless), states, strict=True):
