@@ -1,0 +1,115 @@
+"""Training under ablation makes refusal survive it; as much training without it does not."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from obliteratus.errors import EditError
+from obliteratus.hardening.lora import targets, updated
+from obliteratus.hardening.training import added, is_turn, schedule
+from obliteratus.release.save import release
+from obliteratus.testing.tiny import tiny_model
+
+STEPS = "recipe.steps=40"
+
+
+@pytest.fixture(scope="module")
+def hardened(train):
+    return train(STEPS)
+
+
+@pytest.fixture(scope="module")
+def control(train):
+    """As many steps on the same prompts and answers, with nothing taken out."""
+    return train(STEPS, "recipe.ablated_share=0")
+
+
+def test_refusal_survives_the_direction_that_ended_it_before(hardened, control):
+    everything = hardened.refused(None)
+    assert everything == control.refused(None) == 16  # eight of select and eight of test
+    assert control.refused(control.attack.rows) <= 4
+    assert hardened.refused(hardened.attack.rows) >= 12
+
+
+def test_the_rounds_say_what_was_out(hardened, control):
+    (one,) = hardened.rounds
+    assert one.rank == 1
+    assert one.ablated_loss is not None
+    assert one.ablated_loss < 1
+    (none,) = control.rounds
+    assert (none.rank, none.layer, none.ablated_loss) == (0, None, None)
+    assert max(one.kl, none.kl) < 0.1
+
+
+def test_what_was_trained_is_in_ordinary_weights(hardened, refuser, tmp_path):
+    names = set(AutoModelForCausalLM.from_pretrained(refuser).state_dict())
+    assert set(hardened.model.module.state_dict()) == names
+    release(hardened.model, tmp_path / "model")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    for name, weight in hardened.model.module.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    assert not (tmp_path / "model" / "adapter_config.json").exists()
+    assert not any(p.requires_grad for p in hardened.model.module.parameters())
+
+
+def test_a_training_that_fails_leaves_the_weights_as_they_were():
+    model = tiny_model("llama", dtype=torch.float32)
+    before = {name: weight.clone() for name, weight in model.module.state_dict().items()}
+    with pytest.raises(KeyError, match="stop"), updated(model, rank=2, seed=0) as update:
+        for parameter in update.parameters:
+            parameter.data.add_(1.0)
+        raise KeyError("stop")
+    after = model.module.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "qwen3_moe"])
+def test_an_update_is_merged_and_does_what_it_did_before(family):
+    model = tiny_model(family, dtype=torch.float64)
+    ids = torch.arange(6)[None] + 5
+    untouched = model.module(input_ids=ids).logits
+    with updated(model, rank=2, seed=0) as update:
+        assert torch.equal(model.module(input_ids=ids).logits, untouched)  # B is 0 at first
+        generator = torch.Generator().manual_seed(0)
+        for parameter in update.parameters:
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.data.copy_(0.1 * noise)
+        before = model.module(input_ids=ids).logits
+        assert not torch.allclose(before, untouched)
+    after = model.module(input_ids=ids).logits
+    assert torch.allclose(after, before, rtol=0, atol=1e-9)
+
+
+def test_routers_and_embeddings_are_not_trained():
+    model = tiny_model("qwen3_moe")
+    assert not any("gate" in name.split(".")[-1] for name in targets(model) if "mlp" in name)
+    assert not any("embed" in name or "head" in name for name in targets(model))
+
+
+def test_a_model_without_dense_matrices_is_refused(monkeypatch):
+    model = tiny_model("llama")
+    monkeypatch.setattr("obliteratus.hardening.lora.nn.Linear", torch.nn.Bilinear)
+    with pytest.raises(EditError, match="no block of a llama model has a dense matrix"):
+        targets(model)
+
+
+def test_turns_are_spread_and_as_many_as_asked():
+    for share in (0.0, 0.25, 0.5, 1.0):
+        turns = [is_turn(step, share) for step in range(40)]
+        assert sum(turns) == round(40 * share)
+        assert share == 0 or sum(turns[:8]) == round(8 * share)
+
+
+def test_the_rate_rises_and_falls_to_nothing():
+    rates = [schedule(step, 50) for step in range(50)]
+    assert rates[0] < rates[4] <= 1
+    assert rates[-1] < 0.01
+    assert max(rates) > 0.9
+
+
+def test_a_direction_that_is_out_already_is_not_added():
+    known = torch.eye(4, dtype=torch.float64)[:1]
+    new = torch.tensor([[0.5, 0.5, 0.0, 0.0]], dtype=torch.float64)
+    assert len(added(known, known)) == 1
+    assert len(added(known, new)) == 2
