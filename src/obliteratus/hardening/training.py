@@ -31,9 +31,7 @@ from obliteratus.store import content_key, read_json, write_json
 
 WARMUP = 0.1  # of a round's steps
 LARGEST_NORM = 1.0  # of the gradient: one odd batch must not undo the others
-NEW = (
-    0.1  # of a direction's length outside those of earlier rounds, below which it is not a new one
-)
+NEW = 0.1  # of a direction's length outside those of earlier rounds; with less it is not new
 ROUND, TENSORS = "round.json", "update.safetensors"
 
 
