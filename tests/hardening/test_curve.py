@@ -32,7 +32,9 @@ def curve(refused, n=N):
 
 def hardening(after, before=None):
     first = curve(before or {0: 60, 1: 0, 2: 0})
-    return Hardening("ablated-refusal", first, curve(after), curve({0: 60, 1: 58}), 60, 64, (ROUND,))
+    return Hardening(
+        "ablated-refusal", first, curve(after), curve({0: 60, 1: 58}), 60, 64, (ROUND,)
+    )
 
 
 def test_the_cheapest_rank_is_the_first_whose_interval_is_below():

@@ -1,7 +1,7 @@
 """Train a model to refuse, in part of the steps while the direction of its refusal is out.
 
 Harmful prompts: mean cross-entropy of the refusal's tokens. Harmless ones: mean KL(original ‖
-model) along the answers that the original gave. In a step with the direction out, it is out for both.
+model) along the answers that the original gave. Where the direction is out, it is out for both.
 """
 
 import math

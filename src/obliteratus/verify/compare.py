@@ -77,8 +77,8 @@ def compare(
     layer, ``controls`` the nulls, ``dose`` what weaker and the planned edit do, ``edit`` what the
     executor measured, and whether refusal was to grow: then that is the first claim, not that it is
     nearly gone; with ``keeps_refusal`` it is that refusal stayed. ``edited_name`` is printed
-    instead of the name that the edited model was loaded under (a temporary folder, say). All resampling
-    uses ``seed``.
+    instead of the name that the edited model was loaded under (a temporary folder, say). All
+    resampling uses ``seed``.
 
     Raises:
         MeasurementError: the two were not measured on the same prompts and documents, or a head is
