@@ -121,6 +121,7 @@ class Attacker:
         some = limited(laboratory.splits.select, settings.curve.select_prompts)
         self.subject = Subject(laboratory.model, some, judge, settings)
         self.activations, _ = laboratory.probed()
+        self._told: set[str] = set()
 
     @cached_property
     def first(self) -> Attack:
@@ -145,7 +146,10 @@ class Attacker:
         for name, propose in PROPOSALS.items():
             try:
                 rows = propose(samples, rank).cpu()
-            except DirectionError:  # needs pairs or categories that this set does not have
+            except DirectionError as error:  # no pairs or categories, say
+                if name not in self._told:
+                    emit(Note(f"the attacker goes without '{name}': {error}"))
+                self._told.add(name)
                 continue
             if len(rows) == rank and not any(_is_same(rows, each.rows) for each in found):
                 found.append(Attack(rows, layer, position, name))
