@@ -57,7 +57,10 @@ def validated(values: dict[str, Any], schema: type[S]) -> S:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        found = (
+            error.errors()
+        )  # a mistyped key may also be a missing one: the typing error is shown
+        first = min(found, key=lambda each: each["type"] != "extra_forbidden")
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             _check_key(where, schema)
