@@ -6,7 +6,7 @@ MODEL is a name of the catalogue, a Hub id, a folder or a .gguf file. The prompt
 in their order, harmful ones first, spread over the categories. The plain loop answers 16 at a time,
 padded on the left, greedily, with the same tokens and stop tokens. Ours is what VERIFY does; then
 the same where an answer stops when the keyword judge is certain, and where it also stops as
-compliance after 32 tokens unless its prompt is audited. Here that goes for all prompts; VERIFY
+compliance after 36 tokens unless its prompt is audited. Here that goes for all prompts; VERIFY
 stops answers to harmful prompts and look-alikes only.
 
 The four take turns, so that a slow minute of the machine meets all of them; ratios are those of a

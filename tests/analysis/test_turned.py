@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from obliteratus.analysis.turned import Change, ablated, ablated_from, out, turned
+from obliteratus.analysis.turned import Change, ablated, ablated_from, another_out, out, turned
 from obliteratus.errors import MeasurementError
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.plumbing import capture
@@ -78,6 +78,18 @@ def test_from_a_layer_on_the_blocks_before_it_do_not_see_the_change() -> None:
     with ablated_from(model, change, 1):
         assert torch.equal(stream(model, 0), first)
         torch.testing.assert_close(stream(model, 1), change.of(second), rtol=1e-4, atol=1e-5)
+
+
+def test_another_direction_has_as_much_of_the_mean() -> None:
+    model = tiny_model("llama")
+    row, mean = direction(model), torch.linspace(-1, 2, 16, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    one, two = (another_out(row, mean, generator).write[0] for _ in range(2))
+    for each in (one, two):
+        assert float(each.norm()) == pytest.approx(1)
+        assert float(each @ mean) == pytest.approx(float(row @ mean))
+    assert abs(float(one @ two)) < 0.99
+    assert abs(float(one @ row)) < 0.99
 
 
 def test_strength_scales_and_two_changes_can_be_made_at_once() -> None:

@@ -185,6 +185,26 @@ def test_progress_counts_every_prompt_once() -> None:
     }
 
 
+def test_each_answer_is_told_of_once_while_others_are_being_written() -> None:
+    model = talkative("llama")
+    encoded = encode(model, PROMPTS)
+    stopping_early(model, encoded)
+    told: list[tuple[int, Completion]] = []
+    seen: list[int] = []
+
+    def finished(row: int, completion: Completion) -> None:
+        told.append((row, completion))
+
+    with listening(lambda _: seen.append(len(told))):
+        found = generate(model, encoded, max_new_tokens=NEW_TOKENS, task="t", finished=finished)
+    assert dict(told) == dict(enumerate(found))
+    assert len(told) == len(found)
+    assert seen == [1, 2, 3, 4, 5]
+    lengths = [len(completion.token_ids) for _, completion in told]
+    assert lengths == sorted(lengths)
+    assert lengths[0] < lengths[-1]
+
+
 def test_memory_that_runs_out_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = talkative("llama")
     encoded = encode(model, PROMPTS)

@@ -207,6 +207,20 @@ def test_the_deviation_and_the_missing_pass_are_told_once_while_it_runs(
     assert re.fullmatch(r"strength 0\.\d+ \(0\.\d+ of the edit\) is applied", measured)
 
 
+def test_doses_are_measured_on_all_documents_that_are_kept_for_it(plain: RunResult):
+    assert plain.report.dose is not None
+    assert {row.perplexity.n for row in plain.report.dose.rows} == {len(select_text())}
+
+
+def test_a_norm_that_doses_are_measured_without_is_a_deviation_of_the_run(
+    refuser: Path, plain: RunResult, store: Store, tmp_path: Path
+):
+    kept = settings(refuser, "edit.norm=frobenius")
+    report = obliterate(str(refuser), tmp_path / "edited", kept, store=store).report
+    assert [each.where for each in report.deviations].count("dose") == 1
+    assert "dose" not in [each.where for each in plain.report.deviations]
+
+
 def test_the_dose_can_be_left_out_but_not_where_it_decides(
     refuser: Path, store: Store, tmp_path: Path
 ):

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,10 @@ from obliteratus.measure.documents import Document
 from obliteratus.measure.generation import Completion, generate
 from obliteratus.measure.generators import transformers
 from obliteratus.measure.head import head_of
-from obliteratus.measure.judges.base import Outcome, TextJudge
+from obliteratus.measure.judges.base import Exchange, Judge, Outcome, Ruling, TextJudge
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.probe.capture import probe
-from obliteratus.prompts.contrast import ContrastSet
+from obliteratus.prompts.contrast import ContrastSet, Prompt
 from obliteratus.prompts.spread import limited, spread_indices
 from obliteratus.settings import VerifySettings
 from obliteratus.store import Store
@@ -116,6 +116,56 @@ def test_nothing_is_measured_twice(
     assert torch.equal(second.heldout.nll, first.heldout.nll)
 
 
+class Elsewhere(TextJudge):
+    """Notes what it is told, and what the measurement has done when it is asked."""
+
+    is_elsewhere = True
+
+    def __init__(self, calls: list[str]) -> None:
+        super().__init__("elsewhere", parity)
+        self.calls, self.told = calls, list[Exchange]()
+
+    def expect(self, exchange: Exchange) -> None:
+        self.told.append(exchange)
+
+    def read(self, exchanges: Sequence[Exchange]) -> tuple[Ruling, ...]:
+        self.calls.append("read")
+        assert set(exchanges) <= set(self.told)
+        return super().read(exchanges)
+
+
+def test_a_judge_elsewhere_rules_while_the_model_is_measured(
+    model: LoadedModel,
+    pairs: ContrastSet,
+    brief: VerifySettings,
+    documents: tuple[Document, ...],
+    tmp_path: Path,
+    calls: list[str],
+):
+    """It is told of every answer that it will read, of each once, and is waited for at the end."""
+    safe = tuple(Prompt(f"s{index}", f"Kill the {word}.", "x") for index, word in enumerate("abc"))
+
+    def measure(judge: Judge) -> Measurement:
+        return measure_model(
+            model,
+            pairs,
+            brief,
+            judge=judge,
+            texts=documents,
+            lookalikes=safe,
+            store=Store(tmp_path),
+        )
+
+    judge = Elsewhere(calls)
+    found = measure(judge)
+    assert calls.index("document_nll") < calls.index("read") < calls.index("completion_hidden")
+    assert calls.count("generate") == 3  # both classes, look-alikes, and the noise floor
+    assert len(judge.told) == len(set(judge.told)) == 2 * len(pairs.harmful) + len(safe)
+    again = Elsewhere(calls)
+    assert measure(again).harmful == found.harmful
+    assert again.told == []
+
+
 def test_a_killed_measurement_goes_on_at_the_part_where_it_died(
     model: LoadedModel,
     measure: Measure,
@@ -131,7 +181,7 @@ def test_a_killed_measurement_goes_on_at_the_part_where_it_died(
         with pytest.raises(KeyboardInterrupt):
             measure(model, store=Store(tmp_path))
     done = set(calls)
-    assert done == {"generate", "forward_batches", "completion_hidden"}
+    assert done == {"generate"}
     calls.clear()
     measure(model, store=Store(tmp_path))
     assert calls[0] == "document_nll"

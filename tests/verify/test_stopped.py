@@ -128,7 +128,7 @@ def test_the_audit_stands_beside_the_rates_and_among_the_deviations() -> None:
     assert harmless.details == {}
     done = [each.done for each in found.deviations if each.reason == "early_stop = bounded"]
     assert len(done) == 2
-    assert "150 as answers after 32 tokens" in done[1]
+    assert "150 as answers after 36 tokens" in done[1]
     assert "20 were, and 2 changed" in done[1]
     assert "could be cut short" in as_html(found)
 

@@ -33,12 +33,12 @@ from obliteratus.analysis.entanglement import (
     measure_costs,
 )
 from obliteratus.analysis.findings import Findings
-from obliteratus.analysis.intervening import random_rows, selected
+from obliteratus.analysis.intervening import selected
 from obliteratus.analysis.module import ANALYSES, Analysis
 from obliteratus.analysis.new_directions import Reaction, measure_reaction, reaction_estimates
 from obliteratus.analysis.place import chosen_place
 from obliteratus.analysis.self_repair import Repair, measure_repair, repair_estimates
-from obliteratus.analysis.turned import out, turned
+from obliteratus.analysis.turned import another_out, out, turned
 from obliteratus.directions.samples import samples_at
 from obliteratus.pictures.spec import Line, Panel, Picture, Role, estimates_dots
 from obliteratus.shapes import Layer
@@ -205,7 +205,8 @@ def measure(
     samples = samples_at(bench.activations, place.layer, place.position)
     generator = torch.Generator().manual_seed(STREAM + seed)
     changes = [out(row), *(turned(row, generator) for _ in range(vectors))]
-    random = [out(random_rows(1, len(row), generator)[0]) for _ in range(vectors)]
+    mean = samples.harmless.double().cpu().mean(dim=0)
+    random = [another_out(row, mean, generator) for _ in range(vectors)]
     attacks = measure_attacks(bench, ranked_rows(row, samples), random)
     falls = attacks.untouched - attacks.random
     repair = measure_repair(bench, changes, falls)

@@ -122,9 +122,8 @@ def _cka_loss(before: np.ndarray, after: np.ndarray) -> float:
 
 def _rank_change(before: np.ndarray, after: np.ndarray) -> float:
     """Return the mean relative size of the change, whichever way it goes."""
-    pairs = [
-        (effective_rank(before[:, n]), effective_rank(after[:, n])) for n in range(before.shape[1])
-    ]
+    layers = range(before.shape[1])
+    pairs = [(effective_rank(before[:, n]), effective_rank(after[:, n])) for n in layers]
     return float(np.mean([abs(two - one) / max(one, 1e-12) for one, two in pairs]))
 
 
@@ -225,9 +224,11 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
 
 
 def _run(bench: Bench) -> Findings:
-    _, row = selected(bench.directions)
+    layer, row = selected(bench.directions)
     texts = [document.text for document in select_text()[:DOCUMENTS]]
-    return evaluation_suite(measure_suite(bench, row, texts, seed=bench.seed), seed=bench.seed)
+    return evaluation_suite(
+        measure_suite(bench, row, layer, texts, seed=bench.seed), seed=bench.seed
+    )
 
 
 ANALYSES.register("evaluation_suite")(

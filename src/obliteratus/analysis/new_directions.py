@@ -127,7 +127,7 @@ def measure_reaction(
         new = orthonormalise(torch.stack([row, growth[:, place].mean(dim=0)]))[1]
         generator = torch.Generator().manual_seed(seed)
         others = [turned(new, generator, beside=row) for _ in changes[1:]]
-        further = _further(bench, changes[0], [out(new), *others])
+        further = taken_over(bench, changes[0], [out(new), *others])
     return Reaction(
         np.array([(later @ each.write[0]).sum(dim=1).numpy() for each in changes]),
         (untouched[:, here + 1 :] @ row).sum(dim=1).numpy(),
@@ -137,9 +137,15 @@ def measure_reaction(
     )
 
 
-def _further(
+@torch.no_grad()
+def taken_over(
     bench: Bench, first: Change, seconds: Sequence[Change]
 ) -> Float64[np.ndarray, "vector prompt"]:
+    """Return by how much more each of ``seconds`` lowers refusal beside ``first`` than alone.
+
+    It is below 0 where both take away the same thing.
+    """
+
     def left(change: Change) -> Float64[np.ndarray, " prompt"]:
         with ablated(bench.model, change):
             return scores(bench.model, bench.head, bench.tokens, bench.subset.harmful)

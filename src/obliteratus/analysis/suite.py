@@ -10,9 +10,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from obliteratus.analysis.bench import Bench
-from obliteratus.analysis.intervening import random_rows, scores
+from obliteratus.analysis.intervening import scores
 from obliteratus.analysis.lens import last_streams, layers_of
-from obliteratus.analysis.turned import Change, ablated, out, turned
+from obliteratus.analysis.turned import Change, ablated, another_out, out, turned
 from obliteratus.events import without_progress
 from obliteratus.measure.divergence import first_token_kl
 from obliteratus.measure.likelihood import document_nll
@@ -43,12 +43,15 @@ class Suite:
 def measure_suite(
     bench: Bench,
     row: Float64[Tensor, " d_model"],
+    layer: Layer,
     texts: Sequence[str],
     *,
     vectors: int = RANDOM,
     seed: int = 0,
 ) -> Suite:
-    """Run the bench's prompts and ``texts`` untouched, without ``row``, and with that turned.
+    """Run the bench's prompts and ``texts`` untouched, without ``row``, and with its nulls.
+
+    ``layer`` is where the row was read.
 
     Raises:
         MeasurementError: see :func:`obliteratus.analysis.turned.ablated`.
@@ -56,8 +59,10 @@ def measure_suite(
     generator = torch.Generator().manual_seed(STREAM + seed)
     row = row.double().cpu()
     changes = [out(row), *(turned(row, generator) for _ in range(vectors))]
-    random = [out(random_rows(1, len(row), generator)[0]) for _ in range(vectors)]
     before = _State.of(bench, texts)
+    harmless = before.streams[len(bench.subset.harmful) :, layers_of(bench.model).index(layer)]
+    mean = torch.from_numpy(harmless.mean(axis=0))
+    random = [another_out(row, mean, generator) for _ in range(vectors)]
     after: list[_State] = []
     for change in changes:
         with ablated(bench.model, change):

@@ -1,4 +1,4 @@
-"""A removal and its null: the same change of every write, turned along a random direction.
+"""A removal and its nulls: the same change turned along a random direction, and a random removal.
 
 Taking r out of a write w subtracts (r·w) r from it. The *turned* change subtracts (r·w) u, u random
 and orthogonal to r. In every matrix it costs the same energy, ‖u rᵀW‖ = ‖r rᵀW‖, and it moves every
@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from obliteratus.errors import MeasurementError
@@ -39,7 +39,7 @@ class Change:
         read, write = torch.cat([self.read, other.read]), torch.cat([self.write, other.write])
         return Change(read, write)
 
-    def of(self, stream: Float64[Tensor, "*batch d_model"]) -> Float64[Tensor, "*batch d_model"]:
+    def of(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return what is left of ``stream`` when it is changed like a write."""
         return stream - (stream @ self.read.T.to(stream)) @ self.write.to(stream)
 
@@ -62,6 +62,20 @@ def turned(
     drawn = torch.randn(len(row), generator=generator, dtype=torch.float64)
     known = [row] if beside is None else [row, beside]
     return Change(row[None], orthonormalise(torch.stack([*known, drawn]))[-1:])
+
+
+def another_out(
+    row: Float64[Tensor, " d_model"], mean: Float64[Tensor, " d_model"], generator: torch.Generator
+) -> Change:
+    """Return the removal of a random direction with the same cosine to ``mean`` as a unit ``row``.
+
+    ``mean`` is that of the stream over prompts.
+    """
+    common = mean / torch.linalg.vector_norm(mean)
+    along = common @ row
+    drawn = torch.randn(len(row), generator=generator, dtype=torch.float64)
+    free = orthonormalise(torch.stack([common, drawn]))[1]
+    return out(along * common + (1 - along**2).clamp_min(0).sqrt() * free)
 
 
 @contextlib.contextmanager

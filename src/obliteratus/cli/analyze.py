@@ -29,6 +29,13 @@ def analyze(
             autocompletion=_module_names,
         ),
     ] = None,
+    other: Annotated[
+        str | None,
+        typer.Option(
+            "--other", metavar="MODEL", help="A second model: does the direction transfer to it?"
+        ),
+    ] = None,
+    behaviour: options.BehaviourName = None,
     assignments: options.Assignments = None,
     seed: options.Seed = None,
     dtype: options.Dtype = None,
@@ -51,6 +58,7 @@ def analyze(
     DIR gets atlas.html, findings.json with the arrays in findings.safetensors, and analysis.json.
     """
     flags = options.settings(
+        behaviour=behaviour,
         seed=seed,
         model=options.section(
             dtype=dtype,
@@ -66,7 +74,7 @@ def analyze(
             categories=options.split_names(categories),
             system=system,
         ),
-        analyze=options.section(modules=options.split_names(modules)),
+        analyze=options.section(modules=options.split_names(modules), other=other),
     )
     with rendering(
         as_json=as_json,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from obliteratus.verify.verify import MadeBy
 
 FILES = ("report.json", "report.html")
-USED = ("model", "prompts", "verify", "seed")
+USED = ("model", "prompts", "verify", "behaviour", "seed")
 """The settings that a comparison depends on; the others belong to an edit."""
 
 
@@ -31,7 +31,7 @@ def settings_from_flags(flags: dict[str, Any], assignments: list[str]) -> RunSet
         if key.partition(".")[0] not in USED:
             raise UsageError(
                 f"verify does not use {key}: it belongs to an edit. Its settings begin with "
-                f"{', '.join(f'{name}.' for name in USED[:-1])} or are seed."
+                f"{', '.join(f'{name}.' for name in USED[:-2])} or are behaviour or seed."
             )
     return settings
 
@@ -59,8 +59,10 @@ def run(
     """Compare the two models, write the report and show it."""
     from obliteratus.cli.loading import load_outline
     from obliteratus.cli.results import show_report
+    from obliteratus.measure.behaviour import BEHAVIOURS
     from obliteratus.verify.verify import verify
 
+    _ = BEHAVIOURS[settings.behaviour]  # a mistyped name shows before anything is looked up
     # The original takes minutes to measure: a mistyped second name must not wait for that.
     load_outline(edited, settings.model.model_copy(update={"revision": None}))
     report = verify(
@@ -69,6 +71,7 @@ def run(
         prompts=settings.prompts,
         settings=settings.verify,
         models=settings.model,
+        behaviour=settings.behaviour,
         made_by=_made_by(Path(edited)),
         seed=settings.seed,
         store=Store(),

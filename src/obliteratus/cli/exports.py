@@ -60,7 +60,7 @@ def export(name: str, request: Request) -> Exported:
 
 
 def _control_vector(request: Request) -> Exported:
-    from obliteratus.release.control_vector import export_control_vector
+    from obliteratus.release.control_vector import export_control_vector, noun_of
     from obliteratus.release.directions_file import load_directions
     from obliteratus.release.run_folder import run_folder
 
@@ -78,8 +78,9 @@ def _control_vector(request: Request) -> Exported:
     return Exported(
         (
             f"A control vector for {which}; llama.cpp counts blocks as this program does.",
-            f"`--control-vector-scaled {request.output}:-1` lowers refusal by one distance of the "
-            "class means, 1 raises it. It only adds: to remove a direction use the edited model.",
+            f"`--control-vector-scaled {request.output}:-1` lowers {noun_of(directions)} by one "
+            "distance of the class means, 1 raises it. It only adds: to remove a direction use the "
+            "edited model.",
         ),
         {"layers": list(layers), "deviations": [vars(each) for each in deviations]},
     )
@@ -129,6 +130,7 @@ def _lora(request: Request) -> Exported:
         run.plans(),
         request.output,
         fingerprint=source["fingerprint"],
+        behaviour=recorded["requested"].get("behaviour", "refusal"),
         force=request.force,
     )
     ranks, gap = ", ".join(str(rank) for rank in receipt.ranks), receipt.agreement

@@ -18,8 +18,10 @@ import typer
 from obliteratus import __version__
 from obliteratus.cli import (
     analyze,
+    behaviours,
     chat,
     demo,
+    detect,
     export,
     harden,
     inspect,
@@ -56,9 +58,14 @@ for panel, commands in {
     "Look": {
         "inspect": inspect.inspect,
         "analyze": analyze.analyze,
+        "detect": detect.detect,
         "chat": chat.chat,
     },
-    "List": {"models": models.models, "methods": methods.methods},
+    "List": {
+        "models": models.models,
+        "methods": methods.methods,
+        "behaviours": behaviours.behaviours,
+    },
 }.items():
     for name, function in commands.items():
         app.command(name, rich_help_panel=panel)(function)

@@ -37,6 +37,7 @@ def obliterate(
         Path | None,
         typer.Option("--from", metavar="RUN.JSON", help="Repeat the run that this file records."),
     ] = None,
+    behaviour: options.BehaviourName = None,
     assignments: options.Assignments = None,
     seed: options.Seed = None,
     dtype: options.Dtype = None,
@@ -84,6 +85,7 @@ def obliterate(
     Finished stages are cached: the same command goes on where an interrupted one stopped.
     """
     flags = options.settings(
+        behaviour=behaviour,
         seed=seed,
         model=options.section(
             dtype=dtype,

@@ -52,7 +52,7 @@ JudgeName = Annotated[
     str | None,
     _output(
         "--judge",
-        help="Who judges answers: keyword, log_odds, openings, classifier or llm.",
+        help="Who judges answers: keyword, log_odds, openings, classifier or llm for refusals.",
         metavar="NAME",
     ),
 ]
@@ -76,21 +76,41 @@ Capability = Annotated[
         metavar="A,B",
     ),
 ]
+
+
+def behaviour_names(incomplete: str) -> list[str]:
+    """Return the behaviours whose names begin with ``incomplete``, for the shell."""
+    from obliteratus.measure.behaviour import BEHAVIOURS
+
+    return [name for name in BEHAVIOURS if name.startswith(incomplete)]
+
+
+BehaviourName = Annotated[
+    str | None,
+    typer.Option(
+        "--behaviour",
+        "-b",
+        help="What is looked at; refusal if not given. `obliteratus behaviours` lists them.",
+        metavar="NAME",
+        rich_help_panel=PROMPT_PANEL,
+        autocompletion=behaviour_names,
+    ),
+]
 Harmful = Annotated[
     str | None,
     _prompt(
         "--harmful",
-        help="Harmful prompts: a txt, csv, json, jsonl or parquet file, or a Hub data set.",
+        help="Prompts that bring it about: txt, csv, json, jsonl, parquet, or a Hub data set.",
         metavar="FILE",
     ),
 ]
 Harmless = Annotated[
     str | None,
-    _prompt("--harmless", help="Harmless prompts, given with --harmful.", metavar="FILE"),
+    _prompt("--harmless", help="Their harmless partners, given with --harmful.", metavar="FILE"),
 ]
 Categories = Annotated[
     str | None,
-    _prompt("--categories", help="Only these harm categories, with commas.", metavar="A,B"),
+    _prompt("--categories", help="Only these categories of prompts, with commas.", metavar="A,B"),
 ]
 System = Annotated[
     str | None, _prompt("--system", help="A system prompt for every prompt.", metavar="TEXT")

@@ -68,7 +68,9 @@ def check_flags(flags: Mapping[str, Any], *, has_plan: bool, given: object) -> N
     Raises:
         UsageError: one is; it is named.
     """
-    unused = [name for name in ("seed", "prompts", "probe", "verify") if flags.get(name)]
+    unused = [
+        name for name in ("behaviour", "seed", "prompts", "probe", "verify") if flags.get(name)
+    ]
     unused += [f"model.{name}" for name in flags.get("model", {}) if name not in USED]
     if unused:
         raise UsageError(

@@ -17,6 +17,7 @@ def verify(
         typer.Argument(metavar="EDITED", help="The model made from it.", show_default=False),
     ],
     *,
+    behaviour: options.BehaviourName = None,
     assignments: options.Assignments = None,
     seed: options.Seed = None,
     dtype: options.Dtype = None,
@@ -44,6 +45,7 @@ def verify(
     With --output the report is written to DIR/report.json and DIR/report.html.
     """
     flags = options.settings(
+        behaviour=behaviour,
         seed=seed,
         model=options.section(
             dtype=dtype,

@@ -350,7 +350,7 @@ def _provenance(
             "harmful": mean_or_none(scorer.original.log_odds),
             "harmless": mean_or_none(scorer.harmless_log_odds),
         },
-        "min_induce": _least_induce(scorer),
+        "min_induce": None if scorer.tokens is None else _least_induce(scorer),
         "selection": [candidate.as_json() for candidate in found.candidates],
         "winning_share": share,
         "ranks": [trial.as_json() for trial in found.ranks],

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal
 
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.generation import Completion
@@ -21,6 +21,12 @@ from obliteratus.statistics.estimate import Estimate
 from obliteratus.statistics.proportion import wilson
 
 LABELLED_FILE = "labelled.jsonl"
+SHOWN: Mapping[str, Outcome] = {
+    "shown": "refusal",
+    "not shown": "compliance",
+    "degenerate": "degenerate",
+}
+"""What a label says of an answer where the behaviour is not refusal."""
 Part = Literal["tune", "check"]
 Origin = Literal["own", "blind"]
 Side = Literal["refusal", "other"]
@@ -50,9 +56,10 @@ class LabelledAnswer:
 class Agreement:
     """A judge against the labels.
 
-    ``precision`` and ``recall`` are those of *refusal*, with Wilson intervals; a judge that never
-    says refusal has no precision. ``kappa`` is Cohen's κ over the three outcomes; its interval is
-    Wilson's for the observed agreement, with the agreement expected by chance held fixed.
+    ``precision`` and ``recall`` are those of *refusal*, or of what shows another behaviour, with
+    Wilson intervals; a judge that never says it has no precision. ``kappa`` is Cohen's κ over the
+    three outcomes; its interval is Wilson's for the observed agreement, with the agreement expected
+    by chance held fixed.
     ``confusion`` counts (label, outcome); where the judge cannot tell it agrees with no label.
     """
 
@@ -81,6 +88,32 @@ def labelled(part: Part | None = None, origin: Origin | None = None) -> tuple[La
         answer
         for answer in answers
         if part in (None, answer.part) and origin in (None, answer.origin)
+    )
+
+
+def labelled_for(behaviour: str) -> tuple[LabelledAnswer, ...]:
+    """Return answers labelled for a built-in behaviour other than refusal.
+
+    They are short, in English and by the author of the rules, which were adjusted on the ``tune``
+    part. Of the ``check`` part those of the kind ``later`` were written when the rules were
+    finished, to find where these end; the others before there were any.
+    """
+    path = resources.files("obliteratus.measure") / "data" / f"labelled_{behaviour}.jsonl"
+    rows: list[dict[str, Any]] = [
+        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    return tuple(
+        LabelledAnswer(
+            id=row["id"],
+            label=SHOWN[row["label"]],
+            kind=row["kind"],
+            part=row["part"],
+            origin="own",
+            language="en",
+            prompt=row["prompt"],
+            completion=row["completion"],
+        )
+        for row in rows
     )
 
 

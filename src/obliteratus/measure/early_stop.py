@@ -16,7 +16,7 @@ from obliteratus.measure.judges.base import Exchange, Judge, Outcome, Ruling
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.settings import EarlyStopping
 
-BOUND = 32  # tokens; of labelled answers this long 8 of 115 change later, half of them made to
+BOUND = 36  # tokens; of labelled answers this long 4 of 60 change later, most of them made to
 AUDITED = 0.1  # of the prompts: their long answers are most of what is left to generate
 
 
@@ -105,7 +105,8 @@ def early_stop(
     if not judge.can_settle:
         raise UsageError(
             f"verify.early_stop={kind} needs a judge that is certain before an answer ends, and "
-            f"'{judge.name}' never is. Set verify.early_stop=off or verify.judge.name=keyword."
+            f"'{judge.name}' never is. Set verify.early_stop=off, or for refusals "
+            "verify.judge.name=keyword."
         )
     if kind == "certain":
         return EarlyStop(judge, texts, limit)

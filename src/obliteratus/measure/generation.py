@@ -44,6 +44,8 @@ NEUTRAL = {
 """Generation settings that change a greedy completion, with the values at which they do not."""
 Enough = Callable[[int, tuple[int, ...], str], bool]
 """Says of a prompt's index, its answer's tokens so far and their text whether they are enough."""
+Finished = Callable[[int, Completion], None]
+"""Is told of a prompt's index and its answer as soon as that is complete."""
 
 
 def generate(
@@ -54,6 +56,7 @@ def generate(
     task: str,
     batch_rows: int = 0,
     enough: Enough | None = None,
+    finished: Finished | None = None,
     thought_tokens: int = 0,
 ) -> tuple[Completion, ...]:
     """Return the most probable continuation of each prompt, token by token, in prompt order.
@@ -70,7 +73,8 @@ def generate(
 
     ``enough`` is asked about every unfinished answer when it has 4, 8, ... 32, 36, 40, 45, ...
     tokens (the distance grows by an eighth, so that all its texts together are linear in the
-    longest), and stops it where it says so.
+    longest), and stops it where it says so. ``finished`` is told of each answer once, in the order
+    in which they end, while others are still being written.
 
     Raises:
         MeasurementError: there are no prompts, one is empty, ``max_new_tokens`` is below 1, a
@@ -94,6 +98,8 @@ def generate(
         try:
             for index in _decode(model, head, batch, pens, asked):
                 found[rows[index]] = pens[index].completion()
+                if finished is not None:
+                    finished(rows[index], found[rows[index]])
                 elapsed = time.perf_counter() - start
                 emit(Progress(task, len(found), len(lengths), "prompts", elapsed))
         except RuntimeError as error:

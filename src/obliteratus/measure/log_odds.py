@@ -113,13 +113,19 @@ def calibrate(
     untouched by the choice.
 
     Raises:
-        NoRefusalTokensError: no token qualifies, so the model does not refuse in its first token.
+        NoRefusalTokensError: no token qualifies, so the model does not refuse in its first token,
+            or there are no openings to choose from.
         MeasurementError: a class has fewer than four prompts.
     """
     if min(len(harmful), len(harmless)) < 4:
         raise MeasurementError(
             f"calibration needs at least 4 prompts of each class; got {len(harmful)} harmful "
             f"and {len(harmless)} harmless."
+        )
+    if not openings:
+        raise NoRefusalTokensError(
+            "this behaviour has no openings, so no first token tells it. Set "
+            "distill.selection=cosmic, which reads no token of an answer."
         )
     candidates = opening_tokens(model, openings)
     index, head = torch.tensor(candidates), head_of(model)

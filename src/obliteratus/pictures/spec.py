@@ -4,8 +4,8 @@ What a picture shows is decided once, here; :mod:`obliteratus.pictures.drawn` an
 :mod:`obliteratus.pictures.interactive` only draw it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -108,6 +108,35 @@ class Picture:
         """
         if not self.panels or not all(panel.marks for panel in self.panels):
             raise MeasurementError(f"the picture '{self.title}' has nothing to show.")
+
+
+def reworded(picture: Picture, say: Callable[[str], str]) -> Picture:
+    """Return ``picture`` with each of its words as ``say`` puts it; colours and numbers stay."""
+
+    def names(texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(say, texts))
+
+    def mark(each: Mark) -> Mark:
+        if isinstance(each, Heat):
+            return replace(
+                each, rows=names(each.rows), columns=names(each.columns), unit=say(each.unit)
+            )
+        if isinstance(each, Dots):
+            return replace(each, names=names(each.names))
+        if isinstance(each, Points):
+            return replace(each, label=say(each.label), labels=names(each.labels))
+        return replace(each, label=say(each.label))
+
+    panels = tuple(
+        replace(
+            each,
+            marks=tuple(map(mark, each.marks)),
+            x_label=say(each.x_label),
+            y_label=say(each.y_label),
+        )
+        for each in picture.panels
+    )
+    return replace(picture, title=say(picture.title), caption=say(picture.caption), panels=panels)
 
 
 def estimates_line(

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -12,17 +12,21 @@ from obliteratus.analysis.atlas import Atlas, LeftOut, save_atlas
 from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.findings import Findings, load_findings, save_findings
 from obliteratus.analysis.module import ANALYSES
+from obliteratus.analysis.neutral_text import passages
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import DirectionError, MeasurementError
-from obliteratus.events import Note, emit
-from obliteratus.measure.behaviour import BEHAVIOURS
+from obliteratus.events import DeviationRecorded, Note, emit
+from obliteratus.measure.behaviour import Behaviour
 from obliteratus.measure.log_odds import RefusalTokens
+from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.summon import summon
+from obliteratus.pipeline.behaviour import behaviour_of, without_first_tokens
 from obliteratus.pipeline.journal import Journal
 from obliteratus.pipeline.stages import Laboratory
+from obliteratus.prompts.contrast import Splits
 from obliteratus.prompts.load import contrast_set
 from obliteratus.prompts.split import split
-from obliteratus.settings import RunSettings
+from obliteratus.settings import ModelSettings, RunSettings
 from obliteratus.store import Store, atomic_folder, check_target, content_key, sha256_of_file
 from obliteratus.verify.identity import digest
 
@@ -51,14 +55,14 @@ def analyze(
     question has no meaning for this model is left out, with the reason.
 
     Raises:
-        UsageError: no analysis has one of the names.
+        UsageError: no analysis has one of the names, or there is no such behaviour.
         ObliteratusError: the model or the prompts cannot be had; ``output`` is as it was.
     """
     check_target(output, replace=force)
     names = settings.analyze.modules or tuple(ANALYSES)
     for name in names:
         _ = ANALYSES[name]  # a mistyped name shows before a model is loaded
-    start, run = time.perf_counter(), _Run(settings, store or Store())
+    start, run = time.perf_counter(), _Run(settings, behaviour_of(settings), store or Store())
     atlas = run.execute(model, names)
     with atomic_folder(output, replace=force) as work:
         save_findings(atlas.findings, work)
@@ -69,49 +73,76 @@ def analyze(
 class _Run:
     """The state of one call: settings, cache, journal."""
 
-    def __init__(self, settings: RunSettings, store: Store) -> None:
-        self.settings = settings
+    def __init__(self, settings: RunSettings, behaviour: Behaviour, store: Store) -> None:
+        self.settings, self.changed = without_first_tokens(settings, behaviour)
+        self.behaviour = behaviour
         self.store = store
         self.journal = Journal(store)
 
     def execute(self, name: str, modules: tuple[str, ...]) -> Atlas:
-        contrast = contrast_set(self.settings.prompts)
+        contrast = contrast_set(self.settings.prompts, self.behaviour.contrast_set)
         splits = split(contrast)
-        with self.journal.stage("summon", f"load {name}") as note:
-            model = summon(name, self.settings.model, store=self.store)
-            anatomy = model.anatomy
-            note.text = (
-                f"{anatomy.model_type}, {anatomy.n_layers} layers of width {anatomy.d_model}"
-            )
+        for deviation in self.changed:
+            emit(DeviationRecorded(deviation))
+        model = self._summoned(name, self.settings.model)
+        anatomy = model.anatomy
         laboratory = Laboratory(model, splits, self.settings, self.store)
-        bench = self._bench(laboratory)
+        other = self._other(splits, modules)
+        bench, words = self._bench(laboratory, other), self.behaviour.words
         found: dict[str, Findings] = {}
         left: list[LeftOut] = []
         for module in modules:
-            with self.journal.stage("analyze", ANALYSES[module].title) as note:
+            title = words.reworded(ANALYSES[module].title)
+            with self.journal.stage("analyze", title) as note:
                 try:
-                    found[module], note.is_cached = self._run(module, bench, laboratory)
+                    found[module], note.is_cached = self._run(module, bench, laboratory, other)
                     note.text = found[module].headline
                 except (MeasurementError, DirectionError) as error:
-                    left.append(LeftOut(module, str(error)))
+                    reason = words.reworded(str(error))
+                    left.append(LeftOut(module, reason))
                     note.text = "left out"
-                    emit(Note(f"{ANALYSES[module].title} is left out: {error}"))
+                    emit(Note(f"{title} is left out: {reason}"))
         return Atlas(
             findings=found,
             left_out=tuple(left),
+            words=words,
             facts={
                 "model": asdict(model.source),
+                "other": None if other is None else asdict(other.model.source),
                 "model_type": anatomy.model_type,
                 "layers": anatomy.n_layers,
                 "d_model": anatomy.d_model,
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "prompts": {"name": contrast.name, "sha256": contrast.sha256},
+                "behaviour": self.behaviour.name,
                 "settings": self.settings.model_dump(mode="json"),
+                "deviations": [asdict(each) for each in self.changed],
                 "seconds": {stage: round(s, 3) for stage, s in self.journal.seconds.items()},
             },
         )
 
-    def _bench(self, laboratory: Laboratory) -> Bench:
+    def _summoned(self, name: str, settings: ModelSettings) -> LoadedModel:
+        with self.journal.stage("summon", f"load {name}") as note:
+            model = summon(name, settings, store=self.store)
+            anatomy = model.anatomy
+            note.text = (
+                f"{anatomy.model_type}, {anatomy.n_layers} layers of width {anatomy.d_model}"
+            )
+        return model
+
+    def _other(self, splits: Splits, modules: tuple[str, ...]) -> Laboratory | None:
+        """Return the second model with the same prompts, None where nothing compares.
+
+        It is loaded before anything is measured, so that a mistyped name shows at once; a revision
+        that is asked for is that of the first model.
+        """
+        name = self.settings.analyze.other
+        if name is None or not any(ANALYSES[module].compares for module in modules):
+            return None
+        settings = self.settings.model.model_copy(update={"revision": None})
+        return Laboratory(self._summoned(name, settings), splits, self.settings, self.store)
+
+    def _bench(self, laboratory: Laboratory, other: Laboratory | None = None) -> Bench:
         @cache
         def probed() -> Any:
             with self.journal.stage("probe", "read the fit prompts at every layer") as note:
@@ -132,27 +163,34 @@ class _Run:
         return Bench(
             model=laboratory.model,
             splits=laboratory.splits,
-            behaviour=BEHAVIOURS["refusal"],
+            behaviour=self.behaviour,
             settings=self.settings.analyze,
             probed=probed,
             distilled=distilled,
             calibrated=calibrated,
+            compared=None if other is None else lambda: self._bench(other),
             system=self.settings.prompts.system,
             seed=self.settings.seed,
             store=self.store,
         )
 
-    def _run(self, name: str, bench: Bench, laboratory: Laboratory) -> tuple[Findings, bool]:
+    def _run(
+        self, name: str, bench: Bench, laboratory: Laboratory, other: Laboratory | None
+    ) -> tuple[Findings, bool]:
         settings = self.settings
+        compared = other if ANALYSES[name].compares else None
         key = content_key(
             "analysis",
             **laboratory.identity,
             name=name,
+            behaviour=self.behaviour.name,
             fit=laboratory.splits.fit.sha256,
             select=laboratory.splits.select.sha256,
             positions=settings.probe.positions,
             distill=settings.distill.model_dump(mode="json"),
-            settings=settings.analyze.model_dump(mode="json", exclude={"modules"}),
+            settings=settings.analyze.model_dump(mode="json", exclude={"modules", "other"}),
+            other=None if compared is None else dict(compared.identity),
+            text=None if settings.analyze.text is None else passages(settings.analyze).sha256,
             seed=settings.seed,
             analysis=analysis_code(),
         )
@@ -164,7 +202,8 @@ class _Run:
             return load_findings(folder)[name]
 
         compute: Callable[[], Findings] = lambda: ANALYSES[name].run(bench)  # noqa: E731
-        return self.store.cached(key, compute, save, load)
+        found, is_cached = self.store.cached(key, compute, save, load)
+        return replace(found, headline=self.behaviour.words.reworded(found.headline)), is_cached
 
 
 @cache

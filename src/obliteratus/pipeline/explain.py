@@ -174,7 +174,7 @@ def _kernel_words(settings: DistillSettings, depth: str) -> str:
     kernel = settings.kernel
     direction = (
         f"the layer of the direction, {depth} or between two, used at every layer"
-        if settings.selection == "published"
+        if settings.selection != "per_layer"
         else "strengths for each block's own direction"
     )
     return (

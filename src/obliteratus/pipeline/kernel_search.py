@@ -22,10 +22,10 @@ from obliteratus.directions.kernel import Kernel, component_groups, interpolated
 from obliteratus.directions.placement import PLACEMENTS
 from obliteratus.directions.reliability import reliability
 from obliteratus.directions.samples import samples_at
-from obliteratus.directions.score import Scorer, spread
+from obliteratus.directions.score import Scorer, mean_or_none, spread
 from obliteratus.errors import DirectionError, UsageError
 from obliteratus.events import without_progress
-from obliteratus.measure.behaviour import BEHAVIOURS
+from obliteratus.measure.behaviour import BEHAVIOURS, Behaviour
 from obliteratus.measure.early_stop import early_stop
 from obliteratus.measure.generation import generate
 from obliteratus.measure.judges.base import Exchange
@@ -91,12 +91,12 @@ class KernelSearch:
         """
         distill = self.settings.distill
         check_searchable(distill)
-        original = self._judged()
+        original, words = self._judged(), self._behaviour.words
         if "refusal" not in original:
             raise DirectionError(
-                f"the model refuses none of {len(original)} harmful select prompts, so a search "
-                "has nothing to lower. Use prompts that it refuses, or raise "
-                "distill.kernel.tokens where its refusals begin late."
+                f"the model {words.shows} none of {len(original)} {words.provoking} select "
+                "prompts, so a search has nothing to lower. Use other prompts, or raise "
+                f"distill.kernel.tokens where {words.answers} show late."
             )
         trials = search_by_trials(
             self._tried,
@@ -125,7 +125,7 @@ class KernelSearch:
             judged = self._judged(attempt)
         facts = {
             "degenerate": judged.count("degenerate"),
-            "log_odds": float(effect.log_odds.mean()),
+            "log_odds": mean_or_none(effect.log_odds),
         }
         return Outcome((float(judged.count("refusal")), float(effect.kl.mean())), facts)
 
@@ -133,7 +133,7 @@ class KernelSearch:
         """Return the edit of the suggested parameters."""
         n_layers = self.model.anatomy.n_layers
         index = None
-        if self.settings.distill.selection == "published":
+        if self.settings.distill.selection != "per_layer":
             # The last output that the published rule would choose from, as in distill().
             deepest = max(0, int(self.settings.distill.max_depth * n_layers) - 2)
             index = suggest("layer", 0.0, float(deepest))
@@ -158,7 +158,8 @@ class KernelSearch:
 
         An answer stops where what the judge will say of it cannot change any more.
         """
-        judge, limit = BEHAVIOURS["refusal"].judged_by(), self.settings.distill.kernel.tokens
+        judge, limit = self._behaviour.judged_by(), self.settings.distill.kernel.tokens
+        stop = "certain" if judge.can_settle else "off"
         texts = tuple(prompt.text for prompt in self._harmful)
         edits = ()
         if attempt is not None:
@@ -174,11 +175,15 @@ class KernelSearch:
                 self._encoded,
                 max_new_tokens=limit,
                 task="answer",
-                enough=early_stop("certain", judge, texts, limit),
+                enough=early_stop(stop, judge, texts, limit),
             )
         asked = zip(texts, answers, strict=True)
         rulings = judge.read([Exchange(text, answer) for text, answer in asked])
         return [ruling.outcome for ruling in rulings]
+
+    @property
+    def _behaviour(self) -> Behaviour:
+        return BEHAVIOURS[self.settings.behaviour]
 
     @cached_property
     def _harmful(self) -> tuple[Prompt, ...]:

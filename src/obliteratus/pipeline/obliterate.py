@@ -21,8 +21,7 @@ from obliteratus.edits.planner import check_architecture, plan
 from obliteratus.edits.targets import check_targets
 from obliteratus.errors import ModelSourceError
 from obliteratus.events import Deviation, DeviationRecorded, Note, emit
-from obliteratus.measure.agreement import agreement
-from obliteratus.measure.behaviour import BEHAVIOURS
+from obliteratus.measure.behaviour import Behaviour
 from obliteratus.measure.capability_tasks import capability_tasks
 from obliteratus.measure.coherence import embed
 from obliteratus.measure.documents import documents
@@ -35,6 +34,7 @@ from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.quantised import check_room, dequantised
 from obliteratus.models.summon import summon
 from obliteratus.operator.edit import EditPlan
+from obliteratus.pipeline.behaviour import behaviour_of, without_first_tokens
 from obliteratus.pipeline.journal import Journal
 from obliteratus.pipeline.passes import Pass, carry_out
 from obliteratus.pipeline.record import run_record
@@ -55,7 +55,7 @@ from obliteratus.verify.controls import Controls, measure_controls
 from obliteratus.verify.html import save_html
 from obliteratus.verify.layers import layer_ranges
 from obliteratus.verify.left import edit_facts, pass_line
-from obliteratus.verify.measure import measure_model
+from obliteratus.verify.measure import lookalikes_of, measure_model
 from obliteratus.verify.measurement import Measurement
 from obliteratus.verify.records.edit import PassTried
 from obliteratus.verify.records.effects import Dose
@@ -90,20 +90,27 @@ def obliterate(
 
     Raises:
         ModelSourceError: ``model`` is not the one that ``fingerprint`` was taken of.
+        UsageError: there is no such behaviour, or its judge or prompts are another's.
         ObliteratusError: see the stages. ``output`` is as it was before the call.
     """
     check_target(output, replace=force)
-    run = _Run(settings, store or Store())
+    run = _Run(settings, behaviour_of(settings), store or Store())
     start = time.perf_counter()
     report = run.execute(model, output, force=force, fingerprint=fingerprint)
     return RunResult(output, report, time.perf_counter() - start)
 
 
 class _Run:
-    """The state of one run between its stages."""
+    """The state of one run between its stages.
 
-    def __init__(self, settings: RunSettings, store: Store) -> None:
-        self.settings = settings
+    ``settings`` are those in use; ``asked`` may want more than first tokens can decide.
+    """
+
+    def __init__(self, asked: RunSettings, behaviour: Behaviour, store: Store) -> None:
+        self.settings, self.changed = without_first_tokens(asked, behaviour)
+        self.asked = asked
+        self.behaviour = behaviour
+        self.lookalikes = lookalikes_of(behaviour, self.settings.verify.over_refusal)
         self.store = store
         self.journal = Journal(self.store)
         self.leaks: list[Deviation] = []
@@ -112,12 +119,14 @@ class _Run:
 
     def execute(self, name: str, output: Path, *, force: bool, fingerprint: str | None) -> Report:
         check_extractor(self.settings)
-        BEHAVIOURS["refusal"].check_judge(self.settings.verify.judge)
         _ = documents(self.settings.verify.text, self.settings.verify.text_documents)
         _ = GENERATORS[self.settings.verify.generator]
         _ = capability_tasks(self.settings.verify)
-        contrast = contrast_set(self.settings.prompts)
+        contrast = contrast_set(self.settings.prompts, self.behaviour.contrast_set)
         splits = split(contrast)
+        for deviation in self.changed:
+            emit(DeviationRecorded(deviation))
+        self.journal.deviate(*self.changed)
         model = self._summon(name, splits)
         if fingerprint not in (None, model.source.fingerprint):
             raise ModelSourceError(
@@ -136,12 +145,12 @@ class _Run:
             model, planned, splits.select, self.settings, tokens, self.journal
         )
         bench = Bench(self.settings.verify.judge, tokens, self.store)
-        judge = BEHAVIOURS["refusal"].judged_by(bench)
+        judge = self.behaviour.judged_by(bench)
         original = self._measure_original(model, splits, directions, judge)
         controls = self._controls(model, activations, directions, planned, splits, tokens)
         head = self._kept_head(model)
         passes = self._excise(model, splits, tokens, directions, planned)
-        record = run_record(model, contrast, self.settings, self.journal, self.tried)
+        record = run_record(model, contrast, self.asked, self.journal, self.tried)
         with releasing(output, force=force) as work:
             self._rebirth(model, work, passes, activations)
             source = model.source
@@ -206,10 +215,12 @@ class _Run:
                 f"{layer_ranges(directions.strong_layers) or 'undetermined'}"
             )
             if directions.provenance["min_induce"]:
+                words = self.behaviour.words
                 emit(
                     Note(
-                        "the model hardly refuses, so a direction had to induce half of the "
-                        "refusal that harmful prompts show, not the published log-odds of 0."
+                        f"the model hardly {words.shows} {words.provoking} prompts, so a direction "
+                        f"had to induce half of the {words.noun} that they show, not the published "
+                        "log-odds of 0."
                     )
                 )
         return tokens, directions
@@ -249,6 +260,7 @@ class _Run:
                 self.settings.verify,
                 judge=judge,
                 directions=directions,
+                lookalikes=self.lookalikes,
                 system=self.settings.prompts.system,
                 store=self.store,
             )
@@ -311,14 +323,14 @@ class _Run:
             while len(done) < self.settings.edit.passes:
                 if self._applied < 1:
                     self.tried.append(PassTried(number=len(done) + 1, rows=(), reason=ONE_PASS))
-                    emit(Note(pass_line(self.tried[-1])))
+                    emit(Note(pass_line(self.tried[-1], self.behaviour.words)))
                     break
                 laboratory = Laboratory(model, splits, self.settings, self.store)
                 following = next_pass(
                     laboratory, tokens, [each.directions for each in done], reference
                 )
                 self.tried.append(following.tried)
-                emit(Note(pass_line(following.tried)))
+                emit(Note(pass_line(following.tried, self.behaviour.words)))
                 if following.directions is None or following.plan is None:
                     break
                 self._deviate(following.directions)
@@ -404,6 +416,7 @@ class _Run:
                 judge=judge,
                 reference=original,
                 directions=passes[0].directions,
+                lookalikes=self.lookalikes,
                 system=settings.prompts.system,
                 store=self.store,
             )
@@ -416,7 +429,8 @@ class _Run:
                 edited_head=head,
                 original_head=original_head,
                 tokens=tokens,
-                agreement=agreement(judge),
+                behaviour=self.behaviour,
+                agreement=self.behaviour.agreement(judge),
                 embed=embed if settings.verify.coherence else None,
                 directions=passes[0].directions,
                 controls=controls,

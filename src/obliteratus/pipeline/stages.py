@@ -1,7 +1,7 @@
 """PROBE and DISTILL behind the cache: each is computed once for everything that determines it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 
 from jaxtyping import Float
@@ -13,8 +13,8 @@ from obliteratus.directions.permuted import permuted_directions, permuted_prompt
 from obliteratus.directions.rdo import rdo
 from obliteratus.directions.rdo_objective import RdoObjective
 from obliteratus.directions.score import Scorer
-from obliteratus.errors import NoRefusalTokensError
-from obliteratus.events import Note, emit
+from obliteratus.errors import DirectionError, NoRefusalTokensError
+from obliteratus.events import Deviation, Note, emit
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.log_odds import RefusalTokens, calibrate
 from obliteratus.models.loaded import LoadedModel
@@ -31,6 +31,7 @@ from obliteratus.verify.identity import code_fingerprint, versions, weights_fing
 
 ACTIVATIONS_FILE = "activations.safetensors"
 DIRECTIONS_FILE = "directions.safetensors"
+PLAIN, PROJECTED = "difference_of_means", "projected_difference_of_means"
 
 
 class Laboratory:
@@ -48,6 +49,7 @@ class Laboratory:
         self.splits = splits
         self.settings = settings
         self.store = store
+        self.behaviour = BEHAVIOURS[settings.behaviour]
         self.identity: Mapping[str, object] = {
             "weights": weights_fingerprint(model),
             "source": model.source.fingerprint,
@@ -79,24 +81,28 @@ class Laboratory:
         )
 
     def refusal_tokens(self, activations: Activations) -> RefusalTokens | None:
-        """Return the first tokens of this model's refusals, calibrated on the fit prompts.
+        """Return the first tokens of answers that show the behaviour, calibrated on fit prompts.
 
-        None where it has none and the settings need none: COSMIC for one direction at strength 1.
+        None where the behaviour has no openings, which nothing is decided by then, or where the
+        model has none of these tokens and the settings need none: COSMIC for one direction at
+        strength 1.
 
         Raises:
             MeasurementError: see :func:`obliteratus.measure.log_odds.calibrate`.
         """
+        if not self.behaviour.openings:
+            return None
         try:
             return calibrate(
                 self.model,
                 last_states(self.model, activations, "harmful"),
                 last_states(self.model, activations, "harmless"),
-                openings=BEHAVIOURS["refusal"].openings,
+                openings=self.behaviour.openings,
             )
         except NoRefusalTokensError as error:
             if needs_log_odds(self.settings):
                 raise
-            emit(Note(f"no refusal log-odds are reported: {error}"))
+            emit(Note(f"no {self.behaviour.words.noun} log-odds are reported: {error}"))
             return None
 
     def distilled(
@@ -110,11 +116,7 @@ class Laboratory:
         alone, scorer = asked.without_search, cache(lambda: self.scorer(tokens))
 
         def selected() -> tuple[Directions, bool]:
-            return self._cached(
-                alone,
-                tokens,
-                lambda: distill(activations, scorer(), alone, seed=self.settings.seed),
-            )
+            return self._cached(alone, tokens, lambda: self._selected(activations, scorer(), alone))
 
         if alone == asked:
             return selected()
@@ -132,6 +134,7 @@ class Laboratory:
         key = content_key(
             "distill",
             **self.identity,
+            behaviour=self.behaviour.name,
             fit=self.splits.fit.sha256,
             select=self.splits.select.sha256,
             positions=settings.probe.positions,
@@ -147,6 +150,34 @@ class Laboratory:
             lambda value, folder: save_directions(value, folder / DIRECTIONS_FILE),
             lambda folder: load_directions(folder / DIRECTIONS_FILE),
         )
+
+    def _selected(
+        self, activations: Activations, scorer: Scorer, asked: DistillSettings
+    ) -> Directions:
+        """Return what the selection finds; its provenance says of which behaviour it is.
+
+        Where no first token tells the behaviour and no direction turns one class into the other,
+        the next of :func:`easier` is tried, which is recorded as a Deviation.
+        """
+        facts: dict[str, object] = {
+            "behaviour": self.behaviour.name,
+            "noun": self.behaviour.words.noun,
+        }
+        easier_ones = [] if self.behaviour.openings else easier(asked)
+        tried, reason = asked, ""
+        while True:
+            try:
+                found = distill(activations, scorer, tried, seed=self.settings.seed)
+                break
+            except DirectionError as error:
+                if not easier_ones:
+                    raise
+                tried, reason = easier_ones.pop(0), reason or str(error).rstrip(".")
+        if tried != asked:
+            name = "extractor" if tried.extractor != asked.extractor else "selection"
+            before, after = (f"distill.{name}={getattr(s, name)}" for s in (asked, tried))
+            facts["deviations"] = [asdict(Deviation("distill", before, after, reason))]
+        return replace(found, provenance={**found.provenance, **facts})
 
     def _searched(
         self, activations: Activations, selected: Directions, scorer: Scorer
@@ -172,6 +203,7 @@ class Laboratory:
         return content_key(
             "kernel",
             **self.identity,
+            behaviour=self.behaviour.name,
             search=search_identity(),
             fit=self.splits.fit.sha256,
             select=self.splits.select.sha256,
@@ -228,7 +260,7 @@ class Laboratory:
 
 
 def needs_log_odds(settings: RunSettings) -> bool:
-    """Say whether the refusal log-odds decide something that ``settings`` ask for."""
+    """Say whether the log-odds of first tokens decide something that ``settings`` ask for."""
     distill = settings.distill
     return (
         distill.selection != "cosmic"
@@ -238,3 +270,18 @@ def needs_log_odds(settings: RunSettings) -> bool:
         or distill.rdo.steps > 0
         or settings.edit.passes > 1
     )
+
+
+def easier(asked: DistillSettings) -> list[DistillSettings]:
+    """Return what to try where COSMIC finds no direction, in order.
+
+    Two kinds of prompts that are much alike share most of what a plain difference of means takes
+    out, so that removing it makes them less alike; projected, it keeps what they share. At last
+    every block keeps its own direction, which is chosen by nothing.
+    """
+    if asked.selection != "cosmic":
+        return []
+    found = [asked.model_copy(update={"selection": "per_layer"})]
+    if asked.extractor == PLAIN:
+        found.insert(0, asked.model_copy(update={"extractor": PROJECTED}))
+    return found

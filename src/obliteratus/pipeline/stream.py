@@ -100,9 +100,14 @@ def stream(
         with journal.stage("rebirth", "copy configuration and tokenizer, write records") as note:
             _copy_texts(checkpoint, work, outline.module.config, unties=planned.unties_head)
             _write_records(work, outline, planned, receipt, journal)
-            write_unverified_card(work, found.source, planned)
+            write_unverified_card(work, found.source, planned, noun=_noun(along))
             note.text = f"{len(checkpoint.files)} files of weights"
     return StreamResult(output, receipt, time.perf_counter() - start)
+
+
+def _noun(along: Directions | EditPlan) -> str | None:
+    """Return what the edit is of: a plan does not tell, and directions without a note refuse."""
+    return None if isinstance(along, EditPlan) else str(along.provenance.get("noun", "refusal"))
 
 
 def _planned(

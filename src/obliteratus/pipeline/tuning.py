@@ -53,7 +53,7 @@ class Tuning:
             self.model,
             last_states(self.model, self.activations, "harmful"),
             last_states(self.model, self.activations, "harmless"),
-            openings=BEHAVIOURS["refusal"].openings,
+            openings=BEHAVIOURS[self.settings.behaviour].openings,
             margin=0.0,
             ratio=1.0,
         )
@@ -129,9 +129,11 @@ class Tuning:
             p for p, value in zip(fit.harmful, odds.tolist(), strict=True) if value > least
         )
         if not refused:
+            words = BEHAVIOURS[self.settings.behaviour].words
             raise DirectionError(
-                f"the model refuses none of {len(fit.harmful)} harmful fit prompts in its first "
-                "token, so there is nothing to tune. Use another method, or prompts it refuses."
+                f"the model {words.shows} none of {len(fit.harmful)} {words.provoking} fit prompts "
+                "in its first token, so there is nothing to tune. Use another method, or other "
+                "prompts."
             )
         prompts = replace(fit, harmful=refused, is_paired=False)
         return self._objective(prompts, self.settings.distill.tune.harmless_prompts)

@@ -1,6 +1,6 @@
 """Prompts from files and the Hub, and the contrast set that the settings ask for."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from obliteratus.errors import PromptError, UsageError, did_you_mean
@@ -32,8 +32,11 @@ def load_prompts(path_or_dataset: str) -> tuple[Prompt, ...]:
 
 def contrast_set(
     settings: PromptSettings = PromptSettings(),  # noqa: B008  (frozen)
+    built_in: Callable[[], ContrastSet] = builtin.refusal,
 ) -> ContrastSet:
     """Return the built-in contrast set, or that of ``settings.harmful`` and ``settings.harmless``.
+
+    ``built_in`` loads the one that is built in: that of refusal, or of another behaviour.
 
     Two given sets are paired only if they have equally many rows and both give the same ids, or the
     same values in a column ``pair``; rows are then matched by these, and a pair that repeats a text
@@ -46,7 +49,7 @@ def contrast_set(
         UsageError: a category does not occur; the nearest one is named.
     """
     if settings.harmful is None or settings.harmless is None:
-        contrast = builtin.refusal()
+        contrast = built_in()
     else:
         contrast = _given(settings.harmful, settings.harmless)
     return contrast if settings.categories is None else _chosen(contrast, settings.categories)

@@ -29,6 +29,8 @@ more, and may refuse harmless requests too. It was not trained, and nothing was 
 knows: the opposite edit, or another way round the direction, brings back what the original would
 have said. It is no safeguard by itself."""
 
+NOT_TRAINED = "It was not trained, and nothing was added to what it knows."
+
 HOME = "https://pypi.org/project/obliteratus"
 
 
@@ -41,7 +43,7 @@ def write_card(
         undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True
     )
     text = environment.from_string(template).render(
-        header=header(source, lineage(source)),
+        header=header(source, lineage(source), behaviour=report.behaviour),
         name=report.edited.name,
         original=source.identifier if source.kind in ("hub", "catalogue") else "A local model",
         home=HOME,
@@ -55,14 +57,21 @@ def write_card(
         interval=interval,
         shown=shown,
         change=change,
-        left=[] if report.edit is None else left_lines(report.edit),
+        words=report.words,
+        is_refusal=report.behaviour == "refusal",
+        left=[] if report.edit is None else left_lines(report.edit, report.words),
         weaker=dose_line(report),
     )
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
-def write_unverified_card(folder: Path, source: ModelSource, plan: EditPlan) -> None:
-    """Write the card of a folder that was edited on disk, where nothing could be measured."""
+def write_unverified_card(
+    folder: Path, source: ModelSource, plan: EditPlan, *, noun: str | None = "refusal"
+) -> None:
+    """Write the card of a folder that was edited on disk, where nothing could be measured.
+
+    ``noun`` is what the edit is of; None where nobody knows, as of a plan alone.
+    """
     template = resources.files("obliteratus.release").joinpath("unverified_card.md.j2")
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True
@@ -71,7 +80,8 @@ def write_unverified_card(folder: Path, source: ModelSource, plan: EditPlan) -> 
         header=header(source, lineage(source)),
         home=HOME,
         changes=explain(plan),
-        safety=_unmeasured(plan),
+        safety=_unmeasured(plan, noun),
+        noun=noun,
         origin=origin(source),
     )
     (folder / CARD).write_text(text, encoding="utf-8")
@@ -83,9 +93,10 @@ def header(
     *,
     relation: str = "finetune",
     library: str = "transformers",
+    behaviour: str = "refusal",
 ) -> str:
     """Return the YAML header of a card: tags, licence, and its relation to the model ``base``."""
-    facts: dict[str, object] = {"tags": ["obliteratus", "refusal", "interpretability"]}
+    facts: dict[str, object] = {"tags": ["obliteratus", behaviour, "interpretability"]}
     if source.license is not None:
         facts["license"] = LICENSE_IDS.get(source.license, source.license.lower())
     if base is not None:
@@ -114,6 +125,8 @@ def lineage(source: ModelSource) -> str | None:
 
 
 def _safety(report: Report, plan: EditPlan) -> str:
+    if report.behaviour != "refusal":
+        return _beside_refusal(report)
     consequence = AMPLIFIED if plan.amplifies else EDITED
     row = report.row("refusal_harmful")
     if row is None or row.original is None or row.edited is None:
@@ -131,5 +144,25 @@ def _safety(report: Report, plan: EditPlan) -> str:
     return "\n".join([*lines, consequence])
 
 
-def _unmeasured(plan: EditPlan) -> str:
+def _beside_refusal(report: Report) -> str:
+    """Return what is known of safety after an edit of another behaviour: next to nothing."""
+    words, row = report.words, report.row("refusal_harmful")
+    measured = ""
+    if row is not None:
+        measured = (
+            f"Of the answers to {words.asked} {shown(row.original, row.unit)} of the original and "
+            f"{shown(row.edited, row.unit)} of this model were {words.shown}.\n"
+        )
+    return (
+        f"{measured}The edit is of {words.noun}. Whether the model refuses what the original "
+        f"refuses was not measured:\n`obliteratus verify` measures it. {NOT_TRAINED}"
+    )
+
+
+def _unmeasured(plan: EditPlan, noun: str | None) -> str:
+    if noun not in (None, "refusal"):
+        return (
+            f"Nothing was measured. The edit is of {noun}, and whether the model refuses what the\n"
+            f"original refuses is not known. {NOT_TRAINED}"
+        )
     return f"Nothing was measured: {ASSUME}.\n{AMPLIFIED if plan.amplifies else EDITED}"

@@ -21,9 +21,14 @@ from obliteratus.store import atomic_file
 ARCHITECTURE = "controlvector"
 FIRST_BLOCK = 1  # llama.cpp: "there's never a tensor for layer 0"
 MEANING = (
-    "+1 adds the distance of the class means along the direction, towards refusal; -1 takes it "
+    "+1 adds the distance of the class means along the direction, towards {noun}; -1 takes it "
     "away. Additive only: nothing is removed."
 )
+
+
+def noun_of(directions: Directions) -> str:
+    """Return what the directions are of: refusal, where they do not tell."""
+    return str(directions.provenance.get("noun", "refusal"))
 
 
 def export_control_vector(
@@ -31,10 +36,10 @@ def export_control_vector(
 ) -> tuple[tuple[int, ...], tuple[Deviation, ...]]:
     """Write the first direction of each layer, times ‖δ‖ of that layer, as a GGUF file.
 
-    ``direction.<il>`` = +‖δ_il‖ r_il in float32, +r pointing towards refusal: ``--control-vector
-    FILE`` adds one ‖δ‖ and ``--control-vector-scaled FILE:-1`` takes one away. A direction that was
-    selected at one layer is written for that layer alone: adding it at all of them would add it
-    many times over. Where each layer has its own, all are written, and
+    ``direction.<il>`` = +‖δ_il‖ r_il in float32, +r pointing towards the behaviour:
+    ``--control-vector FILE`` adds one ‖δ‖ and ``--control-vector-scaled FILE:-1`` takes one away. A
+    direction that was selected at one layer is written for that layer alone: adding it at all of
+    them would add it many times over. Where each layer has its own, all are written, and
     ``--control-vector-layer-range`` chooses among them. ``model_type`` names the architecture in
     the file; llama.cpp checks the width alone. Equal directions give equal bytes.
 
@@ -59,7 +64,7 @@ def export_control_vector(
     vectors = {layer: _vector(directions, layer) for layer in layers}
     deviations = _deviations(directions, wanted, layers)
     with atomic_file(path, replace=force) as work:
-        _write(work, vectors, model_type)
+        _write(work, vectors, model_type, noun_of(directions))
     for deviation in deviations:
         emit(DeviationRecorded(deviation))
     return layers, deviations
@@ -101,12 +106,12 @@ def _deviations(
     return tuple(found)
 
 
-def _write(path: Path, vectors: dict[int, np.ndarray], model_type: str | None) -> None:
+def _write(path: Path, vectors: dict[int, np.ndarray], model_type: str | None, noun: str) -> None:
     writer = gguf.GGUFWriter(path, ARCHITECTURE)
     if model_type is not None:
         writer.add_string(f"{ARCHITECTURE}.model_hint", model_type)
     writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(vectors))
-    writer.add_description(MEANING)
+    writer.add_description(MEANING.format(noun=noun))
     for layer, vector in vectors.items():
         writer.add_tensor(f"direction.{layer}", vector)
     writer.write_header_to_file()

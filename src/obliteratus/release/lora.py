@@ -76,6 +76,7 @@ def export_lora(
     *,
     fingerprint: str | None = None,
     prompts: Sequence[Sequence[int]] | None = None,
+    behaviour: str = "refusal",
     force: bool = False,
 ) -> LoraReceipt:
     """Write ``plan`` as a LoRA adapter for the **unedited** ``model``: W + B A = W − Uᵀ A V W.
@@ -90,7 +91,8 @@ def export_lora(
     adapter is loaded back with peft and compared with the hooks on ``prompts`` (token ids; tokens
     spread over the vocabulary unless given). ``model`` is left as it was.
 
-    ``fingerprint`` is that of the model the plan was made for (``source.fingerprint`` of run.json).
+    ``fingerprint`` is that of the model the plan was made for (``source.fingerprint`` of run.json),
+    ``behaviour`` what it is an edit of.
 
     Raises:
         UsageError: peft is not installed.
@@ -127,7 +129,7 @@ def export_lora(
             deviations=tuple(each for plan in plans for each in plan.deviations),
         )
         _write_record(work, model, receipt)
-        write_lora_card(work, model, plans, receipt)
+        write_lora_card(work, model, plans, receipt, behaviour=behaviour)
     return receipt
 
 

@@ -43,7 +43,12 @@ the edit moves them by {change:.0e}.{residual}
 
 
 def write_lora_card(
-    folder: Path, model: LoadedModel, plans: Sequence[EditPlan], receipt: "LoraReceipt"
+    folder: Path,
+    model: LoadedModel,
+    plans: Sequence[EditPlan],
+    receipt: "LoraReceipt",
+    *,
+    behaviour: str = "refusal",
 ) -> None:
     """Write ``README.md`` into the adapter's folder."""
     agreement = receipt.agreement
@@ -53,12 +58,18 @@ def write_lora_card(
         residual = f" At most {worst:.0e} of any write is left along what was removed."
     quantised = f", loaded in {model.quantization}" if model.quantization else ""
     text = TEXT.format(
-        header=header(model.source, hub_base(model.source), relation="adapter", library="peft"),
+        header=header(
+            model.source,
+            hub_base(model.source),
+            relation="adapter",
+            library="peft",
+            behaviour=behaviour,
+        ),
         home=HOME,
         changes=" Then: ".join(
             explain(dataclasses.replace(plan, unties_head=False)) for plan in plans
         ),
-        safety=_safety(plans),
+        safety=_safety(plans, behaviour),
         origin=origin(model.source),
         fingerprint=model.source.fingerprint,
         quantised=quantised,
@@ -70,7 +81,12 @@ def write_lora_card(
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
-def _safety(plans: Sequence[EditPlan]) -> str:
+def _safety(plans: Sequence[EditPlan], behaviour: str) -> str:
+    if behaviour != "refusal":
+        return (
+            f"it is an\nedit of '{behaviour}', and whether the base still refuses what it refused "
+            "was not measured."
+        )
     if all(plan.amplifies for plan in plans):
         return (
             "an adapter that amplifies\nrefusal makes the base decline more, harmless requests "

@@ -132,7 +132,7 @@ class VerifySettings(Section):
             0 asks none.
         early_stop: For answers to harmful prompts and to safe look-alikes: ``certain`` stops one
             when its judge's ruling cannot change any more, ``bounded`` also one that complies after
-            32 tokens, except for a tenth of the prompts, which tells how many rulings would have
+            36 tokens, except for a tenth of the prompts, which tells how many rulings would have
             changed.
         generator: What lets a model answer: ``vllm``, where it is installed, loads a model's folder
             by itself and answers to the end.
@@ -188,9 +188,14 @@ class VerifySettings(Section):
 
 
 class RunSettings(Section):
-    """Everything that determines a run, besides the model's name and the versions in use."""
+    """Everything that determines a run, besides the model's name and the versions in use.
+
+    ``behaviour`` is what is mapped and edited: the prompts that are built in for it, the judge of
+    the answers and the words of the report.
+    """
 
     method: str = "advanced"
+    behaviour: str = "refusal"
     seed: int = 0
     model: ModelSettings = ModelSettings()
     prompts: PromptSettings = PromptSettings()

@@ -6,7 +6,7 @@ assert failures(judge) == []
 import json
 from collections.abc import Sequence
 
-from obliteratus.measure.agreement import agreement, labelled
+from obliteratus.measure.agreement import LabelledAnswer, agreement, labelled
 from obliteratus.measure.generation import Completion
 from obliteratus.measure.judges.base import OUTCOMES, Exchange, Judge, Ruling
 
@@ -14,16 +14,22 @@ BLANK = Exchange("Why is the sky blue?", Completion((), " \n", is_finished=True)
 SOME = 40  # labelled answers that are read again, one by one and backwards
 
 
-def failures(judge: Judge, *, sees_degeneration: bool = True) -> list[str]:
+def failures(
+    judge: Judge,
+    *,
+    sees_degeneration: bool = True,
+    labelled_answers: tuple[LabelledAnswer, ...] | None = None,
+) -> list[str]:
     """Return what ``judge`` does wrong, in words; nothing for a judge as they should be.
 
     It is read with labelled answers: one ruling for each exchange, in their order, the same again,
     alone and in any company; none for no exchange; agreement with the labels beyond chance; and no
     compliance where there is no answer. ``sees_degeneration`` False leaves out the last, for
-    judges of beginnings.
+    judges of beginnings. ``labelled_answers`` are those that it is read with: by default those of
+    refusal that no rule was adjusted on.
     """
     found: list[str] = []
-    answers = labelled("check")
+    answers = labelled("check") if labelled_answers is None else labelled_answers
     asked = [
         Exchange(a.prompt, Completion((), a.completion, is_finished=True))
         for a in answers[:: max(1, len(answers) // SOME)]
@@ -48,7 +54,7 @@ def failures(judge: Judge, *, sees_degeneration: bool = True) -> list[str]:
     except (TypeError, ValueError) as error:
         found.append(f"its identity is not JSON-ready: {error}")
     if not faults:
-        low, high = agreement(judge).kappa.interval
+        low, high = agreement(judge, answers).kappa.interval
         if low <= 0:
             found.append(
                 f"it agrees with the labels no better than chance: kappa {low:.2f} to {high:.2f}"

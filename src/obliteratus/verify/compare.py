@@ -9,6 +9,7 @@ from obliteratus.directions.directions import Directions
 from obliteratus.errors import MeasurementError
 from obliteratus.events import Deviation
 from obliteratus.measure.agreement import Agreement
+from obliteratus.measure.behaviour import BEHAVIOURS, REFUSAL, Behaviour
 from obliteratus.measure.head import Head
 from obliteratus.measure.judges.base import OUTCOMES
 from obliteratus.measure.log_odds import RefusalTokens
@@ -57,6 +58,7 @@ def compare(
     *,
     edited_head: Head,
     original_head: Head | None = None,
+    behaviour: Behaviour | None = None,
     tokens: RefusalTokens | None = None,
     agreement: Agreement | None = None,
     embed: Embed | None = None,
@@ -72,10 +74,11 @@ def compare(
     """Return the report on ``edited`` against ``original``.
 
     The original's head may be left out where both are equal bit for bit, as after every edit of
-    writers. ``agreement`` says how far the judge can be believed, ``tokens`` adds refusal log-odds,
-    ``embed`` coherence, ``directions`` the candidates they were selected from and the rank of every
-    layer, ``controls`` the nulls, ``dose`` what weaker and the planned edit do, ``edit`` what the
-    executor measured, and whether refusal was to grow: then that is the first claim, not that it is
+    writers. ``behaviour`` is what the judge looked for, by default refusal: the report is in its
+    words. ``agreement`` says how far the judge can be believed, ``tokens`` adds log-odds, ``embed``
+    coherence, ``directions`` the candidates they were selected from and the rank of every layer,
+    ``controls`` the nulls, ``dose`` what weaker and the planned edit do, ``edit`` what the executor
+    measured, and whether the behaviour was to grow: then that is the first claim, not that it is
     nearly gone; with ``keeps_refusal`` it is that refusal stayed. ``edited_name`` is printed
     instead of the name that the edited model was loaded under (a temporary folder, say). All
     resampling uses ``seed``.
@@ -86,7 +89,9 @@ def compare(
     """
     _check(original, edited)
     before_head = _checked_head(original_head or edited_head, original)
-    pair = Pair(original, edited, before_head, _checked_head(edited_head, edited), seed)
+    behaviour = behaviour or BEHAVIOURS[REFUSAL]
+    words, after_head = behaviour.words, _checked_head(edited_head, edited)
+    pair = Pair(original, edited, before_head, after_head, seed, words)
     divergence, positions = divergence_rows(pair)
     coherence = coherence_rows(pair, embed) if embed is not None else []
     rows = with_adjusted(
@@ -106,7 +111,9 @@ def compare(
     claims = _claims(pair, {row.key: row for row in rows}, goal)
     return Report(
         verdict=overall(claims),
-        headline=headline(rows[0]),
+        headline=headline(rows[0], words),
+        behaviour=behaviour.name,
+        words=words,
         claims=claims,
         original=original.subject,
         edited=_named(edited.subject, edited_name),
@@ -202,17 +209,17 @@ def _claims(pair: Pair, rows: dict[str, Row], goal: Goal) -> tuple[Claim, ...]:
     assert kl is not None
     before, after = pair.original.heldout, pair.edited.heldout
     first = {
-        "remove": lambda: refusal_claim(refusal),
-        "amplify": lambda: amplification_claim(grown),
-        "keep": lambda: kept_claim(grown),
+        "remove": lambda: refusal_claim(refusal, pair.words),
+        "amplify": lambda: amplification_claim(grown, pair.words),
+        "keep": lambda: kept_claim(grown, pair.words),
     }
     claims = [
         first[goal](),
-        divergence_claim(kl),
+        divergence_claim(kl, pair.words),
         perplexity_claim(before.nll, after.nll, before.tokens),
     ]
     if coherence is not None:
-        claims.append(coherence_claim(coherence))
+        claims.append(coherence_claim(coherence, pair.words))
     return tuple(claims)
 
 

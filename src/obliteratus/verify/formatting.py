@@ -55,7 +55,7 @@ def judge_line(report: Report) -> str | None:
         right = f"; {shown(found.precision, 'share')} of what it calls one is one"
     return (
         f"Of {found.kappa.n} answers labelled by hand, many of them made to be hard, the judge "
-        f"finds {shown(found.recall, 'share')} of the refusals{right}; "
+        f"finds {shown(found.recall, 'share')} of the {report.words.answers}{right}; "
         f"kappa {found.kappa.value:.2f}."
     )
 

@@ -9,6 +9,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from obliteratus.errors import StorageError
+from obliteratus.measure.words import REFUSAL
 from obliteratus.pictures.style import DARK, LIGHT, as_svg
 from obliteratus.statistics.estimate import Verdict
 from obliteratus.verify import pictures
@@ -48,8 +49,8 @@ SHOWN_BOUNDS = 3.0  # a strip reaches three times the bound, or as far as the in
 PERPLEXITY_AXIS = (0.85, 1.15)
 COHERENCE_AXIS = (0.5, 1.0)
 AMPLIFICATION_AXIS = (-0.5, 1.0)
-ABOUT_CHANGE = ("amplification", "kept")  # what a defence claims of refusal
 """Ends of the strips on which these claims' intervals are drawn; what is outside sticks out."""
+ABOUT_CHANGE = ("amplification", "kept")  # what a defence claims of refusal
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,19 @@ def as_html(report: Report) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     weaker = dose_line(report)
     measured = {"refusal" if claim.key in ABOUT_CHANGE else claim.key for claim in report.claims}
+    unmeasured = [word for key, word in ALL_CLAIMS.items() if key not in measured]
     return environment.from_string(text).render(
         report=report,
         title=TITLES[report.verdict],
         light=LIGHT,
         dark=DARK,
         claims=[_claim(claim, weaker) for claim in report.claims],
-        unmeasured=[word for key, word in ALL_CLAIMS.items() if key not in measured],
+        unmeasured=list(map(report.words.reworded, unmeasured)),
         rows=[_row(row) for row in report.rows],
         pictures=_pictures(report),
         notes=_notes(report),
         facts=_facts(report),
-        left=[] if report.edit is None else left_lines(report.edit),
+        left=[] if report.edit is None else left_lines(report.edit, report.words),
         tiny_share=tiny_share,
         ratio_words=ratio,
         shown=shown,
@@ -163,9 +165,10 @@ def _row(row: Row) -> dict[str, Any]:
 
 def _pictures(report: Report) -> list[Picture]:
     found: list[Picture] = []
+    say = report.words.reworded
 
     def add(title: str, caption: str, figure: Figure) -> None:
-        found.append(Picture(title, caption, as_svg(figure)))
+        found.append(Picture(say(title), say(caption), as_svg(figure)))
 
     if report.layers:
         caption = (
@@ -188,7 +191,7 @@ def _pictures(report: Report) -> list[Picture]:
             "its direction lowers refusal, and adding it raises it. Bands are 95 % intervals; "
             "dashed is what random vectors stay below. Shaded layers are strong: all three beyond "
             "their nulls (Holm), and large beside the best.",
-            layers_ranked(report.ranking),
+            layers_ranked(report.ranking, report.words),
         )
     add(
         "What became of each harmful prompt",
@@ -230,17 +233,19 @@ def _pictures(report: Report) -> list[Picture]:
         add(
             "How far to believe the judge",
             judge_caption(report),
-            judge_by_label(report.agreement),
+            judge_by_label(report.agreement, report.words),
         )
     return found
 
 
 def _notes(report: Report) -> list[str]:
+    words = report.words
     notes = [
         "Supported, not supported and undetermined are decided by intervals, never by the value "
         "alone. Undetermined means that this many prompts cannot tell.",
-        f"Refusals were judged by “{report.judge}” on {report.settings.max_new_tokens} new tokens. "
-        "An answer that is not a refusal need not be a good or harmful answer; degenerate ones are "
+        f"{words.answers[0].upper()}{words.answers[1:]} were judged by “{report.judge}” on "
+        f"{report.settings.max_new_tokens} new tokens. An answer that is not one of them need not "
+        f"be {'a good or harmful' if words == REFUSAL else 'a good'} answer; degenerate ones are "
         "counted apart.",
     ]
     trust = judge_line(report)
@@ -264,20 +269,20 @@ def _notes(report: Report) -> list[str]:
         )
         notes.append(
             "Corrected for what the judge gets wrong there (Rogan–Gladen), the edited model "
-            f"refuses {after} of harmful requests ({low} to {high}), the original {before}."
+            f"{words.shows} {after} of {words.asked} ({low} to {high}), the original {before}."
         )
     if refusal is not None and "undetermined_edited" in refusal.details:
         before, after = (
             round(refusal.details[f"undetermined_{side}"]) for side in ("original", "edited")
         )
         notes.append(
-            f"Of the answers to harmful requests the judge could not tell {before} of the original "
+            f"Of the answers to {words.asked} the judge could not tell {before} of the original "
             f"and {after} of the edited model; intervals hold whatever they were."
         )
     if report.settings.early_stop != "off":
         notes.append(
-            "Answers to harmful prompts and to safe look-alikes could be cut short; how many were, "
-            "and what an audit says of their rulings, is among the deviations."
+            f"Answers to {words.provoking} prompts and to look-alikes could be cut short; how many "
+            "were, and what an audit says of their rulings, is among the deviations."
         )
     if refusal is not None and refusal.detectable is not None:
         notes.append(
@@ -295,7 +300,9 @@ def _notes(report: Report) -> list[str]:
             "The nulls of the edit were not measured: that takes the plan that it was made by."
         )
     if not report.settings.save_completions:
-        notes.append("Answers to harmful prompts were judged and dropped: none is stored.")
+        notes.append(
+            f"Answers to {words.provoking} prompts were judged and dropped: none is stored."
+        )
     return notes
 
 
@@ -310,11 +317,13 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     documents = sum(row.tokens for row in report.documents)
     thoughts = reasoning_line(report)
     return [
+        ("behaviour", report.behaviour),
         ("original", words("original")),
         ("edited", words("edited")),
         (
             "test prompts",
-            f"{report.harmful} harmful, {report.harmless} harmless, hash {report.prompts[:12]}",
+            f"{report.harmful} {report.words.provoking}, {report.harmless} {report.words.neutral}, "
+            f"hash {report.prompts[:12]}",
         ),
         ("system prompt", report.system or "none"),
         ("held-out text", f"{len(report.documents)} documents, {documents} tokens"),

@@ -9,6 +9,7 @@ from matplotlib.patches import Rectangle
 
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.judges.base import LABELS, OUTCOMES, Outcome
+from obliteratus.measure.words import REFUSAL, Words
 from obliteratus.pictures.style import (
     LIGHT,
     OUTCOME_COLOURS,
@@ -27,7 +28,7 @@ OF_BEGINNINGS = ("log_odds", "openings")
 """Judges that go by a model's probabilities, and by the text where no model spoke."""
 
 
-def judge_by_label(found: JudgeAgreement) -> Figure:
+def judge_by_label(found: JudgeAgreement, words: Words = REFUSAL) -> Figure:
     """Draw how a judge rules on answers of each label, and what it is that it calls a refusal.
 
     One bar per label, in the colours of the rulings, with counts; below, one bar of what was ruled
@@ -43,7 +44,7 @@ def judge_by_label(found: JudgeAgreement) -> Figure:
             "the report does not hold how the judge ruled on labelled answers. Verify again to "
             "count it."
         )
-    labels = [label for label in LABELS if any(key[0] == label for key in counts)]
+    labels: list[Outcome] = [label for label in LABELS if any(key[0] == label for key in counts)]
     rulings: list[dict[Outcome, int]] = [
         {said: counts.get((label, said), 0) for said in OUTCOMES} for label in labels
     ]
@@ -52,15 +53,15 @@ def judge_by_label(found: JudgeAgreement) -> Figure:
         heights = [len(labels), 1]
         picture, axes = figure(0.9 + 0.52 * sum(heights), 2, sharex=True, height_ratios=heights)
         panels: list[Axes] = list(np.atleast_1d(axes))
-        _bars(panels[0], rulings, labels)
+        _bars(panels[0], rulings, [words.of(label) for label in labels])
         _interval(panels[0], labels.index("refusal"), found.recall, "found")
-        _bars(panels[1], [called], ["called refusal"])
+        _bars(panels[1], [called], [f"called {words.shown}"])
         if found.precision is not None:
             _interval(panels[1], 0, found.precision, "right")
         panels[0].set_ylabel("labelled by hand")
         panels[1].set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
         panels[1].set_xlabel("colour above: its ruling; colour below: the label")
-        _key(panels[0], [each for each in OUTCOMES if any(each in key for key in counts)])
+        _key(panels[0], [each for each in OUTCOMES if any(each in key for key in counts)], words)
         return picture
 
 
@@ -68,6 +69,13 @@ def judge_caption(report: Report) -> str:
     """Return what the picture shows, and what it cannot tell."""
     assert report.agreement is not None
     found = report.agreement
+    if report.words != REFUSAL:
+        return (
+            f"{found.kappa.n} short English answers, written and labelled for this project by the "
+            "author of the judge's rules, who adjusted them on others. Lines are Wilson's 95 % "
+            f"intervals. How many {report.words.answers} of this model are missed it cannot tell: "
+            "nobody has labelled its answers."
+        )
     text = (
         f"{found.kappa.n} short answers in eighteen languages, written and labelled for this "
         "project by two people, one of whom had not seen the keyword judge's patterns and was "
@@ -136,13 +144,14 @@ def _interval(axes: Axes, place: int, estimate: Estimate, word: str) -> None:
     )  # fmt: skip
 
 
-def _key(axes: Axes, outcomes: Sequence[Outcome]) -> None:
+def _key(axes: Axes, outcomes: Sequence[Outcome], words: Words) -> None:
     handles = [
         Rectangle((0, 0), 1, 1, facecolor=OUTCOME_COLOURS[outcome], linewidth=0)
         for outcome in outcomes
     ]
     axes.legend(
-        handles, outcomes, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(outcomes),
+        handles, list(map(words.of, outcomes)), loc="lower left", bbox_to_anchor=(0.0, 1.0),
+        ncols=len(outcomes),
         frameon=False, fontsize=8.5, labelcolor=LIGHT["muted"], handlelength=0.9,
         handleheight=0.9, borderaxespad=0.0, columnspacing=1.2,
     )  # fmt: skip

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from obliteratus.directions.directions import Directions
 from obliteratus.edits.receipt import Receipt
 from obliteratus.events import Deviation
+from obliteratus.measure.words import REFUSAL, Words
 from obliteratus.operator.edit import amplifying
 from obliteratus.verify.formatting import number, shown, tiny_share
 from obliteratus.verify.records.edit import (
@@ -59,7 +60,7 @@ def edit_facts(
     )
 
 
-def left_lines(facts: EditFacts) -> list[str]:
+def left_lines(facts: EditFacts, words: Words = REFUSAL) -> list[str]:
     """Return in words what is left per layer, in the matrices, and of the mean difference."""
     lines = [_layers_line(facts.layers)] if facts.layers else []
     if facts.norm is not None:
@@ -78,24 +79,24 @@ def left_lines(facts: EditFacts) -> list[str]:
         low, high = (number(end(facts.shares.values()), "share") for end in (min, max))
         value = low if low == high else f"{low} to {high}"
         lines.append(f"The direction keeps {value} of the mean difference.")
-    lines.extend(pass_line(each) for each in facts.passes)
+    lines.extend(pass_line(each, words) for each in facts.passes)
     return lines
 
 
-def pass_line(tried: PassTried) -> str:
+def pass_line(tried: PassTried, words: Words = REFUSAL) -> str:
     """Return in words what a later pass tried and removes."""
-    start = f"Pass {tried.number}"
+    start, reason = f"Pass {tried.number}", words.reworded(tried.reason)
     if not tried.rows:
-        return f"{start} was not made: {tried.reason}"
+        return f"{start} was not made: {reason}"
     decisive = max((row for row in tried.rows if row.is_kept), default=tried.rows[-1], key=_gain)
     change = shown(decisive.gain, "log-odds")
     against = ""
     if decisive.null is not None:
         against = f", by random directions of its energy at most {shown(decisive.null, 'log-odds')}"
     if not tried.kept:
-        return f"{start} was not made: refusal log-odds {change}{against}; {tried.reason}"
+        return f"{start} was not made: {words.noun} log-odds {change}{against}; {reason}"
     kept = f"{tried.kept} of {len(tried.rows)} directions tried"
-    return f"{start} removes {kept}: refusal log-odds {change}{against}."
+    return f"{start} removes {kept}: {words.noun} log-odds {change}{against}."
 
 
 def _gain(row: RowTried) -> float:

@@ -8,7 +8,8 @@ from functools import cache
 
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import MeasurementError, UsageError
-from obliteratus.measure.behaviour import BEHAVIOURS
+from obliteratus.events import Note, emit
+from obliteratus.measure.behaviour import BEHAVIOURS, REFUSAL, Behaviour
 from obliteratus.measure.capability_tasks import capability_tasks
 from obliteratus.measure.documents import Document, documents
 from obliteratus.measure.generators.base import GENERATORS
@@ -16,7 +17,6 @@ from obliteratus.measure.head import head_of
 from obliteratus.measure.judges.base import Judge
 from obliteratus.models.chat import reasoning_of
 from obliteratus.models.loaded import LoadedModel
-from obliteratus.prompts.builtin import over_refusal
 from obliteratus.prompts.contrast import ContrastSet, Prompt
 from obliteratus.prompts.spread import limited, spread_indices
 from obliteratus.settings import VerifySettings
@@ -56,7 +56,7 @@ def measure_model(
     and every edited model are then made to say. With it the model is compared with that original
     later, and must have its vocabulary. Hidden states stay hidden states: no logits are kept.
     ``directions`` adds their projections per layer. ``lookalikes`` are safe prompts that look
-    unsafe (by default ``settings.over_refusal`` of those built in).
+    unsafe (by default ``settings.over_refusal`` of those built in; none for another behaviour).
     ``judge`` is that of refusal (``keyword``) by default, made on the original for both models.
     ``texts`` are held-out documents (those of ``settings.text`` by default). With a ``store`` each
     part is taken from there if it was measured before, and put there as soon as it is.
@@ -86,7 +86,7 @@ def measure_model(
             "predictions cannot be compared. Give a model and an edit of it."
         )
     role = "original" if reference is None else "edited"
-    judge = judge or BEHAVIOURS["refusal"].judged_by()
+    judge = judge or BEHAVIOURS[REFUSAL].judged_by()
     if settings.thoughts == "apart" and not judge.reads_answers:
         raise UsageError(
             f"the judge '{judge.name}' reads no answers, so there is no thought to score apart. "
@@ -96,12 +96,19 @@ def measure_model(
     generator = GENERATORS[settings.generator]()
     meter = Meter(model, subject, settings, judge, generator, system, store, role, reasoning)
     read = cache(lambda: meter.read(chosen, directions))
-    harmful, harmless = meter.both_answers(chosen, read)
+    ruled = meter.both_answers(chosen, read)
+    if lookalikes is None:
+        lookalikes = lookalikes_of(BEHAVIOURS[REFUSAL], settings.over_refusal)
+    ruled_safe = meter.lookalikes(lookalikes) if lookalikes else None
+    heldout = meter.heldout(
+        documents(settings.text, settings.text_documents) if texts is None else texts
+    )
+    capability = meter.capability(capability_tasks(settings))
+    # What does not need the rulings is done: a judge elsewhere has had all that time.
+    harmful, harmless = (each() for each in ruled)
+    safe = None if ruled_safe is None else ruled_safe()
     assert harmless.completions is not None
     forced = harmless.completions if reference is None else reference.completions
-    if lookalikes is None:
-        lookalikes = built_in_lookalikes(settings.over_refusal)
-    safe = meter.lookalikes(lookalikes) if lookalikes else None
     said = [harmful, harmless, *([] if safe is None else [safe])]
     return Measurement(
         subject=subject,
@@ -114,14 +121,12 @@ def measure_model(
         questions=tuple(prompt.text for prompt in chosen.harmless),
         first=meter.first_tokens(chosen, read),
         forced=meter.forced(chosen.harmless, forced),
-        heldout=meter.heldout(
-            documents(settings.text, settings.text_documents) if texts is None else texts
-        ),
+        heldout=heldout,
         lookalikes=safe,
         rerun=meter.rerun(chosen.harmless) if reference is None else None,
         projections=None if directions is None else meter.projections(chosen, directions, read),
         reasoning=in_words(reasoning, settings),
-        capability=meter.capability(capability_tasks(settings)),
+        capability=capability,
         deviations=(
             *generator.deviations(model),
             *thought_deviations(subject.name, reasoning, settings, said),
@@ -152,7 +157,12 @@ def _check_directions(model: LoadedModel, directions: Directions) -> None:
             )
 
 
-def built_in_lookalikes(count: int) -> tuple[Prompt, ...]:
-    """Return ``count`` of the built-in safe prompts that look unsafe, spread over their kinds."""
-    prompts = over_refusal()
+def lookalikes_of(behaviour: Behaviour, count: int) -> tuple[Prompt, ...]:
+    """Return ``count`` of the look-alikes of ``behaviour``, spread over their kinds, if any.
+
+    For refusal these are safe prompts that look unsafe.
+    """
+    prompts = () if behaviour.lookalikes is None else behaviour.lookalikes()
+    if count and not prompts:
+        emit(Note(f"no look-alikes are asked: there are none for {behaviour.words.noun}."))
     return tuple(prompts[index] for index in spread_indices(len(prompts), count))

@@ -15,7 +15,7 @@ from obliteratus.measure.early_stop import EarlyStop, early_stop
 from obliteratus.measure.generation import Completion
 from obliteratus.measure.generators.base import Generator, Task
 from obliteratus.measure.head import head_of
-from obliteratus.measure.judges.base import Asked, Judge, checked
+from obliteratus.measure.judges.base import Asked, Exchange, Judge, checked
 from obliteratus.measure.likelihood import document_nll, token_nll
 from obliteratus.measure.states import completion_hidden
 from obliteratus.models.chat import Encoded, encode
@@ -94,14 +94,16 @@ class Meter:
 
     def both_answers(
         self, prompts: ContrastSet, read: Callable[[], Reading]
-    ) -> tuple[Answers, Answers]:
+    ) -> tuple[Callable[[], Answers], Callable[[], Answers]]:
         """Let the model answer both classes in common batches: full ones are the fastest.
 
         Harmful prompts are answered only where the judge wants answers, or they are to be kept.
+        What is returned are the rulings, harmful ones first, for when they are needed: a judge
+        elsewhere goes on ruling until then.
         """
         bad, good, keep = prompts.harmful, prompts.harmless, self.settings.save_completions
         stop = self._early_stop(bad)
-        both = cache(lambda: self._generated("answers", (*bad, *good), stop))
+        both = cache(lambda: self._generated("answers", (*bad, *good), stop, is_judged=True))
         kept = self.answers(
             "harmless",
             good,
@@ -109,25 +111,24 @@ class Meter:
             lambda: read().first.harmless,
             keep=True,
         )
-        return (
-            self.answers(
-                "harmful",
-                bad,
-                lambda: both()[: len(bad)],
-                lambda: read().first.harmful,
-                keep=keep,
-                stop=stop,
-            ),
-            kept,
+        dropped = self.answers(
+            "harmful",
+            bad,
+            lambda: both()[: len(bad)],
+            lambda: read().first.harmful,
+            keep=keep,
+            stop=stop,
         )
+        return dropped, kept
 
-    def lookalikes(self, prompts: tuple[Prompt, ...]) -> Answers:
+    def lookalikes(self, prompts: tuple[Prompt, ...]) -> Callable[[], Answers]:
         """Let the model answer safe prompts that look unsafe; answers are judged and dropped."""
         stop = self._early_stop(prompts)
+        said = cache(lambda: self._generated("lookalikes", prompts, stop, is_judged=True))
         return self.answers(
             "lookalikes",
             prompts,
-            lambda: self._generated("lookalikes", prompts, stop),
+            said,
             lambda: last_hidden(
                 self.model, self._encoded(prompts), task=self._task("lookalikes")
             ).cpu(),
@@ -144,8 +145,12 @@ class Meter:
         *,
         keep: bool,
         stop: EarlyStop | None = None,
-    ) -> Answers:
-        """Return what the judge says of ``said``; the answers themselves only where ``keep``."""
+    ) -> Callable[[], Answers]:
+        """Return what the judge says of ``said``; the answers themselves only where ``keep``.
+
+        A judge of this machine rules now, so that what was generated is not lost if the run is
+        killed. One elsewhere is given the answers now, and waited for when they are wanted.
+        """
         encoded = self._encoded(prompts)
 
         def compute() -> Answers:
@@ -164,7 +169,13 @@ class Meter:
         key = {"ids": ids_of(encoded), "who": digest(who), "judge": self.judge.identity}
         key |= {"keep": keep, "stop": None if stop is None else stop.identity}
         key |= self._spoken_key(prompts)
-        return self._part(f"{name} answers", compute, Answers.from_part, key)
+        part = f"{name} answers"
+        judged = cache(lambda: self._part(part, compute, Answers.from_part, key))
+        if not self.judge.is_elsewhere:
+            judged()
+        elif not self._is_known(part, key):
+            said()
+        return judged
 
     def read(self, prompts: ContrastSet, directions: Directions | None) -> Reading:
         """Run every prompt once and look at its last token, at every layer and behind the norm."""
@@ -269,12 +280,18 @@ class Meter:
         stop: EarlyStop | None = None,
         *,
         batch_rows: int = 0,
+        is_judged: bool = False,
     ) -> tuple[Completion, ...]:
         """Let the model answer; only answers to the first prompts, those of ``stop``, may stop."""
+
+        def finished(row: int, completion: Completion) -> None:
+            self.judge.expect(Exchange(prompts[row].text, completion))
+
         task = Task(
             self._task(name),
             self.settings.max_new_tokens,
             enough=stop,
+            finished=finished if is_judged else None,
             batch_rows=batch_rows,
             thought_tokens=self.settings.thought_tokens,
         )
@@ -314,7 +331,19 @@ class Meter:
     ) -> K:
         if self.store is None:
             return compute()
-        key = content_key(
+
+        def save(value: K, folder: Path) -> None:
+            save_part(value.as_part(), folder)
+
+        key = self._key(name, determines)
+        return self.store.cached(key, compute, save, lambda folder: load(load_part(folder)))[0]
+
+    def _is_known(self, name: str, determines: Mapping[str, object]) -> bool:
+        store = self.store
+        return store is not None and store.find(self._key(name, determines)) is not None
+
+    def _key(self, name: str, determines: Mapping[str, object]) -> str:
+        return content_key(
             "measure",
             part=name,
             weights=self.subject.weights,
@@ -324,11 +353,6 @@ class Meter:
             code=code_fingerprint(),
             **determines,
         )
-
-        def save(value: K, folder: Path) -> None:
-            save_part(value.as_part(), folder)
-
-        return self.store.cached(key, compute, save, lambda folder: load(load_part(folder)))[0]
 
     def _encoded(self, prompts: tuple[Prompt, ...]) -> Encoded:
         return encode(self.model, [prompt.text for prompt in prompts], system=self.system)

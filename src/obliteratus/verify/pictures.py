@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.judges.base import LABELS, OUTCOMES, Outcome
+from obliteratus.measure.words import Words
 from obliteratus.pictures.style import (
     LIGHT,
     MINUS_TICKS,
@@ -49,7 +50,7 @@ def refusal_by_layer(report: Report) -> Figure:
         panels: list[Axes] = list(np.atleast_1d(axes))
         _separations(panels[0], report.layers)
         if is_selected:
-            _control(panels[1], report.candidates)
+            _control(panels[1], report.candidates, report.words)
         panels[-1].set_xlabel("layer (block output)")
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         return picture
@@ -79,7 +80,8 @@ def outcomes_by_category(report: Report, prompts: str = "harmful") -> Figure:
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         said = {each for row in parts for cell in row.turned for each in (cell.before, cell.after)}
-        _outcome_key(axes, largest, [each for each in OUTCOMES if each in {*LABELS, *said}])
+        outcomes: list[Outcome] = [each for each in OUTCOMES if each in {*LABELS, *said}]
+        _outcome_key(axes, largest, outcomes, report.words)
         return picture
 
 
@@ -161,7 +163,7 @@ def controls(report: Report) -> Figure:
         if has_odds:
             changes = [row.log_odds_change for row in report.controls]
             _dots(panels[0], report.controls, [c for c in changes if c is not None])
-            panels[0].set_xlabel("change of refusal log-odds")
+            panels[0].set_xlabel(f"change of {report.words.noun} log-odds")
         _dots(panels[-1], report.controls, [row.kl for row in report.controls])
         panels[-1].set_xlabel("first-token KL (nats)")
         panels[0].set_yticks(range(len(report.controls)))
@@ -182,7 +184,7 @@ def _separations(axes: Axes, layers: Sequence[LayerRow]) -> None:
     axes.yaxis.set_major_formatter(MINUS_TICKS)
 
 
-def _control(axes: Axes, candidates: Sequence[CandidateRow]) -> None:
+def _control(axes: Axes, candidates: Sequence[CandidateRow], words: Words) -> None:
     plain(axes)
     axes.axhline(0, color=LIGHT["muted"], linewidth=0.8)
     chosen = next((row for row in candidates if row.is_chosen), None)
@@ -203,10 +205,13 @@ def _control(axes: Axes, candidates: Sequence[CandidateRow]) -> None:
             -1 if chosen.layer == "embedding" else chosen.layer, chosen.bypass, "o",
             markersize=7, color=LIGHT["edited"], markeredgecolor=LIGHT["page"],
         )  # fmt: skip
-    axes.plot([], [], color=LIGHT["edited"], linewidth=1.8, label="harmful, direction removed")
-    axes.plot([], [], color=LIGHT["refusal"], linewidth=1.8, label="harmless, direction added")
+    for side, done, colour in (
+        (words.provoking, "removed", LIGHT["edited"]),
+        (words.neutral, "added", LIGHT["refusal"]),
+    ):
+        axes.plot([], [], color=colour, linewidth=1.8, label=f"{side}, direction {done}")
     legend(axes)
-    axes.set_ylabel("refusal log-odds")
+    axes.set_ylabel(f"{words.noun} log-odds")
     axes.yaxis.set_major_formatter(MINUS_TICKS)
 
 
@@ -229,14 +234,15 @@ def _unit_rows(axes: Axes, row: Category, place: int, largest: int) -> None:
     axes.add_collection(PatchCollection(patches, facecolors=colours, linewidths=0))
 
 
-def _outcome_key(axes: Axes, largest: int, outcomes: Sequence[Outcome]) -> None:
+def _outcome_key(axes: Axes, largest: int, outcomes: Sequence[Outcome], words: Words) -> None:
     """Write the key as coloured words in one line above the rows."""
     handles = [
         Rectangle((0, 0), 1, 1, facecolor=OUTCOME_COLOURS[outcome], linewidth=0)
         for outcome in outcomes
     ]
     axes.legend(
-        handles, outcomes, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(outcomes),
+        handles, list(map(words.of, outcomes)), loc="lower left", bbox_to_anchor=(0.0, 1.0),
+        ncols=len(outcomes),
         frameon=False, fontsize=8.5, labelcolor=LIGHT["muted"], handlelength=0.9,
         handleheight=0.9, borderaxespad=0.0, columnspacing=1.2,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from obliteratus.errors import MeasurementError
+from obliteratus.measure.words import REFUSAL, Words
 from obliteratus.pictures.style import (
     LIGHT,
     MINUS_TICKS,
@@ -22,12 +23,12 @@ from obliteratus.verify.records.layers import RankRow
 
 Causal = Literal["bypass", "induce"]
 CAUSAL: dict[Causal, tuple[str, str]] = {
-    "bypass": ("removed: refusal falls", LIGHT["edited"]),
-    "induce": ("added: refusal rises", LIGHT["refusal"]),
+    "bypass": ("removed: {} falls", LIGHT["edited"]),
+    "induce": ("added: {} rises", LIGHT["refusal"]),
 }
 
 
-def layers_ranked(ranking: Sequence[RankRow]) -> Figure:
+def layers_ranked(ranking: Sequence[RankRow], words: Words = REFUSAL) -> Figure:
     """Draw separation above and bypass and induce below, by layer, with intervals and nulls.
 
     Strong layers are shaded. A layer whose logits overflowed has a gap in the lower panel.
@@ -49,9 +50,9 @@ def layers_ranked(ranking: Sequence[RankRow]) -> Figure:
         band_line(panels[0], x, [row.separation for row in ranking], LIGHT["original"])
         panels[0].set_ylabel("separation (s.d.)")
         for name, (label, colour) in CAUSAL.items():
-            _causal(panels[1], ranking, name, label, colour)
+            _causal(panels[1], ranking, name, label.format(words.noun), colour)
         legend(panels[1])
-        panels[1].set_ylabel("refusal log-odds")
+        panels[1].set_ylabel(f"{words.noun} log-odds")
         panels[1].set_xlabel("layer (block output); shaded: strong")
         panels[1].set_xlim(x[0] - 0.7, x[-1] + 0.7)
         panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 from obliteratus.errors import StorageError
 from obliteratus.events import Deviation
 from obliteratus.measure.judges.base import Outcome
+from obliteratus.measure.words import REFUSAL, Words
 from obliteratus.settings import VerifySettings
 from obliteratus.statistics.estimate import Estimate, Verdict
 from obliteratus.store import read_json, write_json
@@ -162,13 +163,17 @@ class Report(Record):
         schema_version: The version of this format.
         verdict: On all ``claims`` together: supported if all are, not supported if one is not, else
             undetermined.
-        headline: What became of refusal, in one sentence.
+        headline: What became of the behaviour, in one sentence.
+        behaviour: What was looked for in the answers: ``refusal``, or another by its name. What
+            shows it is called ``refusal`` in outcomes and keys, and the prompts that are to bring
+            it about ``harmful``, whichever it is.
+        words: How the behaviour and its prompts are spoken of.
         claims: What an edit claims, each held against an interval.
         original: The model before.
         edited: The model after.
         prompts: The SHA-256 of the test prompts.
-        harmful: How many harmful test prompts there are.
-        harmless: How many harmless ones.
+        harmful: How many test prompts are to bring the behaviour about.
+        harmless: How many are their partners.
         system: The system prompt that both models were given; null is none.
         judge: Who judged the answers, in words.
         agreement: How that judge does on answers labelled by hand; null where it was not measured.
@@ -195,6 +200,8 @@ class Report(Record):
     schema_version: Literal[1] = SCHEMA_VERSION
     verdict: Verdict
     headline: str
+    behaviour: str = "refusal"
+    words: Words = REFUSAL
     claims: tuple[Claim, ...]
     original: Subject
     edited: Subject

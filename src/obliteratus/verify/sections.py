@@ -13,6 +13,7 @@ from obliteratus.measure.divergence import first_token_kl, sequence_kl
 from obliteratus.measure.head import Head, chunks
 from obliteratus.measure.judges.base import OUTCOMES
 from obliteratus.measure.log_odds import RefusalTokens, log_odds
+from obliteratus.measure.words import REFUSAL, Words
 from obliteratus.measure.writing import Completion
 from obliteratus.statistics.bootstrap import bootstrap_mean
 from obliteratus.verify.measurement import Answers, Measurement
@@ -36,13 +37,17 @@ Embed = Callable[[Sequence[str]], Float[Tensor, "text dimension"]]
 
 @dataclass(frozen=True)
 class Pair:
-    """Both measurements with the heads that make logits of their hidden states."""
+    """Both measurements with the heads that make logits of their hidden states.
+
+    ``words`` are those of the behaviour that the judge looked for.
+    """
 
     original: Measurement
     edited: Measurement
     original_head: Head
     edited_head: Head
     seed: int
+    words: Words = REFUSAL
 
 
 def outcome_rows(pair: Pair, judge: Agreement | None = None) -> list[Row]:
@@ -51,18 +56,19 @@ def outcome_rows(pair: Pair, judge: Agreement | None = None) -> list[Row]:
     With ``judge`` the shares of refusals are also corrected for its errors. Where the judge looked
     for harm, the share of answers that do harm comes last.
     """
-    original, edited = pair.original, pair.edited
+    original, edited, words = pair.original, pair.edited, pair.words
     bad, good = (original.harmful, edited.harmful), (original.harmless, edited.harmless)
     rows = [
-        outcome_row("refusal_harmful", "refuses harmful requests", *bad, "refusal"),
-        outcome_row("success_harmful", "answers harmful requests", *bad, "compliance"),
-        outcome_row("degenerate_harmful", "degenerate, harmful", *bad, "degenerate"),
-        outcome_row("refusal_harmless", "refuses harmless requests", *good, "refusal"),
-        outcome_row("degenerate_harmless", "degenerate, harmless", *good, "degenerate"),
+        outcome_row("refusal_harmful", f"{words.shows} {words.asked}", *bad, "refusal"),
+        outcome_row("success_harmful", f"{words.spares} {words.asked}", *bad, "compliance"),
+        outcome_row("degenerate_harmful", f"degenerate, {words.provoking}", *bad, "degenerate"),
+        outcome_row("refusal_harmless", f"{words.shows} {words.partners}", *good, "refusal"),
+        outcome_row("degenerate_harmless", f"degenerate, {words.neutral}", *good, "degenerate"),
     ]
     if original.lookalikes is not None and edited.lookalikes is not None:
         safe = (original.lookalikes, edited.lookalikes)
-        rows.append(outcome_row("over_refusal", "refuses safe look-alikes", *safe, "refusal"))
+        label = f"{words.shows} safe look-alikes"
+        rows.append(outcome_row("over_refusal", label, *safe, "refusal"))
     if judge is not None:
         is_refusal = [row.key.startswith(("refusal", "over_refusal")) for row in rows]
         rows = [
@@ -78,10 +84,10 @@ def outcome_rows(pair: Pair, judge: Agreement | None = None) -> list[Row]:
 def log_odds_rows(pair: Pair, tokens: RefusalTokens) -> list[Row]:
     """Return the refusal log-odds of the first token, for both classes."""
     rows: list[Row] = []
-    for name in ("harmful", "harmless"):
+    for name, prompts in (("harmful", pair.words.provoking), ("harmless", pair.words.neutral)):
         before = prompt_log_odds(getattr(pair.original.first, name), pair.original_head, tokens)
         after = prompt_log_odds(getattr(pair.edited.first, name), pair.edited_head, tokens)
-        label = f"refusal log-odds, {name}"
+        label = f"{pair.words.noun} log-odds, {prompts}"
         rows.append(mean_row(f"log_odds_{name}", label, "log-odds", before, after, seed=pair.seed))
     return rows
 

@@ -45,7 +45,7 @@ def as_screen(report: Report) -> RenderableType:
         parts.append(
             Text(
                 f"Judge {report.judge}: finds {shown(found.recall, 'share')} of hard, labelled "
-                f"refusals; kappa {found.kappa.value:.2f}",
+                f"{report.words.answers}; kappa {found.kappa.value:.2f}",
                 style="dim",
             )
         )
@@ -55,7 +55,7 @@ def as_screen(report: Report) -> RenderableType:
     if report.ranking:
         parts.append(Text(rank_line(report.ranking)))
     if report.edit is not None:
-        parts.extend(Text(line) for line in left_lines(report.edit))
+        parts.extend(Text(line) for line in left_lines(report.edit, report.words))
         parts.extend(Text(f"Leak: {leak}", style="red") for leak in report.edit.leaks)
     if report.deviations:
         n = len(report.deviations)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from obliteratus.errors import MeasurementError
 from obliteratus.events import Deviation
 from obliteratus.measure.judges.base import Exchange, Judge, Outcome, Ruling
+from obliteratus.measure.words import REFUSAL
 from obliteratus.measure.writing import Completion
 from obliteratus.models.chat import Encoded
 from obliteratus.models.reasoning import Reasoning
@@ -119,12 +120,15 @@ def thought_rows(pair: Pair) -> list[Row]:
     rows: list[Row] = []
     if pair.original.settings.thoughts != "apart":
         return rows
+    words = pair.words
+    bad, good = words.provoking, words.neutral
+    shown = words.shows if words == REFUSAL else words.shown
     kinds: tuple[tuple[str, str, PromptSet, Outcome], ...] = (
-        ("refusal_in_thoughts", "refuses in thoughts, harmful", "harmful", "refusal"),
-        ("degenerate_in_thoughts", "degenerate thoughts, harmful", "harmful", "degenerate"),
+        ("refusal_in_thoughts", f"{shown} in thoughts, {bad}", "harmful", "refusal"),
+        ("degenerate_in_thoughts", f"degenerate thoughts, {bad}", "harmful", "degenerate"),
         (
             "refusal_in_thoughts_harmless",
-            "refuses in its thoughts, harmless",
+            f"{shown} in its thoughts, {good}",
             "harmless",
             "refusal",
         ),

@@ -18,8 +18,7 @@ from obliteratus.events import (
     StageStarted,
     emit,
 )
-from obliteratus.measure.agreement import agreement
-from obliteratus.measure.behaviour import BEHAVIOURS, Behaviour
+from obliteratus.measure.behaviour import BEHAVIOURS, REFUSAL, Behaviour
 from obliteratus.measure.capability_tasks import capability_tasks
 from obliteratus.measure.coherence import embed
 from obliteratus.measure.documents import documents
@@ -41,7 +40,7 @@ from obliteratus.store import Store
 from obliteratus.verify.compare import compare
 from obliteratus.verify.controls import Controls, measure_controls
 from obliteratus.verify.html import HTML_FILE, save_html
-from obliteratus.verify.measure import measure_model
+from obliteratus.verify.measure import lookalikes_of, measure_model
 from obliteratus.verify.measurement import Measurement
 from obliteratus.verify.report import REPORT_FILE, Report, save_report
 
@@ -68,7 +67,7 @@ class _Request:
     models: ModelSettings
     behaviour: Behaviour
     directions: Directions | None
-    lookalikes: tuple[Prompt, ...] | None
+    lookalikes: tuple[Prompt, ...]
     system: str | None
     made_by: MadeBy | None
     seed: int
@@ -82,7 +81,7 @@ def verify(
     prompts: PromptSettings = PROMPTS,
     settings: VerifySettings = MEASURES,
     models: ModelSettings = MODELS,
-    behaviour: str = "refusal",
+    behaviour: str = REFUSAL,
     directions: Directions | None = None,
     made_by: MadeBy | None = None,
     lookalikes: tuple[Prompt, ...] | None = None,
@@ -93,19 +92,21 @@ def verify(
 
     Any two models with one vocabulary can be compared; a name is loaded with ``models`` (a Hub
     revision applies to the original only), measured and given back before the next one is loaded.
-    Only the test split of the prompts is measured; refusal log-odds use first tokens calibrated on
-    the original's fit split, and are left out, as a deviation, where it does not refuse in its
-    first token. ``directions`` adds the separation by layer, ``made_by`` the nulls of the edit,
-    measured on the original. ``lookalikes`` are safe prompts that look unsafe, instead of those
-    built in.
+    ``behaviour`` is what is looked for in the answers. Only the test split of the prompts is
+    measured; log-odds use first tokens calibrated on the original's fit split, and are left out, as
+    a deviation, where no first token of it tells (without one for a behaviour that has no
+    openings). ``directions`` adds the separation by layer, ``made_by`` the nulls of the edit,
+    measured on the original. ``lookalikes`` are asked instead of those of the behaviour.
 
     Raises:
         MeasurementError: the vocabularies differ, there is nothing to measure, or logits are NaN.
-        UsageError, ModelSourceError: a model or prompt file cannot be had.
+        UsageError, ModelSourceError: a model or prompt file cannot be had, or there is no such
+            behaviour, or its judge or prompts are another's.
     """
-    splits = split(contrast_set(prompts))
     chosen = BEHAVIOURS[behaviour]
     chosen.check_judge(settings.judge)
+    chosen.check_prompts(prompts)
+    splits = split(contrast_set(prompts, chosen.contrast_set))
     _ = documents(settings.text, settings.text_documents)  # what is wrong with it shows here
     _ = GENERATORS[settings.generator]
     _ = capability_tasks(settings)
@@ -115,7 +116,9 @@ def verify(
         models=models,
         behaviour=chosen,
         directions=directions,
-        lookalikes=lookalikes,
+        lookalikes=lookalikes_of(chosen, settings.over_refusal)
+        if lookalikes is None
+        else lookalikes,
         system=prompts.system,
         made_by=made_by,
         seed=seed,
@@ -135,7 +138,8 @@ def verify(
             edited_head=edited_head,
             original_head=original_head,
             tokens=tokens,
-            agreement=agreement(judge),
+            behaviour=chosen,
+            agreement=chosen.agreement(judge),
             embed=embed if settings.coherence else None,
             directions=directions,
             controls=controls,
@@ -157,7 +161,12 @@ def save(report: Report, folder: Path) -> None:
 def calibrated(
     model: LoadedModel, fit: ContrastSet, behaviour: Behaviour, *, system: str | None = None
 ) -> tuple[RefusalTokens | None, tuple[Deviation, ...]]:
-    """Return the refusal tokens of ``model``, or none and the deviation that says why."""
+    """Return the first tokens that tell ``behaviour``, or none and the deviation that says why.
+
+    A behaviour without openings has none, and there is nothing to say.
+    """
+    if not behaviour.openings:
+        return None, ()
     some = limited(fit, CALIBRATION_PROMPTS)
     texts = [prompt.text for prompt in (*some.harmful, *some.harmless)]
     hidden = last_hidden(model, encode(model, texts, system=system), task="calibrate")
@@ -165,7 +174,9 @@ def calibrated(
     try:
         return calibrate(model, harmful, harmless, openings=behaviour.openings), ()
     except MeasurementError as error:
-        deviation = Deviation("verify", "refusal log-odds", "left out", str(error).rstrip("."))
+        deviation = Deviation(
+            "verify", f"{behaviour.words.noun} log-odds", "left out", str(error).rstrip(".")
+        )
         emit(DeviationRecorded(deviation))
         return None, (deviation,)
 

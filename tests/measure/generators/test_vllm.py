@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from obliteratus.errors import MeasurementError, UsageError
-from obliteratus.measure.generation import generate, stop_tokens
+from obliteratus.measure.generation import Completion, generate, stop_tokens
 from obliteratus.measure.generators.base import GENERATORS, Task
 from obliteratus.measure.generators.vllm import VllmGenerator
 from obliteratus.models.chat import encode
@@ -115,7 +115,9 @@ def test_answers_are_those_of_the_model_in_its_folder(
     for stops in (None, [stop]):
         model.module.generation_config.eos_token_id = stops
         generator = VllmGenerator()
-        found = generator.answer(model, encoded, TASK)
+        told = dict[int, Completion]()
+        found = generator.answer(model, encoded, replace(TASK, finished=told.__setitem__))
+        assert told == dict(enumerate(found))
         assert found == generate(model, encoded, max_new_tokens=6, task="t")
     assert any(completion.is_finished for completion in found)
     assert stop_tokens(model) == {stop}

@@ -174,7 +174,70 @@ def test_what_is_sent_is_said_and_an_empty_answer_is_not_sent(server: Server) ->
     with listening(lambda event: notes.append(event.text) if isinstance(event, Note) else None):
         found = judge(server).read([*BOTH, exchange(" ")])
     assert found[2] == Ruling("degenerate")
-    assert notes == [f"2 prompts and their answers are sent to {server.url}."]
+    assert notes == [f"prompts and the answers to them are sent to {server.url}."]
+    assert len(server.requests) == 2
+
+
+def test_what_is_expected_is_asked_for_while_its_caller_goes_on(server: Server) -> None:
+    """Two are under way at once and no more; reading waits for them and sends nothing twice."""
+    arrived, may_reply = threading.Semaphore(0), threading.Event()
+
+    def held(question: str) -> tuple[int, str]:
+        arrived.release()
+        assert may_reply.wait(5)
+        return sensible(question)
+
+    server.reply = held
+    asked, third = judge(server, at_once=2), exchange("No, I won't do it.")
+    for each in (*BOTH, third, third):
+        asked.expect(each)
+    assert arrived.acquire(timeout=5)
+    assert arrived.acquire(timeout=5)
+    assert not arrived.acquire(timeout=0.2)
+    may_reply.set()
+    assert asked.read([*BOTH, third]) == (
+        Ruling("refusal", False),
+        Ruling("compliance", True),
+        Ruling("refusal", False),
+    )
+    assert len(server.requests) == 3
+
+
+def test_a_failure_shows_with_the_next_answer_and_ends_the_asking(server: Server) -> None:
+    may_reply = threading.Event()
+
+    def refused(_: str) -> tuple[int, str]:
+        assert may_reply.wait(5)
+        return 401, "no such key"
+
+    server.reply = refused
+    asked = judge(server, at_once=1)
+    for number in range(20):
+        asked.expect(exchange(f"Answer {number}."))
+    may_reply.set()
+
+    def go_on() -> None:
+        for _ in range(100):
+            asked.expect(exchange("Another."))
+            time.sleep(0.05)
+
+    with pytest.raises(MeasurementError, match="status 401"):
+        go_on()
+    sent = len(server.requests)
+    time.sleep(0.5)
+    assert len(server.requests) <= sent + 1  # the one under way
+    assert sent < 20
+
+
+def test_what_was_ruled_on_before_is_not_sent_when_it_is_expected(
+    server: Server, tmp_path: Path
+) -> None:
+    first = judge(server, Store(tmp_path)).read(BOTH)
+    again = judge(server, Store(tmp_path))
+    for each in (*BOTH, exchange(" ")):
+        again.expect(each)
+    assert again.read(BOTH) == first
+    time.sleep(0.3)  # a request would arrive meanwhile
     assert len(server.requests) == 2
 
 

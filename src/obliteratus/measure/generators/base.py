@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from obliteratus.events import Deviation
-from obliteratus.measure.generation import Completion, Enough
+from obliteratus.measure.generation import Completion, Enough, Finished
 from obliteratus.models.chat import Encoded
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.registry import Registry
@@ -16,13 +16,15 @@ from obliteratus.registry import Registry
 class Task:
     """How long answers get, what progress calls them, and what stops one early.
 
-    ``batch_rows`` bounds a batch; 0 leaves it to the generator. ``thought_tokens`` are those that a
-    thought may take before an answer, where the prompts let the model think.
+    ``finished`` is told of every answer once, as soon as the generator has it. ``batch_rows``
+    bounds a batch; 0 leaves it to the generator. ``thought_tokens`` are those that a thought may
+    take before an answer, where the prompts let the model think.
     """
 
     name: str
     max_new_tokens: int
     enough: Enough | None = None
+    finished: Finished | None = None
     batch_rows: int = 0
     thought_tokens: int = 0
 

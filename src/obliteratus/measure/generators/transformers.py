@@ -22,6 +22,7 @@ class TransformersGenerator(Generator):
             task=task.name,
             batch_rows=task.batch_rows,
             enough=task.enough,
+            finished=task.finished,
             thought_tokens=task.thought_tokens,
         )
 

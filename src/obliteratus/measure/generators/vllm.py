@@ -77,6 +77,9 @@ class VllmGenerator(Generator):
             for output in outputs
         )
         _check_first_tokens(model, encoded, said)
+        if task.finished is not None:
+            for row, completion in enumerate(said):
+                task.finished(row, completion)
         return said
 
     def deviations(self, model: LoadedModel) -> tuple[Deviation, ...]:

@@ -74,6 +74,8 @@ class Judge(ABC):
     can_settle: bool = False
     """Whether :meth:`settled` ever says anything."""
     reads_answers: bool = True
+    is_elsewhere: bool = False
+    """Whether :meth:`expect` begins something that takes time but none of this machine's."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -92,6 +94,16 @@ class Judge(ABC):
         Raises:
             MeasurementError: the judge cannot be reached, or gives nothing that has a meaning.
         """
+
+    def expect(self, exchange: Exchange) -> None:
+        """Be told of an exchange that :meth:`read` will be asked about.
+
+        A judge elsewhere asks for its ruling now, while the model writes its other answers.
+
+        Raises:
+            MeasurementError: it is known already that :meth:`read` will fail.
+        """
+        del exchange
 
     def judge(self, asked: Asked) -> tuple[Ruling, ...]:
         """Rule on what a model does with its prompts: by its answers, unless the judge sees more.

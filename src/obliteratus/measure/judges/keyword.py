@@ -10,6 +10,7 @@ import re
 from obliteratus.measure.degenerate import degeneration, loops_whatever_follows
 from obliteratus.measure.generation import Completion
 from obliteratus.measure.judges.base import JUDGES, Bench, Judge, Outcome, TextJudge
+from obliteratus.measure.plain_text import first_sentence, normalised
 from obliteratus.measure.refusal_patterns import (
     ASKS_ABOUT_THE_LAW,
     ASKS_FOR_HELP,
@@ -30,11 +31,6 @@ UNREVOKED = 80
 """Characters behind a refusing first sentence after which it stands. Of 170 labelled answers that
 begin so, the two that take it back begin to within 12 and 48 (docs/design/generation.md)."""
 
-_STRAIGHT = str.maketrans(
-    {"’": "'", "‘": "'", "“": '"', "”": '"', "´": "'", "\u00a0": " "}
-    | dict.fromkeys("„‟«»「」『』", '"')
-)
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s|(?<=[。！？])")
 _ABOUT_THE_ASSISTANT = re.compile(r"\byou(?:r|rself)?\b")
 
 
@@ -78,17 +74,6 @@ def keyword_settled(prompt: str, text: str, left: int) -> Outcome | None:
         return "refusal" if stands else None
     is_no = is_refusal(prompt, first)  # it refuses if the answer ends within a few words
     return "degenerate" if not is_no and loops_whatever_follows(text, left) else None
-
-
-def normalised(text: str) -> str:
-    """Return ``text`` in small letters with straight quotes, single spaces and no markup."""
-    plain = text.translate(_STRAIGHT).lower()
-    return " ".join(re.sub(r"[*_#>`]+", " ", plain).split())
-
-
-def first_sentence(text: str) -> str:
-    """Return ``text`` up to the end of its first sentence."""
-    return _SENTENCE_END.split(text, maxsplit=1)[0]
 
 
 def is_refusal(prompt: str, text: str, *, is_all: bool = True) -> bool:

@@ -5,15 +5,13 @@ what it says harmful, is it coherent at all. What is not that rubric is asked fo
 undetermined then. Rulings are cached, by hashes: no prompt and no answer is written anywhere.
 """
 
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from obliteratus.errors import MeasurementError, UsageError
-from obliteratus.events import Note, emit, track
+from obliteratus.errors import MeasurementError
+from obliteratus.events import Note, emit
 from obliteratus.measure.generation import generate
 from obliteratus.measure.judges.base import (
     JUDGES,
@@ -24,6 +22,7 @@ from obliteratus.measure.judges.base import (
     Ruling,
 )
 from obliteratus.measure.judges.degenerate_too import unless_degenerate
+from obliteratus.measure.judges.remote import Remote
 from obliteratus.models.chat import encode
 from obliteratus.models.summon import summon
 from obliteratus.settings import JudgeSettings
@@ -92,7 +91,10 @@ class LlmJudge(Judge):
             ModelSourceError: the local model cannot be had.
         """
         self._settings, self._store = settings, store
-        self._ask: Replier = _Local(settings, store) if settings.url is None else _Remote(settings)
+        self._remote = None if settings.url is None else Remote(settings, REPLY_TOKENS)
+        self._ask: Replier = self._remote or _Local(settings, store)
+        self.is_elsewhere = self._remote is not None
+        self._is_announced = False
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -105,6 +107,16 @@ class LlmJudge(Judge):
         where = "" if self._settings.url is None else f" at {self._settings.url}"
         return f"llm {self._settings.model}{where}"
 
+    def expect(self, exchange: Exchange) -> None:
+        """Send the exchange, where the judge is at an address and has not ruled on it before.
+
+        Raises:
+            MeasurementError: nobody answers there, or requests are refused.
+        """
+        if self._remote is not None and self._known(exchange) is None:
+            self._announce()
+            self._remote.begin(_question(exchange))
+
     def read(self, exchanges: Sequence[Exchange]) -> tuple[Ruling, ...]:
         """Rule on every exchange; those ruled on before come from the cache.
 
@@ -115,8 +127,8 @@ class LlmJudge(Judge):
             row: ruling for row, each in enumerate(exchanges) if (ruling := self._known(each))
         }
         asked = [row for row in range(len(exchanges)) if row not in found]
-        if asked and self._settings.url is not None:
-            emit(Note(f"{len(asked)} prompts and their answers are sent to {self._settings.url}."))
+        if asked:
+            self._announce()
         left = asked
         for _ in range(TRIES):
             questions = [_question(exchanges[row]) for row in left]
@@ -133,6 +145,12 @@ class LlmJudge(Judge):
                 "none was the JSON that is asked for. Use a larger model."
             )
         return tuple(found.get(row, Ruling("undetermined")) for row in range(len(exchanges)))
+
+    def _announce(self) -> None:
+        """Say once that something leaves this machine."""
+        if self._remote is not None and not self._is_announced:
+            self._is_announced = True
+            emit(Note(f"prompts and the answers to them are sent to {self._settings.url}."))
 
     def _known(self, exchange: Exchange) -> Ruling | None:
         if not exchange.completion.text.strip():
@@ -180,65 +198,6 @@ class _Local:
             self._model, encoded, max_new_tokens=REPLY_TOKENS, task="judge answers"
         ):
             yield each.text
-
-
-class _Remote:
-    """A model at an OpenAI-compatible address."""
-
-    def __init__(self, settings: JudgeSettings) -> None:
-        try:
-            from openai import OpenAI
-        except ImportError as error:
-            raise UsageError(
-                "a judge at an address needs the package openai: pip install 'obliteratus[judge]'."
-            ) from error
-        key = os.environ.get(settings.key_variable)
-        # Servers of one's own mostly want no key, and the client wants one.
-        self._client = OpenAI(
-            base_url=settings.url,
-            api_key=key or "none",
-            timeout=settings.timeout,
-            max_retries=settings.retries,
-        )
-        self._settings = settings
-        self.identity = {"model": settings.model, "url": settings.url}
-
-    def __call__(self, questions: Sequence[str]) -> Iterator[str | None]:
-        with ThreadPoolExecutor(self._settings.at_once) as pool:
-            replies = pool.map(self._one, questions)
-            yield from track(replies, task="judge answers", total=len(questions), unit="answers")
-
-    def _one(self, question: str) -> str | None:
-        """Return the reply, or None where the server is too slow, too busy or failing.
-
-        Raises:
-            MeasurementError: nobody answers there, or the request is refused.
-        """
-        import openai
-
-        assert self._settings.model is not None
-        try:
-            reply = self._client.chat.completions.create(
-                model=self._settings.model,
-                messages=[{"role": "user", "content": question}],
-                temperature=0,
-                max_tokens=REPLY_TOKENS,
-                response_format={"type": "json_object"},
-            )
-        except (openai.APITimeoutError, openai.RateLimitError, openai.InternalServerError):
-            return None
-        except openai.APIConnectionError as error:
-            raise MeasurementError(
-                f"nobody answers at {self._settings.url} ({error.__cause__ or error}). Start the "
-                "judge's server, or correct verify.judge.url."
-            ) from error
-        except openai.APIStatusError as error:
-            raise MeasurementError(
-                f"{self._settings.url} refuses the request with status {error.status_code}: "
-                f"{error.message} Check verify.judge.model and the key in "
-                f"{self._settings.key_variable}."
-            ) from error
-        return reply.choices[0].message.content if reply.choices else None
 
 
 def _question(exchange: Exchange) -> str:
