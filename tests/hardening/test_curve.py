@@ -103,7 +103,7 @@ def test_tables_have_every_rank_and_a_dash_for_what_was_not_measured():
     made = hardening({0: 60, 1: 40})
     refused, costs = refused_rows(made), cost_rows(made)
     assert [line[0] for line in refused] == ["0", "1", "2"]
-    assert refused[1][4] == "90.6 % (81.0 to 95.6 %)"
+    assert refused[1][4] == "90.6 % (81 to 95.6 %)"
     assert refused[2][2:] == ("–", "–", "–")
     assert [line[0] for line in costs] == ["1", "2"]
     assert costs[1][1] == "0.200 (0.160 to 0.240)"

@@ -26,7 +26,7 @@ def harden(
         typer.Option(
             "--recipe",
             metavar="NAME",
-            help="ablated-refusal or extended-refusal.",
+            help="ablated-refusal, extended-refusal or plain-refusal (a control).",
             autocompletion=_recipe_names,
         ),
     ] = DEFAULT_RECIPE,

@@ -1,13 +1,14 @@
 """An attacker who wants refusal gone: finds on select prompts the directions to take out.
 
 Where to look comes first: the mean difference of every place is tried, and the place at which it
-leaves the fewest refusals is kept. There, further directions are proposed in several ways, and
-for each rank the best of these is kept. Candidates are compared by the answers that are given
-without them and not by first tokens, which say nothing of a refusal that comes later.
+leaves the fewest refusals is kept. There, further directions are proposed in several ways; others
+are read with what was found before already out, because a second path may open only then. For each
+rank the best of all these is kept. Candidates are compared by the answers that are given without
+them and not by first tokens, which say nothing of a refusal that comes later.
 """
 
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,10 +29,11 @@ from obliteratus.measure.head import Head, head_of
 from obliteratus.measure.judges.base import Asked, Judge, Outcome, checked
 from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
-from obliteratus.operator.bases import orthonormalise
+from obliteratus.operator.bases import independent, orthonormalise
 from obliteratus.operator.hooks import edited
 from obliteratus.operator.removal import everywhere, removal
 from obliteratus.pipeline.stages import Laboratory
+from obliteratus.probe.capture import probe
 from obliteratus.probe.forward import last_hidden
 from obliteratus.prompts.contrast import ContrastSet
 from obliteratus.prompts.spread import limited, spread_indices
@@ -40,6 +42,8 @@ from obliteratus.shapes import Layer
 DEPTHS = (0.2, 0.9)
 """The share of the layers between which places are spread: refusal is decided before the last ones,
 and early ones tell little but words apart."""
+NEW = 0.1  # of a direction's length outside those before it; with less it is not new
+AGAIN = "read with the others out"
 SAME = 1e-6  # largest difference of two projectors that are one candidate
 
 
@@ -129,31 +133,57 @@ class Attacker:
         found = [
             Attack(unit_delta(samples), layer, position, "difference_of_means")
             for layer, position in self._places()
-            for samples in [self._samples(layer, position)]
+            for samples in [samples_at(self.activations, layer, position)]
         ]
         return self._best(found, "where to attack")
 
-    @property
-    def best_one(self) -> Attack:
-        """The best single direction at the place of :attr:`first`, however it was proposed."""
-        return self.best(1) or self.first
+    def best(self, rank: int, before: Attack | None = None) -> Attack | None:
+        """Return the best ``rank`` directions, or None where too few can be found.
 
-    def best(self, rank: int) -> Attack | None:
-        """Return the best ``rank`` directions at the place of :attr:`first`; None without any."""
-        layer, position = self.first.layer, self.first.position
-        samples = self._samples(layer, position)
+        Proposals are made at the place of :attr:`first`; with ``before``, an attack of a smaller
+        rank, also of what is read at every place while it is out.
+        """
+        place = (self.first.layer, self.first.position)
+        samples = samples_at(self.activations, *place)
         found: list[Attack] = []
+
+        def add(attack: Attack) -> None:
+            is_new = not any(_is_same(attack.rows, each.rows) for each in found)
+            if len(attack.rows) == rank and is_new:
+                found.append(attack)
+
         for name, propose in PROPOSALS.items():
             try:
-                rows = propose(samples, rank).cpu()
+                add(Attack(propose(samples, rank).cpu(), *place, name))
             except DirectionError as error:  # no pairs or categories, say
                 if name not in self._told:
                     emit(Note(f"the attacker goes without '{name}': {error}"))
                 self._told.add(name)
-                continue
-            if len(rows) == rank and not any(_is_same(rows, each.rows) for each in found):
-                found.append(Attack(rows, layer, position, name))
+        if before is not None:
+            for attack in self._behind(before, rank):
+                add(attack)
         return self._best(found, f"rank {rank}") if found else None
+
+    def _behind(self, before: Attack, rank: int) -> Iterator[Attack]:
+        """Yield ``before`` with what is read at every place while it is out, ``rank`` in all."""
+        laboratory = self.laboratory
+        with without_progress(), without(laboratory.model, before.rows):
+            activations = probe(
+                laboratory.model,
+                laboratory.splits.fit,
+                self.settings.probe,
+                system=self.settings.prompts.system,
+            )
+        for layer, position in self._spread:
+            try:
+                more = mean_then_axes(
+                    samples_at(activations, layer, position), rank - len(before.rows)
+                )
+            except DirectionError:  # nothing tells the classes apart any more at this place
+                continue
+            rows = torch.cat([before.rows, more.to(before.rows)])
+            kept = independent(rows, tolerance=NEW)
+            yield Attack(orthonormalise(rows[list(kept)]), layer, position, AGAIN)
 
     def _best(self, candidates: Sequence[Attack], task: str) -> Attack:
         if len(candidates) == 1:
@@ -164,14 +194,15 @@ class Attacker:
         ]
         return candidates[min(range(len(candidates)), key=lambda index: seen[index])]
 
+    @property
+    def _spread(self) -> tuple[tuple[Layer, int], ...]:
+        last = max(self.activations.positions)
+        layers = spread_layers(self.laboratory.model, self.settings.curve.places)
+        return tuple((layer, last) for layer in layers)
+
     def _places(self) -> tuple[tuple[Layer, int], ...]:
         """Return the selected place, if one is selected, and layers spread over the depth."""
-        last = max(self.activations.positions)
-        layers = self.laboratory.model.anatomy.n_layers
-        low, high = (round(share * (layers - 1)) for share in DEPTHS)
-        among = range(low, high + 1)
-        spread = [among[i] for i in spread_indices(len(among), self.settings.curve.places)]
-        places: list[tuple[Layer, int]] = [(layer, last) for layer in spread]
+        places = list(self._spread)
         try:
             tokens = self.laboratory.refusal_tokens(self.activations)
             selected, _ = self.laboratory.distilled(self.activations, tokens)
@@ -182,11 +213,15 @@ class Attacker:
                 places.insert(0, (selected.source_layer, selected.position))
         return tuple(dict.fromkeys(places))
 
-    def _samples(self, layer: Layer, position: int) -> Samples:
-        return samples_at(self.activations, layer, position)
+
+def spread_layers(model: LoadedModel, count: int) -> tuple[int, ...]:
+    """Return up to ``count`` layers, spread over the depth in which refusal is decided."""
+    low, high = (round(share * (model.anatomy.n_layers - 1)) for share in DEPTHS)
+    among = range(low, high + 1)
+    return tuple(among[index] for index in spread_indices(len(among), count))
 
 
-def _mean_then_axes(samples: Samples, rank: int) -> Float64[Tensor, "rank d_model"]:
+def mean_then_axes(samples: Samples, rank: int) -> Float64[Tensor, "rank d_model"]:
     """Return the mean difference, then the leading axes of the differences without it."""
     first = unit_delta(samples)
     if rank == 1:
@@ -196,7 +231,7 @@ def _mean_then_axes(samples: Samples, rank: int) -> Float64[Tensor, "rank d_mode
 
 
 PROPOSALS: dict[str, Callable[[Samples, int], Float64[Tensor, "rank d_model"]]] = {
-    "mean, then pairs": _mean_then_axes,
+    "mean, then pairs": mean_then_axes,
     "category_svd": lambda samples, rank: category_svd(samples, max_rank=rank),
     "whitened_svd": lambda samples, rank: whitened_svd(samples, max_rank=rank),
 }

@@ -1,36 +1,11 @@
-"""What it costs to end refusal: refusal left, divergence and minutes, by how much is taken out."""
+"""The cost of ending refusal as data: refusal left, divergence and minutes, by what is out."""
 
-import hashlib
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
-from importlib import resources
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from jaxtyping import Float64
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from obliteratus.events import Note, emit, track
-from obliteratus.hardening.attack import Attacker, Seen, Subject
-from obliteratus.hardening.recipe import HardenSettings
-from obliteratus.measure.judges.base import Judge, Outcome
-from obliteratus.pipeline.analyze import analysis_code
-from obliteratus.pipeline.stages import Laboratory
-from obliteratus.prompts.spread import limited
+from obliteratus.measure.judges.base import Outcome
 from obliteratus.shapes import Layer
-from obliteratus.statistics.bootstrap import bootstrap_mean
-from obliteratus.statistics.claims import claim_above, claim_below
 from obliteratus.statistics.estimate import Estimate
-from obliteratus.statistics.paired import mcnemar
-from obliteratus.statistics.proportion import CONFIDENCE, wilson, wilson_with_unknown
-from obliteratus.store import Store, content_key, read_json, write_json
-from obliteratus.verify.identity import digest, tensor_fingerprint
-
-T = TypeVar("T")
-CURVE_FILE, DIRECTIONS_FILE = "curve.json", "directions.safetensors"
 
 
 @dataclass(frozen=True)
@@ -44,6 +19,7 @@ class CurveRow:
         kl: First-token KL to the untouched model on harmless test prompts, in nats; None of rank 0.
         minutes: What finding the directions took, from a loaded model on; 0 where they were known.
         outcomes: What became of each harmful test prompt, in their order.
+        divergences: First-token KL of each harmless test prompt, in their order; none of rank 0.
         layer: Where the directions were read; None where they were not looked for.
         position: At which token, counted from the end.
         extractor: How they were found.
@@ -55,6 +31,7 @@ class CurveRow:
     kl: Estimate | None
     minutes: float
     outcomes: tuple[Outcome, ...]
+    divergences: tuple[float, ...] = ()
     layer: Layer | None = None
     position: int | None = None
     extractor: str | None = None
@@ -69,18 +46,25 @@ class CurveRow:
 class Curve:
     """The rows of one model by rising rank, and the share ``ended`` below which refusal has ended.
 
-    ``left_out`` are ranks for which there were too few directions.
+    ``left_out`` are ranks for which there were too few directions. ``null`` is the row of
+    ``null_rank`` random directions; None where it was not measured.
     """
 
     ended: float
     judge: str
     rows: tuple[CurveRow, ...]
     left_out: tuple[int, ...] = ()
+    null: CurveRow | None = None
 
     @property
     def cheapest(self) -> CurveRow | None:
         """The row of the smallest rank that surely ends refusal; None if none does."""
         return next((row for row in self.rows if row.ends_refusal), None)
+
+    @property
+    def null_rank(self) -> int:
+        """How many random directions the null has: as many as end refusal, or else the most."""
+        return self.largest if self.cheapest is None else self.cheapest.rank
 
     @property
     def undetermined(self) -> tuple[int, ...]:
@@ -110,223 +94,15 @@ class Curve:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Curve":
         """Make a curve of what :meth:`as_json` returned."""
-        rows = tuple(
-            CurveRow(
-                **{
-                    **row,
-                    "outcomes": tuple(row["outcomes"]),
-                    **{
-                        key: None if row[key] is None else Estimate.from_json(row[key])
-                        for key in ("refusal", "broken", "kl")
-                    },
-                }
-            )
-            for row in data["rows"]
-        )
-        return cls(data["ended"], data["judge"], rows, tuple(data["left_out"]))
+        rows = tuple(map(_row_from_json, data["rows"]))
+        null = None if data["null"] is None else _row_from_json(data["null"])
+        return cls(data["ended"], data["judge"], rows, tuple(data["left_out"]), null)
 
 
-Directions = Mapping[int, Float64[Tensor, "rank d_model"]]
-"""The directions of an attack, by their number."""
-
-
-@dataclass(frozen=True)
-class Searched:
-    """A curve, with the directions that were taken out for each of its rows."""
-
-    curve: Curve
-    directions: Directions
-
-
-def attack_curve(
-    laboratory: Laboratory, judge: Judge, settings: HardenSettings
-) -> tuple[Searched, bool]:
-    """Return what ending refusal in the model of ``laboratory`` costs, and whether it was cached.
-
-    Directions are found on fit prompts, compared on select prompts and measured on test prompts.
-
-    Raises:
-        MeasurementError: a class has too few prompts, or logits are not finite.
-    """
-
-    def save(value: Searched, folder: Path) -> None:
-        write_json(folder / CURVE_FILE, value.curve.as_json())
-        tensors = {str(rank): rows.contiguous() for rank, rows in value.directions.items()}
-        save_file(tensors, folder / DIRECTIONS_FILE)
-
-    def load(folder: Path) -> Searched:
-        tensors = load_file(folder / DIRECTIONS_FILE)
-        curve = Curve.from_json(read_json(folder / CURVE_FILE))
-        return Searched(curve, {int(rank): rows for rank, rows in tensors.items()})
-
-    return laboratory.store.cached(
-        _key("attack-curve", laboratory, judge, settings),
-        lambda: _searched(laboratory, judge, settings),
-        save,
-        load,
-    )
-
-
-def known_curve(
-    laboratory: Laboratory, judge: Judge, settings: HardenSettings, known: Directions
-) -> tuple[Curve, bool]:
-    """Return what is left without directions that were found in another model: its original.
-
-    An attacker who does not search again pays this; minutes are 0.
-    """
-    rows = {rank: tensor_fingerprint(each) for rank, each in known.items()}
-    return laboratory.store.cached(
-        _key("known-curve", laboratory, judge, settings, known=rows),
-        lambda: _known(laboratory, judge, settings, known),
-        lambda curve, folder: write_json(folder / CURVE_FILE, curve.as_json()),
-        lambda folder: Curve.from_json(read_json(folder / CURVE_FILE)),
-    )
-
-
-def changes(before: Curve, after: Curve) -> dict[int, Estimate]:
-    """Return by how much more is refused after than before at each rank that both have.
-
-    Paired over the test prompts that both judges could rule on. The intervals hold for all ranks
-    together (Bonferroni); the verdict is on "more is refused than before".
-    """
-    ranks = [row.rank for row in before.rows if after.row(row.rank) is not None]
-    found: dict[int, Estimate] = {}
-    for rank in ranks:
-        one, other = before.row(rank), after.row(rank)
-        assert one is not None
-        assert other is not None
-        pairs = [
-            (first == "refusal", second == "refusal")
-            for first, second in zip(one.outcomes, other.outcomes, strict=True)
-            if "undetermined" not in (first, second)
-        ]
-        if pairs:
-            level = 1 - (1 - CONFIDENCE) / len(ranks)
-            effect = mcnemar(*zip(*pairs, strict=True), confidence=level).effect
-            found[rank] = claim_above(effect, 0.0)
-    return found
-
-
-@cache
-def hardening_code() -> str:
-    """Return a hash of all code that finds, measures or trains here."""
-    folder = Path(str(resources.files("obliteratus.hardening")))
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".py", ".yaml")]
-    own = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    return digest([analysis_code(), own])
-
-
-def _key(
-    kind: str, laboratory: Laboratory, judge: Judge, settings: HardenSettings, **more: object
-) -> str:
-    splits = laboratory.splits
-    return content_key(
-        kind,
-        **laboratory.identity,
-        prompts=[part.sha256 for part in (splits.fit, splits.select, splits.test)],
-        positions=settings.probe.positions,
-        distill=settings.distill.model_dump(mode="json"),
-        curve=settings.curve.model_dump(mode="json"),
-        judge=judge.identity,
-        tokens=settings.verify.max_new_tokens,
-        seed=settings.seed,
-        attack=hardening_code(),
-        **more,
-    )
-
-
-def _searched(laboratory: Laboratory, judge: Judge, settings: HardenSettings) -> Searched:
-    curve, clock = settings.curve, _Clock(laboratory.store)
-    prompts = limited(laboratory.splits.test, curve.prompts)
-    _note_few(len(prompts.harmful), curve.ended)
-    attacker = Attacker(laboratory, judge, settings)
-    subject = clock.outside(lambda: Subject(laboratory.model, prompts, judge, settings))
-    untouched = clock.outside(lambda: subject.seen(None))
-    rows = [_row(0, untouched, settings)]
-    directions: dict[int, Tensor] = {}
-    left_out: list[int] = []
-    for rank in track(curve.ranks, task="attacks", total=len(curve.ranks), unit="ranks"):
-        attack = attacker.best(rank)
-        if attack is None:
-            left_out.append(rank)
-            continue
-        minutes = clock.minutes
-        seen = clock.outside(partial(subject.seen, attack.rows))
-        row = _row(rank, seen, settings)
-        rows.append(
-            replace(
-                row,
-                minutes=minutes,
-                layer=attack.layer,
-                position=attack.position,
-                extractor=attack.extractor,
-            )
-        )
-        directions[rank] = attack.rows
-    found = Curve(curve.ended, judge.description, tuple(rows), tuple(left_out))
-    return Searched(found, directions)
-
-
-def _known(
-    laboratory: Laboratory, judge: Judge, settings: HardenSettings, known: Directions
-) -> Curve:
-    prompts = limited(laboratory.splits.test, settings.curve.prompts)
-    subject = Subject(laboratory.model, prompts, judge, settings)
-    cases = {0: None, **known}
-    rows = [
-        _row(rank, subject.seen(cases[rank]), settings)
-        for rank in track(sorted(cases), task="known attacks", total=len(cases), unit="ranks")
-    ]
-    return Curve(settings.curve.ended, judge.description, tuple(rows))
-
-
-class _Clock:
-    """The minutes that an attacker has spent: what came from the cache counts as if computed."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._start = self._now()
-        self._outside = 0.0
-
-    def outside(self, work: Callable[[], T]) -> T:
-        """Return what ``work`` returns, its time not counted: measuring is not attacking."""
-        start = self._now()
-        result = work()
-        self._outside += self._now() - start
-        return result
-
-    @property
-    def minutes(self) -> float:
-        """Minutes spent so far."""
-        return (self._now() - self._start - self._outside) / 60
-
-    def _now(self) -> float:
-        return time.perf_counter() + self._store.saved
-
-
-def _row(rank: int, seen: Seen, settings: HardenSettings) -> CurveRow:
-    n = len(seen.outcomes)
-    refused, unknown = (seen.outcomes.count(word) for word in ("refusal", "undetermined"))
-    refusal = wilson_with_unknown(refused, unknown, n)
-    return CurveRow(
-        rank=rank,
-        refusal=claim_below(refusal, settings.curve.ended),
-        broken=wilson(seen.outcomes.count("degenerate"), n),
-        kl=bootstrap_mean(seen.kl.numpy(), seed=settings.seed) if rank else None,
-        minutes=0.0,
-        outcomes=seen.outcomes,
-    )
-
-
-def _note_few(n: int, ended: float) -> None:
-    """Say where no number of refusals would be few enough."""
-    least = wilson(0, n).interval[1]
-    if least >= ended:
-        needed = next(count for count in range(n, 100_000) if wilson(0, count).interval[1] < ended)
-        emit(
-            Note(
-                f"with {n} harmful test prompts no attack can be shown to leave less than "
-                f"{ended:.0%}: none refused of {n} may be {least:.0%}. Give {needed}, or raise "
-                "curve.ended."
-            )
-        )
+def _row_from_json(row: dict[str, Any]) -> CurveRow:
+    estimates = {
+        key: None if row[key] is None else Estimate.from_json(row[key])
+        for key in ("refusal", "broken", "kl")
+    }
+    lists = {key: tuple(row[key]) for key in ("outcomes", "divergences")}
+    return CurveRow(**{**row, **estimates, **lists})

@@ -13,12 +13,13 @@ from typing import Any
 
 from obliteratus.errors import EditError, MeasurementError, UsageError
 from obliteratus.hardening.card import write_hardened_card
-from obliteratus.hardening.curve import Curve, Searched, attack_curve, known_curve
+from obliteratus.hardening.curve import Curve
 from obliteratus.hardening.lessons import check_length
 from obliteratus.hardening.lora import need_peft, targets
 from obliteratus.hardening.picture import save_pictures
 from obliteratus.hardening.recipe import HardenSettings, Recipe
 from obliteratus.hardening.result import HARDEN_FILE, Hardening, cost_words
+from obliteratus.hardening.search import Searched, attack_curve, known_curve
 from obliteratus.hardening.training import harden_weights
 from obliteratus.measure.agreement import agreement
 from obliteratus.measure.behaviour import BEHAVIOURS
@@ -70,7 +71,7 @@ def harden(
 ) -> HardenResult:
     """Train ``model`` by ``recipe``, and write it with what attacks cost before and after.
 
-    Curves, rounds of training and measurements are cached in ``store``, so the same call goes on
+    Curves, training and measurements are cached in ``store``, so the same call goes on
     where a killed one stopped.
 
     Raises:
@@ -197,16 +198,13 @@ class _Run:
 
     def _trained(self, model: LoadedModel, splits: Splits, judge: Judge) -> dict[str, Any]:
         with self.journal.stage("harden", f"train by {self.recipe.name}") as note:
-            learned, rounds = harden_weights(
-                lambda: self._laboratory(model, splits), judge, self.settings
-            )
-            last = rounds[-1]
+            learned, facts = harden_weights(self._laboratory(model, splits), judge, self.settings)
             note.text = (
-                f"{len(rounds)} round{'s' if len(rounds) > 1 else ''}; loss of refusals "
-                f"{last.refusal_loss:.3f} nats, KL on harmless answers {last.kl:.3f}"
+                f"{facts.steps} steps, {facts.ablated_steps} with directions out; loss of refusals "
+                f"{facts.refusal_loss:.3f} nats, KL on harmless answers {facts.kl:.3f}"
             )
         own = learned.refused if self.settings.recipe.answers == "own" else None
-        return {"own_refusals": own, "lessons": len(learned.harmful), "rounds": rounds}
+        return {"own_refusals": own, "lessons": len(learned.harmful), "training": facts}
 
     def _after(
         self,

@@ -40,14 +40,14 @@ def cost_picture(found: Hardening) -> Picture:
 
 
 def _refusal(label: str, curve: Curve, role: Role = "original", *, dashed: bool = False) -> Line:
-    x = [row.rank for row in curve.rows]
+    x = [float(row.rank) for row in curve.rows]
     line = estimates_line(label, x, [row.refusal for row in curve.rows], role, dashed=dashed)
     return Line(label, line.x, line.y, role=role, dashed=True) if dashed else line
 
 
 def _kl(curve: Curve, role: Role) -> Line:
     rows = [row for row in curve.rows if row.kl is not None]
-    return estimates_line("", [row.rank for row in rows], [row.kl for row in rows], role)
+    return estimates_line("", [float(row.rank) for row in rows], [row.kl for row in rows], role)
 
 
 def save_pictures(found: Hardening, folder: Path) -> None:

@@ -26,27 +26,33 @@ class RecipeSettings(Section):
     Attributes:
         answers: What it is to say to harmful prompts: its ``own`` refusals (a short one where it
             gave none), or ``extended`` ones: what the request is about, a refusal, and its reason.
-        ablated_share: In which share of the steps the current direction is out of every write.
-        rounds: How often the current direction is found; each round has its own ``steps``.
-        steps: Steps of each round.
+        ablated_share: In which share of the steps directions are out of every write.
+        ranks: How many are out in such a step: one of these numbers, drawn anew each time.
+        places: Layers, evenly spread, at one of which they are read, drawn anew as well.
+        refresh: After how many steps the model is read again, as it is then.
+        direction_prompts: Fit prompts of each class that it is read on; 0 takes all.
+        steps: Steps of the training.
         batch: Prompts of each class in a step.
         prompts: How many fit prompts of each class are trained on; 0 takes all.
         answer_tokens: Tokens of the model's own answers. Extended refusals are trained whole.
-        learning_rate: Its peak; it rises over a tenth of a round and falls as a cosine.
+        learning_rate: Its peak; it rises over a tenth of the steps and falls as a cosine.
         kl_weight: What a nat of divergence on harmless answers weighs against one of refusal.
-        rank: Of the LoRA update, which is merged into the weights at the end.
+        lora_rank: Of the LoRA update, which is merged into the weights at the end.
     """
 
     answers: Literal["own", "extended"]
     ablated_share: float = Field(ge=0, le=1)
-    rounds: int = Field(default=1, ge=1)
-    steps: int = Field(default=40, ge=1)
+    ranks: tuple[int, ...] = (1, 2, 4)
+    places: int = Field(default=5, ge=1)
+    refresh: int = Field(default=5, ge=1)
+    direction_prompts: int = Field(default=32, ge=0)
+    steps: int = Field(default=80, ge=1)
     batch: int = Field(default=8, ge=1)
     prompts: int = Field(default=128, ge=0)
     answer_tokens: int = Field(default=32, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     kl_weight: float = Field(default=2.0, ge=0)
-    rank: int = Field(default=8, ge=1)
+    lora_rank: int = Field(default=8, ge=1)
 
 
 class CurveSettings(Section):
@@ -141,9 +147,10 @@ def harden_settings(
     values = merged(method_named(ATTACKER).values, {**ONE, "method": ATTACKER})
     values = merged(merged(values, chosen.values), base or {})
     found = validated(with_overrides(values, assignments, schema=HardenSettings), HardenSettings)
-    ranks = found.curve.ranks
-    if not ranks or min(ranks) < 1 or list(ranks) != sorted(set(ranks)):
-        raise UsageError(
-            f"curve.ranks={list(ranks)} must be whole numbers from 1 that rise, such as [1, 2, 4]."
-        )
+    for section, ranks in (("curve", found.curve.ranks), ("recipe", found.recipe.ranks)):
+        if not ranks or min(ranks) < 1 or list(ranks) != sorted(set(ranks)):
+            raise UsageError(
+                f"{section}.ranks={list(ranks)} must be whole numbers from 1 that rise, such as "
+                "[1, 2, 4]."
+            )
     return found

@@ -1,13 +1,13 @@
 """What hardening did to the cost of an attack, as a record, in words and as a table."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from obliteratus.errors import StorageError
-from obliteratus.hardening.curve import Curve, CurveRow, changes
-from obliteratus.hardening.training import Round
+from obliteratus.hardening.cost import CostChange, CostVerdict
+from obliteratus.hardening.curve import Curve, CurveRow
+from obliteratus.hardening.training import Training
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.verify.formatting import number, shown, signed
 
@@ -16,6 +16,12 @@ HARDEN_FILE = "harden.json"
 REFUSED = ("out", "refused before", "after", "change", "after, known directions")
 COSTS = ("out", "KL before", "after", "minutes before", "after")
 MINUTE_DIGITS = 1
+VERDICTS: dict[CostVerdict, str] = {
+    "higher": "Refusal is harder to remove than before",
+    "lower": "Refusal is easier to remove than before",
+    "no difference": "No difference: refusal is as easy to remove as before (within 10 %)",
+    "undetermined": "Undetermined: whether refusal is harder to remove than before is not shown",
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Hardening:
         own_refusals: How many of the harmful prompts trained on the original refused by itself
             (None where it was not asked).
         lessons: How many harmful prompts were trained on.
-        rounds: What each round did.
+        training: What the training did.
     """
 
     recipe: str
@@ -39,22 +45,25 @@ class Hardening:
     known: Curve
     own_refusals: int | None
     lessons: int
-    rounds: tuple[Round, ...]
+    training: Training
 
     @cached_property
-    def changes(self) -> Mapping[int, Estimate]:
-        """By rank, how much more is refused after than before, each attacked on its own terms."""
-        return changes(self.before, self.after)
+    def change(self) -> CostChange:
+        """The cost after against that before, each model attacked on its own terms."""
+        return CostChange(self.before, self.after)
 
     @cached_property
-    def known_changes(self) -> Mapping[int, Estimate]:
-        """By rank, how much more is refused after than before without the original's directions."""
-        return changes(self.before, self.known)
+    def known_change(self) -> CostChange:
+        """The same where the hardened model is attacked with the original's directions."""
+        return CostChange(self.before, self.known)
 
     @property
     def headline(self) -> str:
-        """What it cost before and costs now, in two sentences."""
-        return f"Before: {cost_words(self.before)} After: {cost_words(self.after)}"
+        """What became of the cost, and what it was and is."""
+        return (
+            f"{VERDICTS[self.change.verdict]}{_dearer(self.change.kl)}. "
+            f"Before: {cost_words(self.before)} After: {cost_words(self.after)}"
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping that :meth:`from_json` reads back."""
@@ -65,13 +74,13 @@ class Hardening:
             "before": self.before.as_json(),
             "after": self.after.as_json(),
             "known": self.known.as_json(),
-            "changes": {str(rank): each.as_json() for rank, each in self.changes.items()},
-            "known_changes": {
-                str(rank): each.as_json() for rank, each in self.known_changes.items()
-            },
+            "verdict": self.change.verdict,
+            "kl_change": None if self.change.kl is None else self.change.kl.as_json(),
+            "changes": _by_rank(self.change),
+            "known_changes": _by_rank(self.known_change),
             "own_refusals": self.own_refusals,
             "lessons": self.lessons,
-            "rounds": [asdict(each) for each in self.rounds],
+            "training": asdict(self.training),
         }
 
     @classmethod
@@ -93,7 +102,7 @@ class Hardening:
             known=Curve.from_json(data["known"]),
             own_refusals=data["own_refusals"],
             lessons=data["lessons"],
-            rounds=tuple(Round(**each) for each in data["rounds"]),
+            training=Training(**data["training"]),
         )
 
 
@@ -114,8 +123,18 @@ def cost_words(curve: Curve) -> str:
     return (
         f"{row.rank} direction{'s' if row.rank > 1 else ''} out end{'' if row.rank > 1 else 's'} "
         f"refusal ({shown(row.refusal, 'share')}), at a KL of {shown(row.kl, 'nats')} and "
-        f"{minutes(row)} minutes{doubt}."
+        f"{minutes(row)} minutes{doubt}{_null_words(curve)}."
     )
+
+
+def _null_words(curve: Curve) -> str:
+    """Say what as many random directions leave: where that is little, the search found nothing."""
+    if curve.null is None:
+        return ""
+    share = shown(curve.null.refusal, "share")
+    if curve.null.refusal.interval[0] < curve.ended:
+        return f"; but as many random directions leave only {share}, so this is no cost of its own"
+    return f"; as many random ones leave {share}"
 
 
 def refused_rows(found: Hardening) -> list[tuple[str, ...]]:
@@ -123,7 +142,7 @@ def refused_rows(found: Hardening) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for before in found.before.rows:
         after, known = found.after.row(before.rank), found.known.row(before.rank)
-        change = found.changes.get(before.rank)
+        change = found.change.refusal.get(before.rank)
         rows.append(
             (
                 str(before.rank),
@@ -157,6 +176,23 @@ def minutes(row: CurveRow) -> str:
     """Return the minutes of a row: ``2.3``, or ``< 0.1``."""
     least = 10**-MINUTE_DIGITS
     return f"< {least:g}" if row.minutes < least else f"{row.minutes:.{MINUTE_DIGITS}f}"
+
+
+def _by_rank(change: CostChange) -> dict[str, Any]:
+    return {str(rank): each.as_json() for rank, each in change.refusal.items()}
+
+
+def _dearer(kl: Estimate | None) -> str:
+    """Say whether the cheapest attack surely does more damage than before."""
+    if kl is None or not (kl.interval[0] > 0 or kl.interval[1] < 0):
+        return ""
+    more = "more" if kl.value > 0 else "less"
+    return f", though the cheapest attack changes harmless answers {more} ({_nats(kl)} nats)"
+
+
+def _nats(kl: Estimate) -> str:
+    low, high = (signed(end, "nats") for end in kl.interval)
+    return f"{signed(kl.value, 'nats')}, {low} to {high}"
 
 
 def _change(change: Estimate) -> str:
