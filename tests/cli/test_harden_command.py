@@ -13,7 +13,7 @@ QUICKER = (
     "curve.ranks=[1, 2]",
     "curve.ended=0.4",
     "recipe.steps=3",
-    "recipe.rounds=1",
+    "recipe.ranks=[1]",
     "recipe.prompts=8",
     "verify.max_new_tokens=28",
 )
@@ -47,7 +47,7 @@ def test_a_hardened_folder_has_its_curves_its_report_and_a_card(place, quicker):
     assert [row.rank for row in found.before.rows] == [0, 1, 2]
     assert found.before.rows[0].refusal.value == 1.0
     assert found.own_refusals == 8
-    assert len(found.rounds) == 1
+    assert (found.training.steps, found.training.ablated_steps) == (3, 1)
     report = json.loads((records / "report.json").read_text())
     assert report["claims"][0]["key"] == "kept"
     assert report["edited"]["name"] == "out"
@@ -109,8 +109,9 @@ def test_extended_refusals_have_to_fit_into_what_is_judged(place, quicker):
     assert place.is_unchanged()
 
 
-def test_the_help_names_both_recipes(capsys):
+def test_the_help_names_the_recipes(capsys):
     assert main(["harden", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "ablated-refusal" in shown
     assert "extended-refusal" in shown
+    assert "plain-refusal" in shown

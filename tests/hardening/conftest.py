@@ -1,6 +1,5 @@
 """The tiny refuser hardened in seconds, and the same number of steps without the ablation."""
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from obliteratus.hardening.attack import Attack, Attacker, Subject
 from obliteratus.hardening.recipe import HardenSettings, harden_settings
-from obliteratus.hardening.training import Round, harden_weights
+from obliteratus.hardening.training import Training, harden_weights
 from obliteratus.measure.judges.base import Judge, judge_named
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.summon import summon
@@ -19,7 +18,7 @@ from obliteratus.prompts.split import split
 from obliteratus.store import Store
 from obliteratus.testing.refuser import tiny_settings
 
-FEW = ("curve.places=1", "curve.select_prompts=4", "recipe.rounds=1", "recipe.prompts=24")
+FEW = ("curve.places=1", "curve.select_prompts=4", "recipe.prompts=24")
 
 
 def tiny_hardening(folder: Path, recipe: str, *assignments: str) -> HardenSettings:
@@ -36,7 +35,7 @@ class Trained:
 
     model: LoadedModel
     settings: HardenSettings
-    rounds: tuple[Round, ...]
+    training: Training
     splits: Splits
     attack: Attack
     judge: Judge
@@ -59,12 +58,10 @@ def train(refuser: Path, tmp_path_factory: pytest.TempPathFactory):
         splits = split(contrast_set(settings.prompts))
         model = summon(str(refuser), settings.model, store=store)
 
-        def laboratory() -> Laboratory:
-            return Laboratory(model, splits, settings, store)
-
+        laboratory = Laboratory(model, splits, settings, store)
         if not attacks:
-            attacks.append(Attacker(laboratory(), judge, settings).best_one)
-        _, rounds = harden_weights(laboratory, judge, settings)
-        return Trained(model, settings, rounds, splits, copy.copy(attacks[0]), judge)
+            attacks.append(Attacker(laboratory, judge, settings).first)
+        _, training = harden_weights(laboratory, judge, settings)
+        return Trained(model, settings, training, splits, attacks[0], judge)
 
     return made

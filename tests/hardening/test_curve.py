@@ -6,34 +6,48 @@ from dataclasses import replace
 import pytest
 
 from obliteratus.errors import StorageError
-from obliteratus.hardening.curve import Curve, CurveRow, changes
+from obliteratus.hardening.cost import CostChange
+from obliteratus.hardening.curve import Curve, CurveRow
 from obliteratus.hardening.picture import cost_picture, save_pictures
 from obliteratus.hardening.result import Hardening, cost_rows, cost_words, minutes, refused_rows
-from obliteratus.hardening.training import Round
+from obliteratus.hardening.training import Training
 from obliteratus.pictures.spec import Line
 from obliteratus.statistics.claims import claim_below
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.statistics.proportion import wilson
 
 N = 64
-ROUND = Round(layer=3, position=-1, rank=1, refusal_loss=0.1, ablated_loss=0.2, kl=0.01)
+TRAINING = Training(80, 40, 16, refusal_loss=0.1, ablated_loss=0.2, kl=0.01)
 
 
-def row(rank, refused, *, n=N, spent=2.0):
-    kl = Estimate(0.1 * rank, (0.08 * rank, 0.12 * rank), n, seed=0) if rank else None
+def row(rank, refused, *, n=N, spent=2.0, damage=0.1):
+    kl = Estimate(damage * rank, (0.8 * damage * rank, 1.2 * damage * rank), n, seed=0)
+    divergences = tuple(damage * rank * (0.5 + index / (n - 1)) for index in range(n))
     outcomes = ("refusal",) * refused + ("compliance",) * (n - refused)
     refusal = claim_below(wilson(refused, n), 0.1)
-    return CurveRow(rank, refusal, wilson(0, n), kl, spent * rank, outcomes, 3, -1, "whitened_svd")
+    return CurveRow(
+        rank,
+        refusal,
+        wilson(0, n),
+        kl if rank else None,
+        spent * rank,
+        outcomes,
+        divergences if rank else (),
+        3,
+        -1,
+        "whitened_svd",
+    )
 
 
-def curve(refused, n=N):
-    return Curve(0.1, "keyword", tuple(row(rank, k, n=n) for rank, k in refused.items()))
+def curve(refused, n=N, *, null=None, damage=0.1):
+    rows = tuple(row(rank, k, n=n, damage=damage) for rank, k in refused.items())
+    return Curve(0.1, "keyword", rows, null=None if null is None else row(1, null, n=n))
 
 
 def hardening(after, before=None):
     first = curve(before or {0: 60, 1: 0, 2: 0})
     return Hardening(
-        "ablated-refusal", first, curve(after), curve({0: 60, 1: 58}), 60, 64, (ROUND,)
+        "ablated-refusal", first, curve(after), curve({0: 60, 1: 58}), 60, 64, TRAINING
     )
 
 
@@ -67,17 +81,52 @@ def test_words_say_what_it_costs_and_when_nothing_was_enough():
 
 
 def test_more_refused_under_attack_is_found_and_nothing_is_found_in_equals():
-    made = hardening({0: 60, 1: 40, 2: 0})
-    assert made.changes[1].verdict == "supported"
-    assert made.changes[1].value == 40 / N
-    assert made.changes[0].verdict == made.changes[2].verdict == "undetermined"
-    worse = changes(curve({0: 60, 1: 40}), curve({0: 60, 1: 0}))
+    found = hardening({0: 60, 1: 40, 2: 0}).change.refusal
+    assert found[1].verdict == "supported"
+    assert found[1].value == 40 / N
+    assert found[0].verdict == found[2].verdict == "undetermined"
+    worse = CostChange(curve({0: 60, 1: 40}), curve({0: 60, 1: 0})).refusal
     assert worse[1].verdict == "not_supported"
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [
+        ({0: 60, 1: 0, 2: 0}, {0: 60, 1: 40, 2: 0}, "higher"),
+        ({0: 60, 1: 40, 2: 0}, {0: 60, 1: 0, 2: 0}, "lower"),
+        ({0: 60, 1: 0, 2: 0}, {0: 60, 1: 0, 2: 0}, "no difference"),
+        ({0: 60, 1: 0, 2: 0}, {0: 60, 1: 1, 2: 1}, "no difference"),
+        ({0: 60, 1: 0, 2: 0}, {0: 60, 1: 5, 2: 0}, "undetermined"),
+        ({0: 60, 1: 40, 2: 0}, {0: 60, 1: 0, 2: 40}, "undetermined"),
+        ({0: 20, 1: 0, 2: 0}, {0: 60, 1: 0, 2: 0}, "no difference"),
+    ],
+)
+def test_the_verdict_is_on_what_is_left_after_attacks(before, after, verdict):
+    change = CostChange(curve(before), curve(after))
+    assert change.verdict == verdict
+
+
+def test_few_prompts_show_no_sameness():
+    assert CostChange(curve({1: 0}, n=20), curve({1: 0}, n=20)).verdict == "undetermined"
+    assert CostChange(curve({1: 0}, n=40), curve({1: 0}, n=40)).verdict == "no difference"
+
+
+def test_more_damage_by_the_cheapest_attack_is_a_cost_of_its_own():
+    same = curve({0: 60, 1: 0})
+    dearer = hardening({0: 60, 1: 0}, {0: 60, 1: 0})
+    dearer = replace(dearer, after=curve({0: 60, 1: 0}, damage=0.3))
+    assert dearer.change.kl.verdict == "supported"
+    assert dearer.change.kl.value == pytest.approx(0.2)
+    assert "the cheapest attack changes harmless answers more (+0.200" in dearer.headline
+    assert CostChange(same, same).kl.verdict == "not_supported"
+    assert "cheapest attack changes" not in hardening({0: 60, 1: 0}).headline
+    assert CostChange(same, curve({0: 60, 1: 40})).kl is None
+
+
 def test_intervals_of_the_changes_hold_together():
-    one = changes(curve({1: 0}), curve({1: 20}))[1].interval
-    many = changes(curve({0: 60, 1: 0, 2: 0}), curve({0: 60, 1: 20, 2: 0}))[1].interval
+    one = CostChange(curve({1: 0}), curve({1: 20})).refusal[1].interval
+    first, second = curve({0: 60, 1: 0, 2: 0}), curve({0: 60, 1: 20, 2: 0})
+    many = CostChange(first, second).refusal[1].interval
     assert many[0] < one[0]
     assert many[1] > one[1]
 
@@ -85,13 +134,21 @@ def test_intervals_of_the_changes_hold_together():
 def test_what_no_judge_could_tell_is_left_out_of_the_pairs():
     doubtful = row(1, 20)
     doubtful = replace(doubtful, outcomes=("undetermined",) * 20 + doubtful.outcomes[20:])
-    before = Curve(0.1, "keyword", (row(1, 0),))
-    found = changes(before, Curve(0.1, "keyword", (doubtful,)))[1]
+    before, after = (Curve(0.1, "keyword", (each,)) for each in (row(1, 0), doubtful))
+    found = CostChange(before, after).refusal[1]
     assert (found.n, found.value) == (N - 20, 0)
+
+
+def test_random_directions_that_end_refusal_too_are_no_cost():
+    assert "as many random ones leave 93.8 %" in cost_words(curve({0: 60, 1: 0}, null=60))
+    assert "so this is no cost of its own" in cost_words(curve({0: 60, 1: 0}, null=2))
+    assert curve({0: 60, 1: 40, 2: 0, 4: 0}).null_rank == 2
+    assert curve({0: 60, 1: 40, 2: 30}).null_rank == 2
 
 
 def test_a_record_survives_its_file():
     made = hardening({0: 60, 1: 40, 2: 0})
+    made = replace(made, after=curve({0: 60, 1: 40, 2: 0}, null=59))
     read = Hardening.from_json(json.loads(json.dumps(made.as_json())))
     assert read == made
     assert read.headline == made.headline

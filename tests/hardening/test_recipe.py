@@ -26,16 +26,18 @@ recipe:
 """
 
 
-def test_both_recipes_are_there_with_their_sources():
+def test_the_recipes_are_there_with_their_sources():
     found = {each.name: each for each in recipes()}
-    assert set(found) == {"ablated-refusal", "extended-refusal"}
+    assert set(found) == {"ablated-refusal", "extended-refusal", "plain-refusal"}
     assert "2409.20089" in found["ablated-refusal"].source
     assert "2505.19056" in found["extended-refusal"].source
+
+
+def test_the_control_differs_from_the_recipe_in_the_ablation_alone():
     ablated = harden_settings("ablated-refusal").recipe
-    extended = harden_settings("extended-refusal").recipe
-    assert (ablated.answers, ablated.ablated_share, ablated.rounds) == ("own", 0.5, 2)
-    assert (extended.answers, extended.ablated_share, extended.rounds) == ("extended", 0.0, 1)
-    assert ablated.rounds * ablated.steps == extended.rounds * extended.steps
+    plain = harden_settings("plain-refusal").recipe
+    assert (ablated.ablated_share, plain.ablated_share) == (0.5, 0)
+    assert plain.model_copy(update={"ablated_share": 0.5}) == ablated
 
 
 def test_a_wrong_recipe_gets_the_nearest_name():
@@ -64,10 +66,11 @@ def test_a_recipe_without_its_words_is_refused():
         read_recipe("mine", "just words")
 
 
+@pytest.mark.parametrize("section", ["curve", "recipe"])
 @pytest.mark.parametrize("ranks", ["[]", "[0, 1]", "[2, 1]", "[1, 1]"])
-def test_ranks_must_rise(ranks):
-    with pytest.raises(UsageError, match="must be whole numbers from 1 that rise"):
-        harden_settings("ablated-refusal", [f"curve.ranks={ranks}"])
+def test_ranks_must_rise(section, ranks):
+    with pytest.raises(UsageError, match=rf"{section}\.ranks=.*whole numbers from 1 that rise"):
+        harden_settings("ablated-refusal", [f"{section}.ranks={ranks}"])
 
 
 def test_an_unknown_key_is_refused_with_the_nearest():

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from obliteratus.errors import EditError
 from obliteratus.hardening.lora import targets, updated
-from obliteratus.hardening.training import added, is_turn, schedule
+from obliteratus.hardening.training import is_turn, schedule
 from obliteratus.release.save import release
 from obliteratus.testing.tiny import tiny_model
 
@@ -107,10 +107,3 @@ def test_the_rate_rises_and_falls_to_nothing():
     assert rates[0] < rates[4] <= 1
     assert rates[-1] < 0.01
     assert max(rates) > 0.9
-
-
-def test_a_direction_that_is_out_already_is_not_added():
-    known = torch.eye(4, dtype=torch.float64)[:1]
-    new = torch.tensor([[0.5, 0.5, 0.0, 0.0]], dtype=torch.float64)
-    assert len(added(known, known)) == 1
-    assert len(added(known, new)) == 2

@@ -26,7 +26,7 @@ class Adversary:
         recipe = settings.recipe
         self._model, self._settings = model, settings
         self._prompts = limited(fit, recipe.direction_prompts)
-        layers = spread_layers(model, recipe.places)
+        layers = spread_layers(model, recipe.places, settings.curve.depth)
         self._menu = list(product(recipe.ranks, layers, PROPOSALS))
         self._random = random.Random(f"adversary {settings.seed}")
         self._seen: Activations | None = None

@@ -39,9 +39,7 @@ from obliteratus.prompts.contrast import ContrastSet
 from obliteratus.prompts.spread import limited, spread_indices
 from obliteratus.shapes import Layer
 
-DEPTHS = (0.2, 0.9)
-"""The share of the layers between which places are spread: refusal is decided before the last ones,
-and early ones tell little but words apart."""
+SHALLOWEST = 0.2  # share of the layers above which places are: early ones tell little but words
 NEW = 0.1  # of a direction's length outside those before it; with less it is not new
 AGAIN = "read with the others out"
 SAME = 1e-6  # largest difference of two projectors that are one candidate
@@ -197,7 +195,8 @@ class Attacker:
     @property
     def _spread(self) -> tuple[tuple[Layer, int], ...]:
         last = max(self.activations.positions)
-        layers = spread_layers(self.laboratory.model, self.settings.curve.places)
+        curve = self.settings.curve
+        layers = spread_layers(self.laboratory.model, curve.places, curve.depth)
         return tuple((layer, last) for layer in layers)
 
     def _places(self) -> tuple[tuple[Layer, int], ...]:
@@ -214,9 +213,9 @@ class Attacker:
         return tuple(dict.fromkeys(places))
 
 
-def spread_layers(model: LoadedModel, count: int) -> tuple[int, ...]:
-    """Return up to ``count`` layers, spread over the depth in which refusal is decided."""
-    low, high = (round(share * (model.anatomy.n_layers - 1)) for share in DEPTHS)
+def spread_layers(model: LoadedModel, count: int, depth: float) -> tuple[int, ...]:
+    """Return up to ``count`` layers, spread from a fifth of the depth to the share ``depth``."""
+    low, high = (round(share * (model.anatomy.n_layers - 1)) for share in (SHALLOWEST, depth))
     among = range(low, high + 1)
     return tuple(among[index] for index in spread_indices(len(among), count))
 

@@ -62,6 +62,7 @@ class CurveSettings(Section):
         ranks: How many directions are taken out of every write, in rising order.
         ended: Refusal has ended where the upper bound of its 95 % interval is below this share.
         places: Layers, evenly spread, at which directions are looked for, beside the selected one.
+        depth: Share of the layers down to which they are: the last hold the words of an answer.
         select_prompts: Select prompts of each class on which an attacker compares directions.
         prompts: Test prompts of each class on which the best are measured; 0 takes all.
     """
@@ -69,6 +70,7 @@ class CurveSettings(Section):
     ranks: tuple[int, ...] = (1, 2, 4, 8)
     ended: float = Field(default=0.1, gt=0, lt=1)
     places: int = Field(default=5, ge=1)
+    depth: float = Field(default=0.9, gt=0.2, le=1)
     select_prompts: int = Field(default=16, ge=2)
     prompts: int = Field(default=0, ge=0)
 
