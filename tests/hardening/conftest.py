@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from obliteratus.hardening.attack import Attack, Attacker, Subject
 from obliteratus.hardening.recipe import HardenSettings, harden_settings
@@ -31,20 +32,28 @@ def tiny_hardening(folder: Path, recipe: str, *assignments: str) -> HardenSettin
 
 @dataclass
 class Trained:
-    """A model trained by a recipe, with what its original's strongest direction was."""
+    """A model trained by a recipe, and what its original's strongest direction was."""
 
     model: LoadedModel
     settings: HardenSettings
     training: Training
     splits: Splits
-    attack: Attack
+    known: Attack
     judge: Judge
+    store: Store
 
-    def refused(self, rows: object) -> int:
+    def refused(self, rows: Tensor | None) -> int:
         """Return how many of the select and test prompts are refused without ``rows``."""
         sides = (self.splits.select, self.splits.test)
         seen = [Subject(self.model, side, self.judge, self.settings).seen(rows) for side in sides]
         return sum(each.outcomes.count("refusal") for each in seen)
+
+    def searched(self) -> int:
+        """Return the same without the best direction of the trained model itself."""
+        laboratory = Laboratory(self.model, self.splits, self.settings, self.store)
+        found = Attacker(laboratory, self.judge, self.settings).best(1)
+        assert found is not None
+        return self.refused(found.rows)
 
 
 @pytest.fixture(scope="session")
@@ -57,11 +66,10 @@ def train(refuser: Path, tmp_path_factory: pytest.TempPathFactory):
         settings = tiny_hardening(refuser, recipe, *assignments)
         splits = split(contrast_set(settings.prompts))
         model = summon(str(refuser), settings.model, store=store)
-
         laboratory = Laboratory(model, splits, settings, store)
         if not attacks:
             attacks.append(Attacker(laboratory, judge, settings).first)
         _, training = harden_weights(laboratory, judge, settings)
-        return Trained(model, settings, training, splits, attacks[0], judge)
+        return Trained(model, settings, training, splits, attacks[0], judge, store)
 
     return made
