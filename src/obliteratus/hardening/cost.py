@@ -10,7 +10,7 @@ import numpy as np
 from obliteratus.hardening.curve import Curve, CurveRow
 from obliteratus.statistics.bootstrap import paired_bootstrap
 from obliteratus.statistics.claims import all_of, claim_above, claim_within
-from obliteratus.statistics.estimate import Estimate
+from obliteratus.statistics.estimate import Estimate, Verdict
 from obliteratus.statistics.paired import mcnemar
 from obliteratus.statistics.proportion import CONFIDENCE
 
@@ -51,13 +51,12 @@ class CostChange:
         less = any(each.interval[1] < 0 for each in attacked)
         if more != less:
             return "higher" if more else "lower"
-        close = [self._change(rank, ONE_SIDED) for rank in self._shared if rank > 0]
-        verdicts = tuple(
-            "undetermined" if each is None else claim_within(each, -SAME, SAME).verdict
-            for each in close
-        )
-        is_same = all_of(verdicts) == "supported" and not (more or less)
-        return "no difference" if is_same else "undetermined"
+        is_same = all_of(tuple(self._sameness(rank) for rank in self._shared if rank > 0))
+        return "no difference" if is_same == "supported" and not more else "undetermined"
+
+    def _sameness(self, rank: int) -> Verdict:
+        change = self._change(rank, ONE_SIDED)
+        return "undetermined" if change is None else claim_within(change, -SAME, SAME).verdict
 
     @cached_property
     def kl(self) -> Estimate | None:

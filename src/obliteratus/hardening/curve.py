@@ -100,9 +100,9 @@ class Curve:
 
 
 def _row_from_json(row: dict[str, Any]) -> CurveRow:
-    estimates = {
-        key: None if row[key] is None else Estimate.from_json(row[key])
-        for key in ("refusal", "broken", "kl")
-    }
-    lists = {key: tuple(row[key]) for key in ("outcomes", "divergences")}
-    return CurveRow(**{**row, **estimates, **lists})
+    read: dict[str, Any] = dict(row)
+    for key in ("refusal", "broken", "kl"):
+        read[key] = None if row[key] is None else Estimate.from_json(row[key])
+    for key in ("outcomes", "divergences"):
+        read[key] = tuple(row[key])
+    return CurveRow(**read)
