@@ -29,6 +29,7 @@ class RecipeSettings(Section):
         ablated_share: In which share of the steps directions are out of every write.
         ranks: How many are out in such a step: one of these numbers, drawn anew each time.
         places: Layers, evenly spread, at one of which they are read, drawn anew as well.
+        tries: How many draws are compared in such a step; the one that hurts refusal most is out.
         refresh: After how many steps the model is read again, as it is then.
         direction_prompts: Fit prompts of each class that it is read on; 0 takes all.
         steps: Steps of the training.
@@ -36,6 +37,8 @@ class RecipeSettings(Section):
         prompts: How many fit prompts of each class are trained on; 0 takes all.
         answer_tokens: Tokens of the model's own answers. Extended refusals are trained whole.
         learning_rate: Its peak; it rises over a tenth of the steps and falls as a cosine.
+        first_weight: What the first token of a refusal weighs beside the mean of all its tokens: the
+            others follow from it, and hide in their mean that it is no longer said.
         kl_weight: What a nat of divergence on harmless answers weighs against one of refusal.
         lora_rank: Of the LoRA update, which is merged into the weights at the end.
     """
@@ -44,6 +47,7 @@ class RecipeSettings(Section):
     ablated_share: float = Field(ge=0, le=1)
     ranks: tuple[int, ...] = (1, 2, 4)
     places: int = Field(default=5, ge=1)
+    tries: int = Field(default=1, ge=1)
     refresh: int = Field(default=5, ge=1)
     direction_prompts: int = Field(default=32, ge=0)
     steps: int = Field(default=80, ge=1)
@@ -51,6 +55,7 @@ class RecipeSettings(Section):
     prompts: int = Field(default=128, ge=0)
     answer_tokens: int = Field(default=32, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
+    first_weight: float = Field(default=0.0, ge=0)
     kl_weight: float = Field(default=2.0, ge=0)
     lora_rank: int = Field(default=8, ge=1)
 

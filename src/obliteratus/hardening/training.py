@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -109,9 +109,10 @@ class _Trainer:
             is_ablated = is_turn(step, recipe.ablated_share)
             if recipe.ablated_share > 0 and step % recipe.refresh == 0:
                 adversary.read()
-            rows = adversary.draw() if is_ablated else None
+            batch = next(harmful), next(harmless)
+            rows = self._worst(adversary, batch[0]) if is_ablated else None
             with torch.enable_grad(), without(self.model, rows):
-                refusal, kl = self.loss(next(harmful), next(harmless))
+                refusal, kl = self.loss(*batch)
                 total = refusal + recipe.kl_weight * kl
                 if not bool(torch.isfinite(total)):
                     raise MeasurementError(
@@ -125,22 +126,45 @@ class _Trainer:
             found.append(Step(refusal.item(), kl.item(), is_ablated))
         return _facts(found, adversary.readings)
 
+    @torch.no_grad()
+    def _worst(
+        self, adversary: Adversary, harmful: Sequence[Lesson]
+    ) -> Float64[Tensor, "rank d_model"]:
+        """Return the draw without which the refusals of this batch are least likely."""
+        draws = [adversary.draw() for _ in range(self.recipe.tries)]
+        if len(draws) == 1:
+            return draws[0]
+        losses: list[float] = []
+        for rows in draws:
+            with without(self.model, rows):
+                states = answer_states(self.model, harmful, gradients=False)
+                losses.append(self._refusal_loss(harmful, states).item())
+        return draws[max(range(len(draws)), key=losses.__getitem__)]
+
     def loss(
         self, harmful: Sequence[Lesson], harmless: Sequence[Lesson]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Return the mean cross-entropy of refusals and mean KL on harmless answers, in nats."""
         states = answer_states(self.model, [*harmful, *harmless])
-        refusal, kl = list[Tensor](), list[Tensor]()
-        for row, hidden in zip((*harmful, *harmless), states, strict=True):
+        kl = list[Tensor]()
+        for row, hidden in zip(harmless, states[len(harmful) :], strict=True):
+            assert row.base is not None
+            with torch.no_grad():
+                log_p = self.head.log_probabilities(row.base)
             log_q = self.head.log_probabilities(hidden)
-            if row.base is None:
-                target = torch.tensor(row.answer, device=log_q.device)[:, None]
-                refusal.append(-log_q.gather(1, target).mean())
-            else:
-                with torch.no_grad():
-                    log_p = self.head.log_probabilities(row.base)
-                kl.append((log_p.exp() * (log_p - log_q)).sum(dim=-1).mean())
-        return torch.stack(refusal).mean(), torch.stack(kl).mean()
+            kl.append((log_p.exp() * (log_p - log_q)).sum(dim=-1).mean())
+        return self._refusal_loss(harmful, states[: len(harmful)]), torch.stack(kl).mean()
+
+    def _refusal_loss(
+        self, harmful: Sequence[Lesson], states: Sequence[Float[Tensor, "token d_model"]]
+    ) -> Float[Tensor, ""]:
+        found = list[Tensor]()
+        for row, hidden in zip(harmful, states, strict=True):
+            log_q = self.head.log_probabilities(hidden)
+            target = torch.tensor(row.answer, device=log_q.device)[:, None]
+            losses = -log_q.gather(1, target)[:, 0]
+            found.append(losses.mean() + self.recipe.first_weight * losses[0])
+        return torch.stack(found).mean()
 
 
 def schedule(step: int, steps: int) -> float:
