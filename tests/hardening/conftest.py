@@ -49,9 +49,11 @@ class Trained:
         return sum(each.outcomes.count("refusal") for each in seen)
 
     def searched(self) -> int:
-        """Return the same without the best direction of the trained model itself."""
-        laboratory = Laboratory(self.model, self.splits, self.settings, self.store)
-        found = Attacker(laboratory, self.judge, self.settings).best(1)
+        """Return the same without the best direction of the trained model, looked for widely."""
+        wide = self.settings.curve.model_copy(update={"places": 3, "select_prompts": 8})
+        settings = self.settings.model_copy(update={"curve": wide})
+        laboratory = Laboratory(self.model, self.splits, settings, self.store)
+        found = Attacker(laboratory, self.judge, settings).best(1)
         assert found is not None
         return self.refused(found.rows)
 

@@ -9,7 +9,14 @@ from obliteratus.errors import StorageError
 from obliteratus.hardening.cost import CostChange
 from obliteratus.hardening.curve import Curve, CurveRow
 from obliteratus.hardening.picture import cost_picture, save_pictures
-from obliteratus.hardening.result import Hardening, cost_rows, cost_words, minutes, refused_rows
+from obliteratus.hardening.result import (
+    Hardening,
+    cost_rows,
+    cost_words,
+    minutes,
+    refused_rows,
+    training_words,
+)
 from obliteratus.hardening.training import Training
 from obliteratus.pictures.spec import Line
 from obliteratus.statistics.claims import claim_below
@@ -17,7 +24,16 @@ from obliteratus.statistics.estimate import Estimate
 from obliteratus.statistics.proportion import wilson
 
 N = 64
-TRAINING = Training(80, 40, 16, refusal_loss=0.1, ablated_loss=0.2, kl=0.01)
+TRAINING = Training(
+    steps=80,
+    ablated_steps=40,
+    readings=16,
+    refusal_loss=0.1,
+    first_loss=0.3,
+    ablated_loss=0.2,
+    ablated_first=1.5,
+    kl=0.01,
+)
 
 
 def row(rank, refused, *, n=N, spent=2.0, damage=0.1):
@@ -137,6 +153,15 @@ def test_what_no_judge_could_tell_is_left_out_of_the_pairs():
     before, after = (Curve(0.1, "keyword", (each,)) for each in (row(1, 0), doubtful))
     found = CostChange(before, after).refusal[1]
     assert (found.n, found.value) == (N - 20, 0)
+
+
+def test_words_of_a_training_say_what_was_learned_with_directions_out():
+    assert training_words(TRAINING) == (
+        "80 steps, 40 with directions out; loss of a refusal's first token 0.30 nats, with "
+        "directions out 1.50; KL on harmless answers 0.010"
+    )
+    none = replace(TRAINING, ablated_steps=0, ablated_loss=None, ablated_first=None)
+    assert "0.30 nats; KL" in training_words(none)
 
 
 def test_random_directions_that_end_refusal_too_are_no_cost():

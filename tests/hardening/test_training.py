@@ -6,8 +6,9 @@ from transformers import AutoModelForCausalLM
 
 from obliteratus.errors import EditError
 from obliteratus.events import Note, listening
+from obliteratus.hardening import training
 from obliteratus.hardening.lora import targets, updated
-from obliteratus.hardening.training import is_turn, schedule
+from obliteratus.hardening.training import hardest, is_turn, schedule
 from obliteratus.release.save import release
 from obliteratus.testing.tiny import tiny_model
 
@@ -37,15 +38,15 @@ def test_refusal_survives_the_ablation_that_ended_it_before(hardened, control):
     assert hardened.refused(hardened.known.rows) >= 8
 
 
-def test_refusal_survives_an_attacker_who_searches_again(hardened, control):
-    assert control.searched() <= 4
-    assert hardened.searched() >= 8
+def test_that_does_not_fool_an_attacker_who_searches_again(hardened):
+    assert hardened.searched() <= 4
 
 
 def test_the_record_says_what_was_out_and_how_often_the_model_was_read(hardened, control):
     one, none = hardened.training, control.training
     assert (one.steps, one.ablated_steps, one.readings) == (80, 40, 16)
     assert one.ablated_loss < 0.3
+    assert one.ablated_first > one.ablated_loss  # the mean hides what the first token shows
     assert (none.steps, none.ablated_steps, none.readings, none.ablated_loss) == (80, 0, 0, None)
     assert max(one.kl, none.kl) < 0.1
 
@@ -116,6 +117,25 @@ def test_a_model_without_dense_matrices_is_refused(monkeypatch):
     monkeypatch.setattr("obliteratus.hardening.lora.nn.Linear", torch.nn.Bilinear)
     with pytest.raises(EditError, match="no block of a llama model has a dense matrix"):
         targets(model)
+
+
+def test_the_hardest_draw_is_taken_and_an_only_one_is_not_measured():
+    draws = [torch.full((1, 2), float(size), dtype=torch.float64) for size in (1, 3, 2)]
+    assert hardest(draws, lambda rows: float(rows.sum())) is draws[1]
+    assert hardest(draws, lambda rows: -float(rows.sum())) is draws[0]
+    assert hardest(draws[:1], lambda _rows: pytest.fail("was measured")) is draws[0]
+
+
+def test_more_draws_are_compared_in_steps_with_directions_out_alone(train, monkeypatch):
+    counts = []
+    monkeypatch.setattr(training, "hardest", lambda draws, _: counts.append(len(draws)) or draws[0])
+    train(*LITTLE, "recipe.tries=3")
+    assert counts == [3, 3]  # two of four steps
+
+
+def test_the_weight_of_the_first_token_changes_what_is_learned(train):
+    plain, weighed = train(*LITTLE), train(*LITTLE, "recipe.first_weight=1")
+    assert weighed.training != plain.training
 
 
 def test_turns_are_spread_and_as_many_as_asked():

@@ -18,7 +18,7 @@ from obliteratus.hardening.lessons import check_length
 from obliteratus.hardening.lora import need_peft, targets
 from obliteratus.hardening.picture import save_pictures
 from obliteratus.hardening.recipe import HardenSettings, Recipe
-from obliteratus.hardening.result import HARDEN_FILE, Hardening, cost_words
+from obliteratus.hardening.result import HARDEN_FILE, Hardening, cost_words, training_words
 from obliteratus.hardening.search import Searched, attack_curve, known_curve
 from obliteratus.hardening.training import harden_weights
 from obliteratus.measure.agreement import agreement
@@ -199,10 +199,7 @@ class _Run:
     def _trained(self, model: LoadedModel, splits: Splits, judge: Judge) -> dict[str, Any]:
         with self.journal.stage("harden", f"train by {self.recipe.name}") as note:
             learned, facts = harden_weights(self._laboratory(model, splits), judge, self.settings)
-            note.text = (
-                f"{facts.steps} steps, {facts.ablated_steps} with directions out; loss of refusals "
-                f"{facts.refusal_loss:.3f} nats, KL on harmless answers {facts.kl:.3f}"
-            )
+            note.text = training_words(facts)
         own = learned.refused if self.settings.recipe.answers == "own" else None
         return {"own_refusals": own, "lessons": len(learned.harmful), "training": facts}
 

@@ -37,8 +37,8 @@ class RecipeSettings(Section):
         prompts: How many fit prompts of each class are trained on; 0 takes all.
         answer_tokens: Tokens of the model's own answers. Extended refusals are trained whole.
         learning_rate: Its peak; it rises over a tenth of the steps and falls as a cosine.
-        first_weight: What the first token of a refusal weighs beside the mean of all its tokens: the
-            others follow from it, and hide in their mean that it is no longer said.
+        first_weight: What the first token of a refusal weighs beside the mean of all its tokens;
+            the others follow from it, and hide in their mean that it is no longer said.
         kl_weight: What a nat of divergence on harmless answers weighs against one of refusal.
         lora_rank: Of the LoRA update, which is merged into the weights at the end.
     """

@@ -127,6 +127,17 @@ def cost_words(curve: Curve) -> str:
     )
 
 
+def training_words(facts: Training) -> str:
+    """Return what a training came to, in a line."""
+    text = (
+        f"{facts.steps} steps, {facts.ablated_steps} with directions out; loss of a refusal's "
+        f"first token {facts.first_loss:.2f} nats"
+    )
+    if facts.ablated_first is not None:
+        text += f", with directions out {facts.ablated_first:.2f}"
+    return f"{text}; KL on harmless answers {facts.kl:.3f}"
+
+
 def _null_words(curve: Curve) -> str:
     """Say what as many random directions leave: where that is little, the search found nothing."""
     if curve.null is None:

@@ -5,9 +5,10 @@ model) along the answers that the original gave. Where directions are out, they 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from jaxtyping import Float, Float64
@@ -41,9 +42,11 @@ class Training:
         steps: How many steps it had.
         ablated_steps: In how many of them directions were out.
         readings: How often the model was read for directions.
-        refusal_loss: Mean cross-entropy of refusals over the last quarter of the steps, in nats, of
-            those with nothing out (of all where there is none).
-        ablated_loss: The same over those in which directions were out, or None.
+        refusal_loss: Mean cross-entropy of refusals over the last quarter of the steps, in nats a
+            token, of those with nothing out (of all where there is none).
+        first_loss: That of their first token alone, from which the others follow.
+        ablated_loss: The mean over those steps in which directions were out, or None.
+        ablated_first: That of the first token in these, or None.
         kl: Mean KL on harmless answers over the last quarter of the steps, in nats.
     """
 
@@ -51,7 +54,9 @@ class Training:
     ablated_steps: int
     readings: int
     refusal_loss: float
+    first_loss: float
     ablated_loss: float | None
+    ablated_first: float | None
     kl: float
 
 
@@ -60,6 +65,7 @@ class Step:
     """What one step measured before it moved."""
 
     refusal: float
+    first: float
     kl: float
     is_ablated: bool
 
@@ -110,10 +116,10 @@ class _Trainer:
             if recipe.ablated_share > 0 and step % recipe.refresh == 0:
                 adversary.read()
             batch = next(harmful), next(harmless)
-            rows = self._worst(adversary, batch[0]) if is_ablated else None
+            rows = self._drawn(adversary, batch[0]) if is_ablated else None
             with torch.enable_grad(), without(self.model, rows):
-                refusal, kl = self.loss(*batch)
-                total = refusal + recipe.kl_weight * kl
+                refusal, first, kl = self.losses(*batch)
+                total = refusal + recipe.first_weight * first + recipe.kl_weight * kl
                 if not bool(torch.isfinite(total)):
                     raise MeasurementError(
                         f"the loss of step {step + 1} is not finite. Lower recipe.learning_rate, "
@@ -123,28 +129,16 @@ class _Trainer:
             nn.utils.clip_grad_norm_(parameters, LARGEST_NORM)
             optimiser.step()
             optimiser.zero_grad()
-            found.append(Step(refusal.item(), kl.item(), is_ablated))
+            found.append(Step(refusal.item(), first.item(), kl.item(), is_ablated))
         return _facts(found, adversary.readings)
 
-    @torch.no_grad()
-    def _worst(
-        self, adversary: Adversary, harmful: Sequence[Lesson]
-    ) -> Float64[Tensor, "rank d_model"]:
-        """Return the draw without which the refusals of this batch are least likely."""
-        draws = [adversary.draw() for _ in range(self.recipe.tries)]
-        if len(draws) == 1:
-            return draws[0]
-        losses: list[float] = []
-        for rows in draws:
-            with without(self.model, rows):
-                states = answer_states(self.model, harmful, gradients=False)
-                losses.append(self._refusal_loss(harmful, states).item())
-        return draws[max(range(len(draws)), key=losses.__getitem__)]
-
-    def loss(
+    def losses(
         self, harmful: Sequence[Lesson], harmless: Sequence[Lesson]
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Return the mean cross-entropy of refusals and mean KL on harmless answers, in nats."""
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+        """Return the mean cross-entropy of refusals, that of their first tokens, and the mean KL.
+
+        The KL is that on harmless answers; all are in nats.
+        """
         states = answer_states(self.model, [*harmful, *harmless])
         kl = list[Tensor]()
         for row, hidden in zip(harmless, states[len(harmful) :], strict=True):
@@ -153,18 +147,43 @@ class _Trainer:
                 log_p = self.head.log_probabilities(row.base)
             log_q = self.head.log_probabilities(hidden)
             kl.append((log_p.exp() * (log_p - log_q)).sum(dim=-1).mean())
-        return self._refusal_loss(harmful, states[: len(harmful)]), torch.stack(kl).mean()
+        return *self._refusal_losses(harmful, states[: len(harmful)]), torch.stack(kl).mean()
 
-    def _refusal_loss(
+    def _refusal_losses(
         self, harmful: Sequence[Lesson], states: Sequence[Float[Tensor, "token d_model"]]
-    ) -> Float[Tensor, ""]:
-        found = list[Tensor]()
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        means, firsts = list[Tensor](), list[Tensor]()
         for row, hidden in zip(harmful, states, strict=True):
             log_q = self.head.log_probabilities(hidden)
             target = torch.tensor(row.answer, device=log_q.device)[:, None]
-            losses = -log_q.gather(1, target)[:, 0]
-            found.append(losses.mean() + self.recipe.first_weight * losses[0])
-        return torch.stack(found).mean()
+            each = -log_q.gather(1, target)[:, 0]
+            means.append(each.mean())
+            firsts.append(each[0])
+        return torch.stack(means).mean(), torch.stack(firsts).mean()
+
+    def _drawn(
+        self, adversary: Adversary, harmful: Sequence[Lesson]
+    ) -> Float64[Tensor, "rank d_model"]:
+        """Return the draw without which these refusals are least likely to begin."""
+
+        def first_loss(rows: Float64[Tensor, "rank d_model"]) -> float:
+            with without(self.model, rows):
+                states = answer_states(self.model, harmful, gradients=False)
+                return self._refusal_losses(harmful, states)[1].item()
+
+        return hardest([adversary.draw() for _ in range(self.recipe.tries)], first_loss)
+
+
+def hardest(
+    draws: Sequence[Float64[Tensor, "rank d_model"]],
+    loss: Callable[[Float64[Tensor, "rank d_model"]], float],
+) -> Float64[Tensor, "rank d_model"]:
+    """Return the draw of largest ``loss``; an only one is not measured."""
+    if len(draws) == 1:
+        return draws[0]
+    with torch.no_grad():
+        losses = [loss(rows) for rows in draws]
+    return draws[losses.index(max(losses))]
 
 
 def schedule(step: int, steps: int) -> float:
@@ -228,15 +247,15 @@ def _once(
 
 def _facts(steps: Sequence[Step], readings: int) -> Training:
     last = steps[-max(1, len(steps) // 4) :]
-    plain, ablated = (
-        [step.refusal for step in last if step.is_ablated == is_out] for is_out in (False, True)
-    )
+    plain, ablated = ([s for s in last if s.is_ablated == is_out] for is_out in (False, True))
     every = plain or ablated
     return Training(
         steps=len(steps),
         ablated_steps=sum(step.is_ablated for step in steps),
         readings=readings,
-        refusal_loss=sum(every) / len(every),
-        ablated_loss=sum(ablated) / len(ablated) if ablated else None,
-        kl=sum(step.kl for step in last) / len(last),
+        refusal_loss=fmean(step.refusal for step in every),
+        first_loss=fmean(step.first for step in every),
+        ablated_loss=fmean(step.refusal for step in ablated) if ablated else None,
+        ablated_first=fmean(step.first for step in ablated) if ablated else None,
+        kl=fmean(step.kl for step in last),
     )
