@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from obliteratus.events import Note, listening
+from obliteratus.hardening.attack import AGAIN, Attack, Attacker
 from obliteratus.hardening.cost import CostChange
 from obliteratus.hardening.curve import Curve
 from obliteratus.hardening.recipe import HardenSettings, harden_settings
@@ -58,13 +59,34 @@ def test_one_direction_ends_a_refusal_that_has_one(searches):
     assert len(found.rows[1].divergences) == 40
 
 
-def test_a_second_path_costs_a_second_direction_and_the_curve_shows_it(searches):
-    linear, backup = searches.curve("linear"), searches.curve("backup", repair=1.0)
-    assert backup.row(1).refusal.interval[0] > 0.2
-    assert backup.cheapest.rank == 2
-    assert backup.cheapest.extractor == "read with the others out"
-    assert CostChange(linear, backup).verdict == "higher"
-    assert CostChange(backup, linear).verdict == "lower"
+@pytest.mark.parametrize(("variant", "changes"), [("backup", {"repair": 1.0}), ("cone", {})])
+def test_refusal_with_more_than_one_direction_costs_more_and_the_curve_shows_it(
+    searches, variant, changes
+):
+    linear, several = searches.curve("linear"), searches.curve(variant, **changes)
+    assert several.row(1).refusal.interval[0] > several.ended
+    assert several.row(2).refusal.value < several.row(1).refusal.value
+    assert several.cheapest is None or several.cheapest.rank > 1
+    assert several.null.refusal.value > 0.9
+    assert CostChange(linear, several).verdict == "higher"
+    assert CostChange(several, linear).verdict == "lower"
+
+
+def test_a_path_that_opens_without_the_first_is_found_by_reading_again(searches):
+    plant = planted("backup", repair=1.0)
+    laboratory, settings = searches.laboratory(plant)
+    attacker = Attacker(laboratory, searches.judge, settings)
+    known = Attack(plant.truth.refusal, plant.truth.write_layer, -1, "planted")
+    found = attacker.best(2, known)
+    assert found.extractor == AGAIN
+    backup = plant.truth.backup / torch.linalg.vector_norm(plant.truth.backup)
+    assert torch.linalg.vector_norm(found.rows @ backup) > 0.9
+    assert torch.linalg.vector_norm(known.rows @ backup) < 0.1
+    left = [
+        attacker.subject.seen(rows).outcomes.count("refusal") for rows in (known.rows, found.rows)
+    ]
+    assert left[0] > 4
+    assert left[1] == 0
 
 
 def test_the_same_refusal_twice_is_no_difference(searches):
