@@ -188,7 +188,7 @@ def test_tables_have_every_rank_and_a_dash_for_what_was_not_measured():
     assert refused[1][4] == "90.6 % (81 to 95.6 %)"
     assert refused[2][2:] == ("–", "–", "–")
     assert [line[0] for line in costs] == ["1", "2"]
-    assert costs[1][1] == "0.200 (0.160 to 0.240)"
+    assert costs[1][1:] == ("0.200 (0.160 to 0.240)", "–", "0 % (0 to 5.7 %)", "–", "4.0", "–")
 
 
 def test_the_picture_shows_both_curves_and_where_refusal_has_ended(tmp_path):

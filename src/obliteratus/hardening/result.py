@@ -14,7 +14,7 @@ from obliteratus.verify.formatting import number, shown, signed
 FORMAT = "obliteratus.harden.1"
 HARDEN_FILE = "harden.json"
 REFUSED = ("out", "refused before", "after", "change", "after, known directions")
-COSTS = ("out", "KL before", "after", "minutes before", "after")
+COSTS = ("out", "KL before", "after", "broken before", "after", "minutes before", "after")
 MINUTE_DIGITS = 1
 VERDICTS: dict[CostVerdict, str] = {
     "higher": "Refusal is harder to remove than before",
@@ -176,6 +176,8 @@ def cost_rows(found: Hardening) -> list[tuple[str, ...]]:
                 str(before.rank),
                 shown(before.kl, "nats"),
                 "–" if after is None else shown(after.kl, "nats"),
+                shown(before.broken, "share"),
+                "–" if after is None else shown(after.broken, "share"),
                 minutes(before),
                 "–" if after is None else minutes(after),
             )
