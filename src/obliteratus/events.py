@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, field
 from typing import ClassVar, Literal, TypeVar
 
 T = TypeVar("T")
-Stage = Literal["summon", "probe", "analyze", "distill", "excise", "verify", "rebirth"]
+Stage = Literal[
+    "summon", "probe", "analyze", "distill", "excise", "attack", "harden", "verify", "rebirth"
+]
 STAGES: tuple[Stage, ...] = ("summon", "probe", "distill", "excise", "rebirth", "verify")
 """The stages of a run in the order in which they execute (the saved folder is what is verified)."""
 

@@ -23,6 +23,7 @@ from obliteratus.cli import (
     demo,
     detect,
     export,
+    harden,
     inspect,
     methods,
     models,
@@ -50,6 +51,7 @@ for panel, commands in {
     "Do": {
         "obliterate": obliterate.obliterate,
         "verify": verify.verify,
+        "harden": harden.harden,
         "export": export.export,
         "demo": demo.demo,
     },
