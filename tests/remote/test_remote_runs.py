@@ -49,7 +49,7 @@ def test_its_screen_is_shown_as_if_it_ran_here(installed, capsys, tmp_path):
     here = capsys.readouterr().out
     assert remote(installed, "inspect", model) == 0
     there = capsys.readouterr().out
-    assert here.splitlines()[-6:] == there.splitlines()[-6:]
+    assert here.rstrip().splitlines()[-6:] == there.rstrip().splitlines()[-6:]
 
 
 def test_a_folder_is_sent_and_the_output_arrives(installed, capsys, tmp_path):
@@ -112,8 +112,9 @@ def test_a_cut_link_loses_and_repeats_nothing(installed, wire, capsys, tmp_path)
 
 def test_a_detached_job_is_attached_later(installed, capsys, tmp_path):
     model = tiny_folder(tmp_path / "my-model", "llama")
-    assert remote(installed, "inspect", str(model), "-o", "seen", "-q", before=["--detach"]) == 0
-    name = capsys.readouterr().out.strip()
+    words = ["inspect", str(model), "-o", "seen", "--json"]
+    assert remote(installed, *words, before=["--detach"]) == 0
+    name = lines(capsys)[-1]["job"]
     assert main(["remote", "list"]) == 0
     assert name in capsys.readouterr().out
     assert not Path("seen").exists()

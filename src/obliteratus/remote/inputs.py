@@ -48,7 +48,7 @@ def request(name: str, context: Any) -> Request:
     """
     parameters = context.command.params
     names = {each.name for each in parameters}
-    if "as_json" not in names or not names & MODELS and name != "demo":
+    if "as_json" not in names or (not names & MODELS and name != "demo"):
         raise UsageError(f"`{name}` runs where you sit; --remote is not for it.")
     words = [Word(name)]
     output: Path | None = None

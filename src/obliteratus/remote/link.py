@@ -77,6 +77,17 @@ class Link:
         if self._connection is not None:
             self._connection.close()
 
+    @property
+    def connection(self) -> asyncssh.SSHClientConnection:
+        """The connection as it is now, which may be cut.
+
+        Raises:
+            RemoteError: there is none.
+        """
+        if self._connection is None:
+            raise RemoteError(f"there is no connection to {self.address}.")
+        return self._connection
+
     async def persistently(self, work: Callable[[asyncssh.SSHClientConnection], Awaitable[T]]) -> T:
         """Return ``work(connection)``; while the link is cut, connect and do it again.
 
