@@ -182,12 +182,14 @@ class CutWire(threading.Thread):
         for end in self._open:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-        self._open.clear()
         time.sleep(seconds)
         self.is_cut = False
 
     def close(self) -> None:
+        self.cut(0.0)
         self._listener.close()
+        for end in self._open:
+            end.close()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A command on another machine gives what it gives here, whatever happens to the link."""
 
-import hashlib
 import json
 import threading
 import time
@@ -23,6 +22,7 @@ QUICK = (
     "verify.dose=false",
     "verify.coherence=false",
 )
+CUTS = 4
 SETTINGS = [word for value in QUICK for word in ("--set", value)]
 
 
@@ -33,14 +33,6 @@ def remote(server, *words, port=None, before=()):
 
 def lines(capsys):
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def test_its_screen_is_shown_as_if_it_ran_here(installed, capsys, tmp_path):
@@ -78,36 +70,37 @@ def test_what_is_here_already_is_not_replaced(installed, capsys):
     assert "already exists" in capsys.readouterr().err
 
 
-def test_a_cut_link_loses_and_repeats_nothing(installed, wire, capsys, tmp_path):
-    model = tiny_folder(tmp_path / "my-model", "llama")
-    words = ["obliterate", str(model), "-o", "edited", *SETTINGS, "--seed", "3", "--json"]
+def test_a_cut_link_loses_and_repeats_nothing(installed, wire, refuser, capsys):
+    prompts = [f"--{name}={refuser / name}.jsonl" for name in ("harmful", "harmless")]
+    words = ["obliterate", str(refuser), *prompts, *SETTINGS, "--json"]
     done = threading.Event()
 
     def saw() -> None:
-        while not done.wait(2.0) and wire.cuts < 4:
-            wire.cut(1.0)
+        while not done.wait(2.0) and wire.cuts < CUTS:
+            if any(installed.root.glob("jobs/*/events.jsonl")):
+                wire.cut(1.0)
 
     saw_thread = threading.Thread(target=saw, daemon=True)
     saw_thread.start()
-    code = remote(installed, *words, port=wire.port)
+    code = remote(installed, *words, "-o", "edited", port=wire.port)
     done.set()
     saw_thread.join()
     heard = lines(capsys)
-    assert code == 0
+    assert code == 0, heard[-1]
     assert wire.cuts >= 2
     assert any("is cut" in line.get("text", "") for line in heard if line["event"] == "note")
-    stages = [line["stage"] for line in heard if line["event"] == "stage_started"]
-    assert stages == sorted(set(stages), key=stages.index)
-    assert stages[0] == "summon"
-    assert stages[-1] == "verify"
-    result = heard[-1]
-    assert result["event"] == "result"
-    assert result["folder"] == "edited"
-    assert (Path("edited") / "obliteratus" / "report.json").exists()
+    begun = [line["stage"] for line in heard if line["event"] == "stage_started"]
+    assert heard[-1]["event"] == "result"
+    assert heard[-1]["folder"] == "edited"
 
-    assert main([*words[:3], "alone", *words[4:]]) == 0
+    assert main([*words, "-o", "alone"]) == 0
+    alone = lines(capsys)
+    assert begun == [line["stage"] for line in alone if line["event"] == "stage_started"]
+    there, here = Path("edited"), Path("alone")
     weights = "model.safetensors"
-    assert (Path("edited") / weights).read_bytes() == (Path("alone") / weights).read_bytes()
+    assert (there / weights).read_bytes() == (here / weights).read_bytes()
+    names = {str(path.relative_to(there)) for path in there.rglob("*")}
+    assert names == {str(path.relative_to(here)) for path in here.rglob("*")}
 
 
 def test_a_detached_job_is_attached_later(installed, capsys, tmp_path):

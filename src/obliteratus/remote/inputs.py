@@ -9,7 +9,7 @@ from obliteratus.errors import UsageError
 
 MODELS = frozenset({"model", "original", "edited", "base", "other"})
 PROMPTS = frozenset({"harmful", "harmless"})
-FILES = frozenset({"repeated", "directions", "plan", "folder", "file", "directory"})
+FILES = frozenset({"repeated", "directions", "plan"})
 INPUTS = MODELS | PROMPTS | FILES
 """Parameters that may name something on this machine's disk, which is then sent."""
 OUTPUT = "output"
