@@ -131,7 +131,7 @@ def meet(home: Path, server: Server, *, port: int | None = None) -> None:
 def installed(server) -> Server:
     """The server with this program's environment in place: this interpreter, by another name."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    folder = server.root / "environments" / f"{this_package().identity}-py{version}" / "bin"
+    folder = server.root / "programs" / f"{this_package().identity}-py{version}"
     folder.mkdir(parents=True)
     script = folder / "python"
     source = Path(obliteratus.__file__).parent.parent

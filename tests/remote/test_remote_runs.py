@@ -72,7 +72,7 @@ def test_what_is_here_already_is_not_replaced(installed, capsys):
 
 def test_a_cut_link_loses_and_repeats_nothing(installed, wire, refuser, capsys):
     prompts = [f"--{name}={refuser / name}.jsonl" for name in ("harmful", "harmless")]
-    words = ["obliterate", str(refuser), *prompts, *SETTINGS, "--json"]
+    words = ["obliterate", str(refuser), *prompts, "--method", "basic", *SETTINGS, "--json"]
     done = threading.Event()
 
     def saw() -> None:

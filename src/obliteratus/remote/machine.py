@@ -60,6 +60,11 @@ class Machine:
     gpus: tuple[str, ...]
     venv: bool
 
+    @property
+    def series(self) -> str:
+        """The interpreter's ``3.11``: what is installed for one serves no other."""
+        return ".".join(self.version.split(".")[:2])
+
     def __str__(self) -> str:
         gpus = "; ".join(self.gpus) or "no NVIDIA GPU"
         return (

@@ -42,8 +42,12 @@ class Package:
     @property
     def identity(self) -> str:
         """Twelve hex digits that change with any byte of what is installed."""
-        parts = (self.wheel, self.constraints.encode(), ",".join(self.extras).encode())
-        return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+        return _short_hash(self.wheel, self.libraries_identity.encode())
+
+    @property
+    def libraries_identity(self) -> str:
+        """Twelve hex digits that change with the version of any library."""
+        return _short_hash(self.constraints.encode(), ",".join(self.extras).encode())
 
 
 def this_package() -> Package:
@@ -81,6 +85,10 @@ def _wheel(distribution: metadata.Distribution, info: str) -> bytes:
         for name, data in files.items():
             archive.writestr(zipfile.ZipInfo(name, EPOCH), data, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
+
+
+def _short_hash(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
 
 
 def _digest(data: bytes) -> str:

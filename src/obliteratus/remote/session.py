@@ -12,7 +12,7 @@ from obliteratus.errors import StorageError
 from obliteratus.events import Note, emit
 from obliteratus.remote.address import Address
 from obliteratus.remote.arrive import put_in_place, waiting_folder
-from obliteratus.remote.environment import environment
+from obliteratus.remote.environment import install
 from obliteratus.remote.errors import RemoteError
 from obliteratus.remote.follow import Follower, Hear, last_words
 from obliteratus.remote.hostkeys import Ask
@@ -86,7 +86,7 @@ async def _submit(
     async with Link(place.address, ask=ask) as link:
         machine = await link.persistently(lambda c: look(c, place.root, place.python))
         emit(Note(f"{place.address}: {machine}."))
-        there = await link.persistently(lambda c: environment(c, machine, package))
+        python = await link.persistently(lambda c: install(c, machine, package))
         sent = await link.persistently(lambda c: _send_inputs(c, machine.root, wanted))
         target = Path.cwd()
         if wanted.output is not None and (
@@ -94,7 +94,7 @@ async def _submit(
         ):
             target = wanted.output.parent.resolve()
         words = rewritten(wanted.words, sent)
-        job = new_job(place.address, machine.root, there.python, words, target, force=wanted.force)
+        job = new_job(place.address, machine.root, python, words, target, force=wanted.force)
         settings = {"OBLITERATUS_CACHE": str(PurePosixPath(machine.root) / "cache")}
         if columns:
             settings["OBLITERATUS_SCREEN_COLUMNS"] = str(columns)
