@@ -2,8 +2,8 @@
 
 Two layers, because one changes with every line of code and the other weighs gigabytes: a virtual
 environment with the libraries, named by their versions, and this program beside it, named by its
-bytes. Each is made under another name and renamed when it is complete, so that two sessions or a cut
-link leave no half of one.
+bytes. Each is made under another name and renamed when it is complete: two sessions, or a cut link,
+leave no half of one.
 """
 
 import shlex
@@ -75,10 +75,8 @@ def _libraries(machine: Machine, package: Package) -> PurePosixPath:
 
 
 def _wrapper(program: PurePosixPath, libraries: PurePosixPath) -> str:
-    site, python = (
-        shlex.quote(str(program / "site")),
-        shlex.quote(str(libraries / "bin" / "python")),
-    )
+    site = shlex.quote(str(program / "site"))
+    python = shlex.quote(str(libraries / "bin" / "python"))
     return f'#!/bin/sh\nPYTHONPATH={site} exec {python} "$@"\n'
 
 
@@ -89,8 +87,7 @@ def _make_libraries(
     python = f"{quote(new)}/bin/python"
     extras = f"[{','.join(package.extras)}]" if package.extras else ""
     return (
-        f"find {quote(str(libraries.parent))} -maxdepth 1 -name '*.part' -mtime +0 "
-        "-exec rm -rf {} + ; "
+        f"{_sweep(libraries.parent)}; "
         f"{quote(machine.python)} -m venv {quote(new)} && "
         f"{python} {PIP} install --constraint {quote(str(part / 'constraints.txt'))} "
         f"{quote(f'{part / package.filename}{extras}')} && "
@@ -107,9 +104,17 @@ def _make_program(
 ) -> str:
     quote = shlex.quote
     return (
+        f"{_sweep(program.parent)}; "
         f"{quote(str(libraries))}/bin/python {PIP} install --no-deps --no-index "
         f"--target {quote(str(part / 'site'))} {quote(str(part / package.filename))} && "
         f"{_into_place(machine, str(part), program)}"
+    )
+
+
+def _sweep(folder: PurePosixPath) -> str:
+    """Return a command that removes what sessions of other days left unfinished."""
+    return (
+        f"find {shlex.quote(str(folder))} -maxdepth 1 -name '*.part' -mtime +0 -exec rm -rf {{}} +"
     )
 
 
