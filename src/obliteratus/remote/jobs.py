@@ -5,6 +5,7 @@ import secrets
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import platformdirs
 
@@ -83,8 +84,9 @@ def find(name: str) -> Job:
 
 
 def _read(file: Path) -> Job:
-    facts = read_json(file)
-    return Job(**{**facts, "words": tuple(facts["words"])})
+    facts: dict[str, Any] = read_json(file)
+    facts["words"] = tuple(facts["words"])
+    return Job(**facts)
 
 
 def _folder() -> Path:

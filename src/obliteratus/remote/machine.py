@@ -3,6 +3,7 @@
 import json
 import shlex
 from dataclasses import dataclass
+from typing import Any
 
 import asyncssh
 
@@ -90,7 +91,7 @@ async def look(connection: asyncssh.SSHClientConnection, root: str, python: str 
     if done.exit_status is None:
         raise asyncssh.ConnectionLost("the command lost its link")
     try:
-        facts = json.loads(str(done.stdout))
+        facts: dict[str, Any] = json.loads(str(done.stdout))
     except json.JSONDecodeError as error:
         asked = (
             "no Python 3.11 or later was found there"
@@ -106,4 +107,5 @@ async def look(connection: asyncssh.SSHClientConnection, root: str, python: str 
             f"{facts['python']} there cannot make virtual environments. Install them (Debian: "
             "`apt install python3-venv`), or name another one with --remote-python."
         )
-    return Machine(**{**facts, "gpus": tuple(facts["gpus"])})
+    facts["gpus"] = tuple(facts["gpus"])
+    return Machine(**facts)
