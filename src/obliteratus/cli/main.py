@@ -55,6 +55,8 @@ class Commands(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         given = ctx.params
         if given["address"] is not None and command is not None:
+            while isinstance(command, TyperGroup) and rest and rest[0] in command.commands:
+                name, command, rest = f"{name} {rest[0]}", command.commands[rest[0]], rest[1:]
             parsed = command.make_context(name, rest, parent=ctx)
             remote.run_there(
                 given["address"],

@@ -7,9 +7,9 @@ from typing import Any
 
 from obliteratus.errors import UsageError
 
-MODELS = frozenset({"model", "original", "edited", "base", "other"})
+MODELS = frozenset({"model", "models", "original", "edited", "base", "other"})
 PROMPTS = frozenset({"harmful", "harmless"})
-FILES = frozenset({"repeated", "directions", "plan"})
+FILES = frozenset({"repeated", "directions", "plan", "recipe", "study"})
 INPUTS = MODELS | PROMPTS | FILES
 """Parameters that may name something on this machine's disk, which is then sent."""
 OUTPUT = "output"
@@ -41,7 +41,9 @@ class Request:
 
 
 def request(name: str, context: Any) -> Request:
-    """Return the request of a parsed command (``context``: that of click, already checked).
+    """Return the request of a parsed command, such as ``analyze`` or ``study run``.
+
+    ``context`` is that of click, which has checked the words.
 
     Raises:
         UsageError: the command cannot run elsewhere, because it is about no model, or talks.
@@ -50,7 +52,7 @@ def request(name: str, context: Any) -> Request:
     names = {each.name for each in parameters}
     if "as_json" not in names or (not names & MODELS and name != "demo"):
         raise UsageError(f"`{name}` runs where you sit; --remote is not for it.")
-    words = [Word(name)]
+    words = [Word(each) for each in name.split()]
     output: Path | None = None
     for parameter in parameters:
         if not _is_given(context, parameter.name) or parameter.name in SCREEN:
