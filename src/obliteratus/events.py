@@ -158,6 +158,9 @@ def from_json(data: Mapping[str, Any]) -> Event | None:
     if kind is None:
         return None
     fields = {key: value for key, value in data.items() if key in kind.__dataclass_fields__}
+    if kind is Progress and "left" in data:
+        kind = TimedProgress
+        fields["left"] = float("inf") if data["left"] is None else data["left"]
     if kind is DeviationRecorded:
         fields["deviation"] = Deviation(**fields["deviation"])
     return kind(**fields)
