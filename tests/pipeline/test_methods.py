@@ -99,9 +99,11 @@ def test_arditi_is_the_published_choice() -> None:
 @pytest.mark.parametrize("method", methods(), ids=lambda method: method.name)
 def test_a_plan_in_words_goes_through_the_stages_in_order(method) -> None:
     stages = [stage for stage, _ in explained(method).stages]
+    analyzed = ["ANALYZE"] if method.name == "informed" else []
     assert list(dict.fromkeys(stages)) == [
         "SUMMON",
         "PROBE",
+        *analyzed,
         "DISTILL",
         "EXCISE",
         "REBIRTH",

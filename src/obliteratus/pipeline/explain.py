@@ -14,6 +14,7 @@ from typing import Any
 from obliteratus.directions.filters import FILTERS
 from obliteratus.directions.placement import PLACEMENTS
 from obliteratus.directions.samples import EXTRACTORS
+from obliteratus.pipeline.informed import modules_of
 from obliteratus.pipeline.methods import Method, settings_for
 from obliteratus.pipeline.wording import deed, strength_words, target_words
 from obliteratus.settings import DistillSettings, RdoSettings, RunSettings, TuneSettings
@@ -88,6 +89,7 @@ def explained(method: Method) -> Explanation:
     stages = (
         ("SUMMON", "load the model and account for every matrix that writes to its stream"),
         ("PROBE", f"read the stream behind every block at {POSITIONS[settings.probe.positions]}"),
+        *(("ANALYZE", words) for words in _informed(settings)),
         *(("DISTILL", words) for words in _distilled(settings.distill)),
         *(("EXCISE", words) for words in _excised(settings)),
         ("REBIRTH", "write the edited model to a folder"),
@@ -120,6 +122,13 @@ def form_of(settings: RunSettings) -> Form:
         outside=tuple(outside),
         formula="W' = " + before.format(core=CORE),
     )
+
+
+def _informed(settings: RunSettings) -> list[str]:
+    if not settings.informed.enabled:
+        return []
+    names = ", ".join(modules_of(settings))
+    return [f"{names}: what they find decides, by rules, what was not asked for of the following"]
 
 
 def _distilled(settings: DistillSettings) -> list[str]:

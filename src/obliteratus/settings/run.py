@@ -6,6 +6,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from obliteratus.settings.analyze import AnalyzeSettings
 from obliteratus.settings.edit import EditSettings
+from obliteratus.settings.informed import InformedSettings
 from obliteratus.settings.judge import JudgeSettings
 from obliteratus.settings.search import KernelSettings, RdoSettings, TuneSettings
 from obliteratus.settings.section import Section
@@ -203,6 +204,7 @@ class RunSettings(Section):
     analyze: AnalyzeSettings = AnalyzeSettings()
     distill: DistillSettings = DistillSettings()
     edit: EditSettings = EditSettings()
+    informed: InformedSettings = InformedSettings()
     verify: VerifySettings = VerifySettings()
 
     @model_validator(mode="after")
