@@ -1,4 +1,4 @@
-"""Each rule fires on its finding, leaves what is undetermined alone, and gives way to what was asked."""
+"""Each rule fires on its finding, leaves the undetermined alone and gives way to what was asked."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -333,5 +333,5 @@ def test_assignments_and_flags_are_kept_and_only_in_informed_runs() -> None:
 
 def test_a_key_to_keep_that_does_not_exist_is_refused() -> None:
     settings = settings_for("informed", ["informed.keep=[edit.layer]"])
-    with pytest.raises(UsageError, match="Did you mean 'edit.layers'"):
+    with pytest.raises(UsageError, match=r"Did you mean 'edit\.layers'"):
         check_keep(settings)
