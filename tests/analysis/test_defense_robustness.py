@@ -44,7 +44,7 @@ from obliteratus.testing.planted_prompts import planted_items
 from obliteratus.testing.planted_transformer import PlantedTransformer, planted
 from obliteratus.testing.planted_vocabulary import REFUSES
 
-POOL, FEW = 18, 12  # prompts that are measured, and how many of them one experiment sees
+POOL, FEW = 18, 10  # prompts that are measured, and how many of them one experiment sees
 DRAWN, VECTORS = 8, 6  # the same for random directions
 
 
@@ -104,10 +104,11 @@ def some(seen: Robustness, seed: int) -> Robustness:
     )
 
 
-def repairs(seen: Robustness) -> list[dict[str, Estimate]]:
+@cache
+def repairs(variant: str, what: str = "refusal") -> list[dict[str, Estimate]]:
     found: list[dict[str, Estimate]] = []
     for seed in range(100):
-        few = some(seen, seed)
+        few = some(pool(variant, what), seed)
         reaction = reaction_estimates(few.reaction, seed=seed)
         found.append({**repair_estimates(few.repair, seed=seed), **reaction})
     return found
@@ -122,7 +123,7 @@ def times(found: list[dict[str, Estimate]], name: str, verdict: str = "supported
 
 
 def test_a_backup_is_found_with_its_share() -> None:
-    found = repairs(pool("backup"))
+    found = repairs("backup")
     assert times(found, "repair_by_blocks") >= 80
     assert sum(map(is_self_repair, found)) >= 80
     shares = [each["repair_share"].value for each in found]
@@ -130,7 +131,7 @@ def test_a_backup_is_found_with_its_share() -> None:
 
 
 def test_what_the_backup_writes_takes_over() -> None:
-    found = repairs(pool("backup"))
+    found = repairs("backup")
     assert times(found, "new_direction") >= 80
     assert times(found, "new_direction_takes_over") >= 80
 
@@ -138,16 +139,15 @@ def test_what_the_backup_writes_takes_over() -> None:
 @pytest.mark.parametrize("variant", ["linear", "decodable_only"])
 def test_readers_of_a_direction_do_not_repair_it(variant: str) -> None:
     """In ``decodable_only`` harm is still told apart without r, by a direction twice as long."""
-    found = repairs(pool(variant))
+    found = repairs(variant)
     assert sum(map(is_self_repair, found)) <= 10
     assert times(found, "direct_effect") >= 80
     assert times(found, "repair_by_blocks", "not_supported") >= 80
     assert np.mean([each["repair_share"].value for each in found]) == pytest.approx(0, abs=0.05)
 
 
-@pytest.mark.parametrize("variant", ["null", "decodable_only"])
-def test_of_what_does_nothing_nothing_is_made_up_for(variant: str) -> None:
-    found = repairs(pool(variant, "inert"))
+def test_of_what_does_nothing_nothing_is_made_up_for() -> None:
+    found = repairs("null", "inert")
     assert sum(map(is_self_repair, found)) <= 10
     assert times(found, "direct_effect") <= 10
 
@@ -155,7 +155,7 @@ def test_of_what_does_nothing_nothing_is_made_up_for(variant: str) -> None:
 @pytest.mark.parametrize("variant", ["linear", "decodable_only"])
 def test_what_is_left_or_lost_is_not_new(variant: str) -> None:
     """Harm stays decodable, and what the reader wrote is gone: both change the contrast."""
-    assert times(repairs(pool(variant)), "new_direction") <= 10
+    assert times(repairs(variant), "new_direction") <= 10
 
 
 def test_what_mattered_before_does_not_take_over() -> None:
@@ -163,35 +163,6 @@ def test_what_mattered_before_does_not_take_over() -> None:
     r, code = plant.truth.refusal[0], plant.codes[plant.token(REFUSES)]
     fall = taken_over(bench(plant, r), out(r), [out(code / code.norm())])
     assert (fall < 0).all()
-
-
-def test_a_block_that_repairs_and_one_that_passes_on_are_told_apart() -> None:
-    """Their sum would be 0: a block gives back 4, and one before it takes 4 more."""
-    late = np.zeros((5, 4, 8))
-    late[0] = np.array([6.0, 2.0, 6.0, 0.0])[:, None]
-    repair = Repair(("embedding", 0, 1, 2), late, late[:, 0], late[1:, 0])
-    found = repair_estimates(repair, seed=0)
-    assert found["repair_by_blocks"].value == pytest.approx(4)
-    assert found["direct_effect"].value == pytest.approx(10)
-    assert found["repair_share"].value == pytest.approx(0.4)
-
-
-def test_noise_that_restores_on_one_half_only_is_no_repair() -> None:
-    """Steps that are chosen and summed on the same prompts would show 1.3 log-odds."""
-    draws = np.random.default_rng(0).normal(size=(200, 5, 12, 24)) + 12
-    found = [Repair((), late, late[:, 0], late[1:, 0]).restored[0].mean() for late in draws]
-    chosen_on_all = np.maximum(np.diff(draws[:, 0].mean(axis=2), axis=1), 0).sum(axis=1)
-    assert chosen_on_all.mean() > 1
-    assert abs(np.mean(found)) < 0.15
-
-
-def test_what_the_final_norm_alone_gives_back_is_split_off() -> None:
-    late = np.zeros((5, 3, 8))
-    late[0] = np.array([10.0, 10.0, 0.0])[:, None]
-    total = late[:, 0] - np.array([2.0, 0, 0, 0, 0])[:, None]
-    found = repair_estimates(Repair(("embedding", 0, 1), late, total, late[1:, 0]), seed=0)
-    assert found["repair_by_norm"].value > 1.9
-    assert found["repair_by_blocks"].value == 0
 
 
 def test_entangled_skill_is_found_with_its_ratio() -> None:

@@ -69,7 +69,9 @@ def some(suite: Suite, seed: int) -> Suite:
     )
 
 
-def behaviour(suite: Suite) -> list[dict[str, Estimate]]:
+@cache
+def behaviour(variant: str, what: str = "refusal") -> list[dict[str, Estimate]]:
+    suite = pool(variant, what)
     return [behaviour_changes(some(suite, seed), seed=seed) for seed in range(100)]
 
 
@@ -78,7 +80,7 @@ def times(seen: list[dict[str, Estimate]], name: str) -> int:
 
 
 def test_the_fall_of_refusal_is_found_and_nothing_beside_it() -> None:
-    seen = behaviour(pool("linear"))
+    seen = behaviour("linear")
     assert times(seen, "refusal_fall") >= 80
     assert np.mean([each["refusal_fall"].value for each in seen]) == pytest.approx(12, abs=1.5)
     assert times(seen, "first_token_kl") <= 10
@@ -86,16 +88,22 @@ def test_the_fall_of_refusal_is_found_and_nothing_beside_it() -> None:
 
 
 def test_an_unread_direction_changes_no_behaviour() -> None:
-    seen = behaviour(pool("null", "inert"))
+    seen = behaviour("null", "inert")
     for name in ("refusal_fall", "first_token_kl", "nll_rise"):
         assert times(seen, name) <= 10
 
 
-def test_a_long_unread_direction_changes_the_stream_and_not_refusal() -> None:
-    suite = pool("decodable_only", "inert")
-    assert times(behaviour(suite), "refusal_fall") <= 10
+@pytest.mark.parametrize(
+    ("variant", "name"), [("null", "cka_loss"), ("decodable_only", "rank_change")]
+)
+def test_a_long_unread_direction_changes_the_stream_and_not_refusal(
+    variant: str, name: str
+) -> None:
+    """Where triggers separate the classes as well, prompts stay as alike as they were."""
+    suite = pool(variant, "inert")
     stream = [stream_changes(some(suite, seed), seed=seed) for seed in range(100)]
-    assert times(stream, "cka_loss") >= 80
+    assert times(stream, name) >= 80
+    assert times(behaviour(variant, "inert"), "refusal_fall") <= 10
 
 
 def test_an_ablation_that_changes_nothing_leaves_the_stream_as_it_is() -> None:
@@ -103,6 +111,14 @@ def test_an_ablation_that_changes_nothing_leaves_the_stream_as_it_is() -> None:
     same = replace(suite, after=np.concatenate([suite.before[None], suite.after[1:]]))
     stream = [stream_changes(some(same, seed), seed=seed) for seed in range(100)]
     assert times(stream, "cka_loss") + times(stream, "rank_change") == 0
+
+
+@pytest.mark.parametrize(("size", "verdict"), [(0.004, "not_supported"), (0.04, "supported")])
+def test_a_sure_change_that_is_too_small_to_matter_is_none(size: float, verdict: str) -> None:
+    kl = np.zeros((DRAWN + 1, POOL))
+    kl[0] = size * np.linspace(0.9, 1.1, POOL)
+    found = behaviour_changes(replace(pool("linear"), kl=kl), seed=0)
+    assert found["first_token_kl"].verdict == verdict
 
 
 def test_every_number_has_its_null() -> None:

@@ -15,6 +15,8 @@ from obliteratus.testing.refuser import tiny_settings
 MODULES = (
     "concept_cone_geometry",
     "cross_layer_alignment",
+    "defense_robustness",
+    "evaluation_suite",
     "linear_probe_classifiers",
     "multi_token_position",
     "whitened_svd",
@@ -58,6 +60,8 @@ def test_all_answer_on_a_model_that_refuses(refuser: Path, tmp_path: Path, store
     assert position.estimates["removed everywhere"].value > 1
     assert position.facts["left_out"] == []
     assert found["whitened_svd"].estimates["first_ratio"].value > 1
+    assert found["defense_robustness"].estimates["direct_effect"].value > 1
+    assert found["evaluation_suite"].estimates["refusal_fall"].value > 1
     for name, each in found.items():
         assert all(drawn(picture).axes for picture in ANALYSES[name].pictures(each))
 

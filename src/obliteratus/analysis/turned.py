@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from obliteratus.errors import MeasurementError
@@ -39,7 +39,7 @@ class Change:
         read, write = torch.cat([self.read, other.read]), torch.cat([self.write, other.write])
         return Change(read, write)
 
-    def of(self, stream: Float64[Tensor, "*batch d_model"]) -> Float64[Tensor, "*batch d_model"]:
+    def of(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return what is left of ``stream`` when it is changed like a write."""
         return stream - (stream @ self.read.T.to(stream)) @ self.write.to(stream)
 
