@@ -41,8 +41,9 @@ FEW = (
     "analyze.permutations=39",
     "distill.select_prompts=14",
     "distill.max_kl=0.1",
-    "distill.max_depth=0.84",  # the answer itself, behind the reader, is no candidate
 )
+BEFORE_READER = "distill.max_depth=0.84"
+"""r itself is selected: what the reader writes, the answer itself, is no candidate."""
 SHORT = (
     "verify.max_new_tokens=8",
     "verify.over_refusal=0",
@@ -176,7 +177,10 @@ def test_wrong_modules_and_keys_are_refused_before_a_model_is_loaded(linear: Pla
 def test_a_repaired_direction_gets_a_second_pass_that_ends_refusal(tmp_path: Path) -> None:
     backup = on_disk(tmp_path, "backup")
     result = obliterate(
-        str(backup.folder), tmp_path / "edited", backup.settings(*SHORT), store=backup.store
+        str(backup.folder),
+        tmp_path / "edited",
+        backup.settings(*SHORT, BEFORE_READER),
+        store=backup.store,
     )
     assert int(str(values(result)["edit.passes"])) >= 2
     assert record(result)["passes"][0]["rows"][0]["is_kept"]
@@ -199,7 +203,7 @@ def test_entangled_skill_is_found_in_its_block_and_said_not_to_be_spared(
     entangled = on_disk(tmp_path, "entangled")
     for place in (module, defense_robustness):
         monkeypatch.setattr(place, "built_in_questions", asked_of(entangled.plant))
-    settings, decisions = entangled.decided()
+    settings, decisions = entangled.decided(BEFORE_READER)
     spared = decisions[-1]
     assert spared.parameter == "edit.layers"
     assert spared.status == "unchanged"
