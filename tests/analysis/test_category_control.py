@@ -3,11 +3,9 @@
 from collections import Counter
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 
-from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.category_control import CategoryControl, control_findings, measure_control
 from obliteratus.analysis.concept_cone_geometry import (
     category_directions,
@@ -16,12 +14,10 @@ from obliteratus.analysis.concept_cone_geometry import (
 )
 from obliteratus.analysis.findings import Findings
 from obliteratus.directions.samples import samples_at
-from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.pictures.drawn import drawn
 from obliteratus.probe.activations import Activations
 from obliteratus.probe.capture import probe
-from obliteratus.prompts.contrast import Splits
-from obliteratus.settings import AnalyzeSettings
+from obliteratus.testing.planted_bench import planted_bench
 from obliteratus.testing.planted_transformer import planted
 
 POOL, FEW = 48, 24  # prompts on which directions act, and how many of them one experiment sees
@@ -34,18 +30,7 @@ def pool(variant: str) -> tuple[Activations, CategoryControl]:
     plant = planted(variant)
     prompts = plant.prompts(POOL, seed=1)
 
-    def unused() -> Any:
-        raise AssertionError("directions are given")
-
-    bench = Bench(
-        model=plant.model,
-        splits=Splits(prompts, prompts, prompts),
-        behaviour=BEHAVIOURS["refusal"],
-        settings=AnalyzeSettings(prompts=POOL),
-        probed=unused,
-        distilled=unused,
-        calibrated=lambda: plant.refusal_tokens,
-    )
+    bench = planted_bench(plant, prompts, prompts=POOL)
     activations = probe(plant.model, plant.prompts(FIT))
     layer = plant.truth.write_layer
     samples = samples_at(activations, layer, -1)

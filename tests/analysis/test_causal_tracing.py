@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from obliteratus.analysis import patching
-from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.causal_tracing import causal_tracing, pictures
 from obliteratus.analysis.findings import Findings
 from obliteratus.analysis.module import ANALYSES
@@ -17,7 +16,6 @@ from obliteratus.analysis.parts import parts, places
 from obliteratus.analysis.patching import Patcher
 from obliteratus.analysis.tracing import Traced, aligned_pairs, trace
 from obliteratus.errors import MeasurementError
-from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.head import head_of
 from obliteratus.measure.log_odds import RefusalTokens
 from obliteratus.models.loaded import LoadedModel
@@ -26,9 +24,9 @@ from obliteratus.pictures.drawn import drawn
 from obliteratus.pictures.interactive import interactive
 from obliteratus.prompts.contrast import ContrastSet, Prompt
 from obliteratus.prompts.split import split
-from obliteratus.settings import AnalyzeSettings
 from obliteratus.testing.float64 import ExactFloat64
 from obliteratus.testing.keystone import tokens_for
+from obliteratus.testing.planted_bench import planted_bench
 from obliteratus.testing.planted_transformer import PlantedTransformer, planted
 from obliteratus.testing.tiny import tiny_model
 
@@ -248,18 +246,7 @@ def test_only_pairs_of_equal_length_are_traced() -> None:
 def test_it_runs_on_a_bench_and_is_drawn() -> None:
     plant = planted("linear")
 
-    def unused() -> Any:
-        raise AssertionError("tracing needs neither activations nor directions")
-
-    bench = Bench(
-        model=plant.model,
-        splits=split(plant.prompts(48)),
-        behaviour=BEHAVIOURS["refusal"],
-        settings=AnalyzeSettings(prompts=8, permutations=99),
-        probed=unused,
-        distilled=unused,
-        calibrated=lambda: plant.refusal_tokens,
-    )
+    bench = planted_bench(plant, split(plant.prompts(48)), prompts=8, permutations=99)
     seen = ANALYSES["causal_tracing"].run(bench)
     assert seen.facts["pairs"] == {"used": 8, "offered": 8}
     assert set(seen.facts["enough"]) == chain(plant)

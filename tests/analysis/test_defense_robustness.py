@@ -32,14 +32,12 @@ from obliteratus.analysis.self_repair import Repair, repair_estimates
 from obliteratus.analysis.turned import out, turned
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.samples import samples_at
-from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.operator.removal import everywhere
 from obliteratus.pictures.drawn import drawn
 from obliteratus.pictures.interactive import interactive
-from obliteratus.probe.capture import probe
 from obliteratus.prompts.contrast import Splits
-from obliteratus.settings import AnalyzeSettings
 from obliteratus.statistics.estimate import Estimate
+from obliteratus.testing.planted_bench import planted_bench
 from obliteratus.testing.planted_prompts import planted_items
 from obliteratus.testing.planted_transformer import PlantedTransformer, planted
 from obliteratus.testing.planted_vocabulary import REFUSES
@@ -49,17 +47,12 @@ DRAWN, VECTORS = 8, 6  # the same for random directions
 
 
 def bench(plant: PlantedTransformer, row: torch.Tensor) -> Bench:
-    prompts, layer = plant.prompts(POOL), plant.truth.write_layer
+    fit, prompts = plant.prompts(POOL, seed=1), plant.prompts(POOL)
+    layer = plant.truth.write_layer
     basis = everywhere(plant.model, row[None])
     directions = Directions(basis, dict.fromkeys(basis, 9.0), "planted", layer, -1)
-    return Bench(
-        model=plant.model,
-        splits=Splits(plant.prompts(POOL, seed=1), prompts, prompts),
-        behaviour=BEHAVIOURS["refusal"],
-        settings=AnalyzeSettings(prompts=POOL),
-        probed=lambda: probe(plant.model, plant.prompts(POOL, seed=1)),
-        distilled=lambda: directions,
-        calibrated=lambda: plant.refusal_tokens,
+    return planted_bench(
+        plant, Splits(fit, prompts, prompts), directions=directions, fit=fit, prompts=POOL
     )
 
 

@@ -2,12 +2,10 @@
 
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
 
-from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.evaluation_suite import (
     behaviour_changes,
     evaluation_suite,
@@ -18,11 +16,9 @@ from obliteratus.analysis.geometry_change import debiased_cka, effective_rank, i
 from obliteratus.analysis.suite import Suite, measure_suite
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import MeasurementError
-from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.pictures.drawn import drawn
-from obliteratus.prompts.contrast import Splits
-from obliteratus.settings import AnalyzeSettings
 from obliteratus.statistics.estimate import Estimate
+from obliteratus.testing.planted_bench import planted_bench
 from obliteratus.testing.planted_transformer import planted
 
 POOL, FEW = 18, 12  # prompts that are measured, and how many of them one experiment sees
@@ -39,18 +35,7 @@ def pool(variant: str, what: str = "refusal") -> Suite:
     prompts, layer = plant.prompts(POOL), plant.truth.write_layer
     directions = Directions({layer: row[None]}, {layer: 9.0}, "planted", layer, -1)
 
-    def unused() -> Any:
-        raise AssertionError("the suite needs no activations")
-
-    bench = Bench(
-        model=plant.model,
-        splits=Splits(prompts, prompts, prompts),
-        behaviour=BEHAVIOURS["refusal"],
-        settings=AnalyzeSettings(prompts=POOL),
-        probed=unused,
-        distilled=lambda: directions,
-        calibrated=lambda: plant.refusal_tokens,
-    )
+    bench = planted_bench(plant, prompts, directions=directions, prompts=POOL)
     return measure_suite(bench, row, layer, TEXTS, vectors=DRAWN)
 
 

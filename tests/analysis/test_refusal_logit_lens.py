@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.findings import Findings
 from obliteratus.analysis.lens import (
     Moved,
@@ -21,14 +20,13 @@ from obliteratus.analysis.module import ANALYSES
 from obliteratus.analysis.patching import Patcher
 from obliteratus.analysis.refusal_logit_lens import crossing, pictures, refusal_logit_lens
 from obliteratus.errors import MeasurementError
-from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.head import head_of
 from obliteratus.measure.log_odds import refusal_log_odds
 from obliteratus.models.chat import encode
 from obliteratus.pictures.drawn import drawn
 from obliteratus.pictures.interactive import interactive
 from obliteratus.prompts.split import split
-from obliteratus.settings import AnalyzeSettings
+from obliteratus.testing.planted_bench import planted_bench
 from obliteratus.testing.planted_transformer import PlantedTransformer, planted
 
 WEAK = 0.15  # of the planted swing: 1.8 log-odds between the classes
@@ -160,18 +158,7 @@ def test_broken_logits_are_refused() -> None:
 def test_it_runs_on_a_bench_and_is_drawn() -> None:
     plant = planted("linear")
 
-    def unused() -> None:
-        raise AssertionError("the lens needs neither activations nor directions")
-
-    bench = Bench(
-        model=plant.model,
-        splits=split(plant.prompts(48)),
-        behaviour=BEHAVIOURS["refusal"],
-        settings=AnalyzeSettings(prompts=8, permutations=99),
-        probed=unused,  # pyright: ignore[reportArgumentType]
-        distilled=unused,  # pyright: ignore[reportArgumentType]
-        calibrated=lambda: plant.refusal_tokens,
-    )
+    bench = planted_bench(plant, split(plant.prompts(48)), prompts=8, permutations=99)
     state = {name: value.clone() for name, value in plant.model.module.state_dict().items()}
     seen = ANALYSES["refusal_logit_lens"].run(bench)
     assert seen.estimates["crossing_layer"].value == 4

@@ -14,16 +14,14 @@ from obliteratus.analysis.module import ANALYSES
 from obliteratus.analysis.sparse_surgery import Cut, cut_columns, pictures, sparse_surgery
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import MeasurementError
-from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.models.chat import encode
 from obliteratus.operator.hooks import edited
 from obliteratus.operator.removal import removal
 from obliteratus.pictures.drawn import drawn
 from obliteratus.pictures.interactive import interactive
-from obliteratus.prompts.contrast import Splits
-from obliteratus.settings import AnalyzeSettings
 from obliteratus.testing.float64 import ExactFloat64
 from obliteratus.testing.keystone import exact_logits, tokens_for
+from obliteratus.testing.planted_bench import planted_bench
 from obliteratus.testing.planted_transformer import PlantedTransformer, planted
 from obliteratus.testing.tiny import tiny_model
 
@@ -37,18 +35,7 @@ def bench(plant: PlantedTransformer, row: torch.Tensor) -> Bench:
     layer = plant.truth.write_layer
     directions = Directions({layer: row[None]}, {layer: 9.0}, "planted", layer, -1)
 
-    def unused() -> Any:
-        raise AssertionError("surgery needs no activations")
-
-    return Bench(
-        model=plant.model,
-        splits=Splits(prompts, prompts, prompts),
-        behaviour=BEHAVIOURS["refusal"],
-        settings=AnalyzeSettings(prompts=POOL),
-        probed=unused,
-        distilled=lambda: directions,
-        calibrated=lambda: plant.refusal_tokens,
-    )
+    return planted_bench(plant, prompts, directions=directions, prompts=POOL)
 
 
 def with_silent(plant: PlantedTransformer, row: torch.Tensor) -> None:

@@ -22,12 +22,10 @@ from obliteratus.analysis.steering_vectors import (
 )
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import MeasurementError
-from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.operator.removal import everywhere
 from obliteratus.pictures.drawn import drawn
 from obliteratus.pictures.interactive import interactive
-from obliteratus.prompts.contrast import Splits
-from obliteratus.settings import AnalyzeSettings
+from obliteratus.testing.planted_bench import planted_bench
 from obliteratus.testing.planted_transformer import PlantedTransformer, planted
 
 WEAK = 0.1  # of the planted length and swing: 1.2 log-odds at a dose of 1
@@ -42,20 +40,7 @@ def along(plant: PlantedTransformer, row: torch.Tensor, length: float) -> Direct
 
 
 def bench(plant: PlantedTransformer, directions: Directions) -> Bench:
-    prompts = plant.prompts(POOL)
-
-    def unused() -> Any:
-        raise AssertionError("steering needs no activations")
-
-    return Bench(
-        model=plant.model,
-        splits=Splits(prompts, prompts, prompts),
-        behaviour=BEHAVIOURS["refusal"],
-        settings=AnalyzeSettings(prompts=POOL),
-        probed=unused,
-        distilled=lambda: directions,
-        calibrated=lambda: plant.refusal_tokens,
-    )
+    return planted_bench(plant, plant.prompts(POOL), directions=directions, prompts=POOL)
 
 
 def pool(variant: str, what: str = "refusal", length: float = 9.0, **changes: Any) -> Responses:

@@ -31,10 +31,21 @@ def test_findings_and_an_atlas_are_written_and_what_is_left_out_is_said(place, q
     }
     found = json.loads((place.work / "out" / "findings.json").read_text())["modules"]
     assert list(found) == ["whitened_svd"]
-    left = json.loads((place.work / "out" / "analysis.json").read_text())["left_out"]
-    assert [each["module"] for each in left] == ["concept_cone_geometry"]
+    facts = json.loads((place.work / "out" / "analysis.json").read_text())
+    assert [each["module"] for each in facts["left_out"]] == ["concept_cone_geometry"]
+    assert {each["answer"] for each in facts["audit"]} == {"not measured"}
     assert "left out" in outcome.out
     assert found["whitened_svd"]["headline"].split(":")[0] in " ".join(outcome.out.split())
+
+
+def test_a_second_model_is_compared(place, quick):
+    arguments = [*quick, "--set=analyze.permutations=39", "--set=analyze.prompts=4"]
+    modules = ("--modules", "cross_model_transfer", "--other", quick[0])
+    outcome = place.run("analyze", *arguments, *modules, "-o", "out")
+    assert outcome.code == 0, outcome.err
+    found = json.loads((place.work / "out" / "findings.json").read_text())["modules"]
+    assert found["cross_model_transfer"]["facts"]["kinship"]["same_base"]
+    assert json.loads((place.work / "out" / "analysis.json").read_text())["other"]
 
 
 def test_a_mistyped_analysis_is_named_before_a_model_is_loaded(place):

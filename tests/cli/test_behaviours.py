@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import QUICK
+import obliteratus
 
 PAGE = Path(__file__).parents[2] / "docs" / "behaviours.md"
 
@@ -55,7 +55,7 @@ def test_on_disk_there_is_nothing_that_shows_a_behaviour(place):
     assert "so behaviour mean nothing to it" in outcome.err
 
 
-def test_a_plugin_of_the_page_is_found_listed_and_edited(refuser, tmp_path):
+def test_a_plugin_of_the_page_is_found_listed_and_edited(quick, tmp_path):
     """The example of docs/behaviours.md, as a package of its own would bring it."""
     text = PAGE.read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(\"\"\"Brevity.*?)```", text, flags=re.DOTALL)
@@ -69,10 +69,10 @@ def test_a_plugin_of_the_page_is_found_listed_and_edited(refuser, tmp_path):
         "Metadata-Version: 2.1\nName: obliteratus-brevity\nVersion: 1.0\n"
     )
     (info / "entry_points.txt").write_text(f"[obliteratus.plugins]\n{name} = {module}\n")
-    paths = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
+    source = Path(obliteratus.__file__).parents[1]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONPATH": os.pathsep.join([str(site), str(source)]),
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
     }
 
@@ -92,8 +92,8 @@ def test_a_plugin_of_the_page_is_found_listed_and_edited(refuser, tmp_path):
     (facts,) = json.loads(listed.stdout.splitlines()[-1])["behaviours"]
     assert facts["pairs"] == 48
     assert facts["agreement"]["kappa"]["value"] == 1.0
-    quick = [f"--set={each}" for each in (*QUICK, "verify.prompts=4", "verify.judge.name=brevity")]
-    done = run("obliterate", str(refuser), "--behaviour", "brevity", *quick, "-o", "out", "-q")
+    few = ("--set=verify.prompts=4", "--set=verify.judge.name=brevity", "--behaviour=brevity")
+    done = run("obliterate", *quick, *few, "-o", "out", "-q")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "obliteratus" / "report.json").read_text())
     assert report["behaviour"] == "brevity"

@@ -37,7 +37,8 @@ def origin(tmp_path_factory) -> Path:
         "revision": None,
         "fingerprint": model.source.fingerprint,
     }
-    asked = {"source": record, "dtype": "float32", "model": str(source)}
+    settings = {"behaviour": "refusal"}
+    asked = {"source": record, "dtype": "float32", "model": str(source), "requested": settings}
     write_json(run / RECORDS / "run.json", asked)
     return folder
 

@@ -71,6 +71,15 @@ def test_the_file_says_what_it_is(per_layer, tmp_path):
     assert "Additive only" in fields["general.description"].contents()
 
 
+def test_the_file_names_the_behaviour_that_it_raises(per_layer, tmp_path):
+    for name, noun in (("refusal", None), ("toxicity", "toxicity")):
+        facts = {} if noun is None else {"noun": noun}
+        found = dataclasses.replace(per_layer, provenance=facts)
+        export_control_vector(found, tmp_path / name)
+        said = gguf.GGUFReader(tmp_path / name).fields["general.description"].contents()
+        assert f"towards {name};" in said
+
+
 def test_equal_directions_give_equal_bytes(per_layer, tmp_path):
     export_control_vector(per_layer, tmp_path / "v.gguf", model_type="llama")
     assert hashlib.sha256((tmp_path / "v.gguf").read_bytes()).hexdigest() == GOLDEN

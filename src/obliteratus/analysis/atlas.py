@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 
+from obliteratus.analysis.audit import AuditRow, audit
 from obliteratus.analysis.findings import Findings
 from obliteratus.analysis.module import ANALYSES
 from obliteratus.errors import StorageError
@@ -49,14 +50,15 @@ class Atlas:
 
 
 def save_atlas(atlas: Atlas, folder: Path) -> None:
-    """Write ``atlas.html`` and ``analysis.json`` (facts and what was left out) into ``folder``.
+    """Write ``atlas.html`` and ``analysis.json`` (facts, audit, what was left out) into ``folder``.
 
     Raises:
         StorageError: a file cannot be written.
     """
     left = [{"module": each.module, "reason": each.reason} for each in atlas.left_out]
     try:
-        write_json(folder / FACTS_FILE, {**atlas.facts, "left_out": left})
+        rows = [each.as_json() for each in audit(atlas.findings)]
+        write_json(folder / FACTS_FILE, {**atlas.facts, "audit": rows, "left_out": left})
         (folder / ATLAS_FILE).write_text(as_page(atlas), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"cannot write the atlas in {folder}: {error}.") from error
@@ -70,6 +72,7 @@ def as_page(atlas: Atlas) -> str:
         name=atlas.facts.get("model", {}).get("asked", "model"),
         light=LIGHT,
         dark=DARK,
+        audit=[_audited(each, atlas.words) for each in audit(atlas.findings)],
         sections=[_section(name, found, atlas.words) for name, found in atlas.findings.items()],
         left_out=[
             (atlas.words.reworded(ANALYSES[each.module].title), each.reason)
@@ -96,6 +99,21 @@ def _section(name: str, found: Findings, words: Words) -> dict[str, Any]:
             {"title": each.title, "caption": each.caption, "svg": as_svg(drawn(each))}
             for each in pictures
         ],
+    }
+
+
+def _audited(row: AuditRow, words: Words) -> dict[str, Any]:
+    question, answer = words.reworded(row.question), words.reworded(row.answer)
+    is_there = row.estimate is not None
+    figures = _estimate("", row.estimate) if row.estimate is not None else {}
+    return {
+        "question": question,
+        "answer": answer,
+        "module": row.module if is_there else "",
+        "verdict": figures.get("verdict", "muted"),
+        "value": figures.get("value", ""),
+        "interval": figures.get("interval", ""),
+        "null": figures.get("null", ""),
     }
 
 

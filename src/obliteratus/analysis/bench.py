@@ -33,7 +33,8 @@ class Bench:
 
     ``probed`` returns the fit activations with every prompt kept, ``distilled`` the selected
     directions, ``calibrated`` the first tokens that show the behaviour (None where the model has
-    none): all three may take minutes, and are called once. Interventions are made on
+    none): all three may take minutes, and are called once. ``compared`` makes the bench of a second
+    model with the same prompts (None: no other model was given). Interventions are made on
     :attr:`subset`, prompts of the select split, which neither directions nor tokens were fitted to.
     """
 
@@ -44,6 +45,7 @@ class Bench:
     probed: Callable[[], Activations] = field(repr=False)
     distilled: Callable[[], Directions] = field(repr=False)
     calibrated: Callable[[], RefusalTokens | None] = field(repr=False)
+    compared: Callable[[], "Bench"] | None = field(default=None, repr=False)
     system: str | None = None
     seed: int = 0
     store: Store | None = None
@@ -73,6 +75,20 @@ class Bench:
                 "which this analysis reads. Leave it out with --modules."
             )
         return found
+
+    @cached_property
+    def other(self) -> "Bench":
+        """The bench of the model that this one is compared with.
+
+        Raises:
+            MeasurementError: none was given.
+        """
+        if self.compared is None:
+            raise MeasurementError(
+                f"there is no second model to compare {self.model.source.asked} with. Give one "
+                "with --other (analyze.other)."
+            )
+        return self.compared()
 
     @cached_property
     def head(self) -> Head:

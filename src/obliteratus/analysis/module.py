@@ -17,7 +17,7 @@ class Analysis:
     ids), ``null`` says what the same method gives where there is nothing to find, ``cost`` how many
     forward passes of how many prompts it takes beyond PROBE. ``run`` reads the bench and hands
     values to the mathematics; ``pictures`` are made of the findings alone, so that a saved file can
-    be drawn again.
+    be drawn again. ``compares`` says that it reads a second model too (``Bench.other``).
     """
 
     title: str
@@ -28,6 +28,7 @@ class Analysis:
     cost: str
     run: Callable[[Bench], Findings]
     pictures: Callable[[Findings], tuple[Picture, ...]]
+    compares: bool = False
 
 
 ANALYSES: Registry[Analysis] = Registry("analysis", "obliteratus.analysis")

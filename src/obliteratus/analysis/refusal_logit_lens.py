@@ -23,6 +23,7 @@ from obliteratus.analysis.lens import (
     prefix_of,
     seen_by_the_head,
 )
+from obliteratus.analysis.lens_reliability import lens_picture, with_lens
 from obliteratus.analysis.module import ANALYSES, Analysis
 from obliteratus.analysis.patching import Patcher
 from obliteratus.analysis.resampling import (
@@ -31,6 +32,7 @@ from obliteratus.analysis.resampling import (
     ends,
     weights,
 )
+from obliteratus.analysis.tuned_lens import neutral_states, tune
 from obliteratus.pictures.spec import Line, Panel, Picture, Role
 from obliteratus.statistics.estimate import Estimate, Verdict
 
@@ -236,6 +238,7 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
         Line("among five", x, at("top_5"), role="refusal", dashed=True),
         Line("first, harmless", x, at("top_1_harmless"), role="compliance"),
     )
+    tested = (lens_picture(found),) if "kl_tuned" in arrays else ()
     return (
         Picture("When the stream says refusal", caption, tuple(panels)),
         Picture(
@@ -244,19 +247,22 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
             "five.",
             (Panel(tops, "layer (block output)", "share of prompts", whole_x=True),),
         ),
+        *tested,
     )
 
 
 def _run(bench: Bench) -> Findings:
     model, subset = bench.model, bench.subset
     streams = [last_streams(model, side) for side in (subset.harmful, subset.harmless)]
-    seen = [seen_by_the_head(model, bench.head, bench.tokens, each) for each in streams]
+    lens = tune(bench, neutral_states(bench)) if bench.settings.lens == "tuned" else None
+    read = streams if lens is None else [lens.translate(each) for each in streams]
+    seen = [seen_by_the_head(model, bench.head, bench.tokens, each) for each in read]
     moved = None
     if model.anatomy.streams is None:  # of several, one cannot stand for what the next block reads
         prefix = prefix_of(subset.harmful, subset.harmless)
         patcher = Patcher(model, bench.head, bench.tokens, (), prefix)
         moved = move_streams(patcher, subset.harmful, subset.harmless, streams[0])
-    return refusal_logit_lens(
+    found = refusal_logit_lens(
         seen[0],
         seen[1],
         moved,
@@ -264,6 +270,7 @@ def _run(bench: Bench) -> Findings:
         permutations=bench.settings.permutations,
         seed=bench.seed,
     )
+    return found if lens is None else with_lens(found, lens, seed=bench.seed)
 
 
 ANALYSES.register("refusal_logit_lens")(
@@ -273,10 +280,12 @@ ANALYSES.register("refusal_logit_lens")(
         "decided there?",
         method="The final norm and the head read the last token's stream at every layer; the "
         "crossing is compared with the layer from which on that stream, moved into a harmless "
-        "run, brings refusal with it.",
+        "run, brings refusal with it. "
+        "analyze.lens=tuned reads through affine translators learned on neutral text.",
         null="labels shuffled within pairs, largest contrast of all layers",
         source="nostalgebraist 2020 (lesswrong AcKRB8wDpdaN6v6ru), 2303.08112, 2202.05262",
-        cost="2 forward passes of 32 prompts a class, and ½ (layers + 1) of the harmless ones",
+        cost="2 forward passes of 32 prompts a class, and ½ (layers + 1) of the harmless ones; a "
+        "tuned lens one more of 512 passages, and a regression by layer",
         run=_run,
         pictures=pictures,
     )

@@ -29,6 +29,12 @@ def analyze(
             autocompletion=_module_names,
         ),
     ] = None,
+    other: Annotated[
+        str | None,
+        typer.Option(
+            "--other", metavar="MODEL", help="A second model: does the direction transfer to it?"
+        ),
+    ] = None,
     behaviour: options.BehaviourName = None,
     assignments: options.Assignments = None,
     seed: options.Seed = None,
@@ -68,7 +74,7 @@ def analyze(
             categories=options.split_names(categories),
             system=system,
         ),
-        analyze=options.section(modules=options.split_names(modules)),
+        analyze=options.section(modules=options.split_names(modules), other=other),
     )
     with rendering(
         as_json=as_json,

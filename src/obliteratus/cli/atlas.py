@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from obliteratus.analysis.atlas import ATLAS_FILE, WORDS, Atlas
+from obliteratus.analysis.audit import audit
 from obliteratus.analysis.findings import Findings
 from obliteratus.analysis.module import ANALYSES
 from obliteratus.cli.main_job import default_output
@@ -37,6 +38,7 @@ def run(
     output = output or default_output(model, "atlas")
     screen.title(f"analyze {model} · to {output}")
     result = analyze(model, output, settings, force=force)
+    screen.say(_audit(result.atlas))
     screen.say(_table(result.atlas))
     screen.say(f" Written to {output / ATLAS_FILE} in {duration(result.seconds)}.\n")
     screen.path(output)
@@ -45,6 +47,7 @@ def run(
         {
             "folder": str(output),
             "seconds": result.seconds,
+            "audit": [each.as_json() for each in audit(result.atlas.findings)],
             "modules": {name: found.as_json() for name, found in result.atlas.findings.items()},
             "left_out": {each.module: each.reason for each in result.atlas.left_out},
         },
@@ -62,6 +65,23 @@ def verdicts(found: Findings) -> Text:
         Text(WORDS[each] if len(said) == 1 else f"{counts[each]} {WORDS[each]}", COLOURS[each])
         for each in said
     )
+
+
+def _audit(atlas: Atlas) -> Table:
+    """Return what is known of the safeguard; the page names what was not measured, too."""
+    say, table = atlas.words.reworded, Table.grid(padding=(0, 2, 0, 1))
+    table.add_column(max_width=40)
+    table.add_column(ratio=1)
+    for row in audit(atlas.findings):
+        if row.estimate is None:
+            continue
+        low, high = row.estimate.interval
+        answer = Text(say(row.answer), COLOURS[row.estimate.verdict])
+        answer.append(f"  {row.estimate.value:.3g} ({low:.3g} to {high:.3g})", "dim")
+        table.add_row(say(row.question), answer)
+    if table.rows:
+        table.add_row("", "")
+    return table
 
 
 def _table(atlas: Atlas) -> Table:

@@ -21,6 +21,7 @@ from obliteratus.cli import (
     behaviours,
     chat,
     demo,
+    detect,
     export,
     inspect,
     methods,
@@ -55,6 +56,7 @@ for panel, commands in {
     "Look": {
         "inspect": inspect.inspect,
         "analyze": analyze.analyze,
+        "detect": detect.detect,
         "chat": chat.chat,
     },
     "List": {

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal
 
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.generation import Completion
@@ -99,9 +99,20 @@ def labelled_for(behaviour: str) -> tuple[LabelledAnswer, ...]:
     finished, to find where these end; the others before there were any.
     """
     path = resources.files("obliteratus.measure") / "data" / f"labelled_{behaviour}.jsonl"
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    rows: list[dict[str, Any]] = [
+        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
+    ]
     return tuple(
-        LabelledAnswer(**{**row, "label": SHOWN[row["label"]]}, origin="own", language="en")
+        LabelledAnswer(
+            id=row["id"],
+            label=SHOWN[row["label"]],
+            kind=row["kind"],
+            part=row["part"],
+            origin="own",
+            language="en",
+            prompt=row["prompt"],
+            completion=row["completion"],
+        )
         for row in rows
     )
 

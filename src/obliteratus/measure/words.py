@@ -65,6 +65,7 @@ class Words(BaseModel):
             "refused": f"met with {self.noun}",
             "refuse": f"be {self.shown}",
             "compliance": self.unshown,
+            "harm": self.noun,
             "harmful": self.provoking,
             "harmless": self.neutral,
         }

@@ -10,6 +10,7 @@ from obliteratus.analysis.atlas import LeftOut
 from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.findings import Findings, load_findings, save_findings
 from obliteratus.analysis.module import ANALYSES
+from obliteratus.analysis.neutral_text import passages
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import DirectionError, MeasurementError
 from obliteratus.events import Note, emit
@@ -32,7 +33,8 @@ class Answers:
 class Analyses:
     """Runs analyses on one bench: what one of them needed is there for the others.
 
-    ``activations`` are those of the fit prompts where the caller has probed already.
+    ``activations`` are those of the fit prompts where the caller has probed already, ``other`` is a
+    second model with the same prompts, for the analyses that compare.
     """
 
     def __init__(
@@ -41,12 +43,15 @@ class Analyses:
         journal: Journal,
         *,
         activations: Activations | None = None,
+        other: Laboratory | None = None,
     ) -> None:
         """Prepare the bench; nothing is run before an analysis asks for it."""
         self._laboratory = laboratory
         self._journal = journal
         self._known = activations
-        self.bench = self._made()
+        self._other = other
+        compared = None if other is None else cache(lambda: Analyses(other, journal).bench)
+        self.bench = self._made(compared)
 
     def run(self, modules: Iterable[str]) -> Answers:
         """Answer each of ``modules``; one that has no meaning for this model is left out."""
@@ -76,6 +81,7 @@ class Analyses:
         """
         laboratory = self._laboratory
         settings = laboratory.settings
+        compared = self._other if name in ANALYSES and ANALYSES[name].compares else None
         key = content_key(
             "analysis",
             **laboratory.identity,
@@ -85,7 +91,9 @@ class Analyses:
             select=laboratory.splits.select.sha256,
             positions=settings.probe.positions,
             distill=settings.distill.model_dump(mode="json"),
-            settings=settings.analyze.model_dump(mode="json", exclude={"modules"}),
+            settings=settings.analyze.model_dump(mode="json", exclude={"modules", "other"}),
+            other=None if compared is None else dict(compared.identity),
+            text=None if settings.analyze.text is None else passages(settings.analyze).sha256,
             seed=settings.seed,
             analysis=analysis_code(),
             **more,
@@ -101,7 +109,7 @@ class Analyses:
         headline = laboratory.behaviour.words.reworded(found.headline)
         return replace(found, headline=headline), is_cached
 
-    def _made(self) -> Bench:
+    def _made(self, compared: Callable[[], Bench] | None) -> Bench:
         laboratory, journal = self._laboratory, self._journal
         settings = laboratory.settings
 
@@ -132,6 +140,7 @@ class Analyses:
             probed=probed,
             distilled=distilled,
             calibrated=calibrated,
+            compared=compared,
             system=settings.prompts.system,
             seed=settings.seed,
             store=laboratory.store,

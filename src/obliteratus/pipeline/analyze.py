@@ -9,14 +9,16 @@ from obliteratus.analysis.findings import save_findings
 from obliteratus.analysis.module import ANALYSES
 from obliteratus.events import DeviationRecorded, emit
 from obliteratus.measure.behaviour import Behaviour
+from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.summon import summon
 from obliteratus.pipeline.analyses import Analyses
 from obliteratus.pipeline.behaviour import behaviour_of, without_first_tokens
 from obliteratus.pipeline.journal import Journal
 from obliteratus.pipeline.stages import Laboratory
+from obliteratus.prompts.contrast import Splits
 from obliteratus.prompts.load import contrast_set
 from obliteratus.prompts.split import split
-from obliteratus.settings import RunSettings
+from obliteratus.settings import ModelSettings, RunSettings
 from obliteratus.store import Store, atomic_folder, check_target
 
 
@@ -73,20 +75,18 @@ class _Run:
         splits = split(contrast)
         for deviation in self.changed:
             emit(DeviationRecorded(deviation))
-        with self.journal.stage("summon", f"load {name}") as note:
-            model = summon(name, self.settings.model, store=self.store)
-            anatomy = model.anatomy
-            note.text = (
-                f"{anatomy.model_type}, {anatomy.n_layers} layers of width {anatomy.d_model}"
-            )
+        model = self._summoned(name, self.settings.model)
+        anatomy = model.anatomy
         laboratory = Laboratory(model, splits, self.settings, self.store)
-        answers = Analyses(laboratory, self.journal).run(modules)
+        other = self._other(splits, modules)
+        answers = Analyses(laboratory, self.journal, other=other).run(modules)
         return Atlas(
             findings=answers.findings,
             left_out=answers.left_out,
             words=self.behaviour.words,
             facts={
                 "model": asdict(model.source),
+                "other": None if other is None else asdict(other.model.source),
                 "model_type": anatomy.model_type,
                 "layers": anatomy.n_layers,
                 "d_model": anatomy.d_model,
@@ -98,3 +98,24 @@ class _Run:
                 "seconds": {stage: round(s, 3) for stage, s in self.journal.seconds.items()},
             },
         )
+
+    def _summoned(self, name: str, settings: ModelSettings) -> LoadedModel:
+        with self.journal.stage("summon", f"load {name}") as note:
+            model = summon(name, settings, store=self.store)
+            anatomy = model.anatomy
+            note.text = (
+                f"{anatomy.model_type}, {anatomy.n_layers} layers of width {anatomy.d_model}"
+            )
+        return model
+
+    def _other(self, splits: Splits, modules: tuple[str, ...]) -> Laboratory | None:
+        """Return the second model with the same prompts, None where nothing compares.
+
+        It is loaded before anything is measured, so that a mistyped name shows at once; a revision
+        that is asked for is that of the first model.
+        """
+        name = self.settings.analyze.other
+        if name is None or not any(ANALYSES[module].compares for module in modules):
+            return None
+        settings = self.settings.model.model_copy(update={"revision": None})
+        return Laboratory(self._summoned(name, settings), splits, self.settings, self.store)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 
 from jaxtyping import Float
@@ -14,8 +14,8 @@ from obliteratus.directions.permuted import permuted_directions, permuted_prompt
 from obliteratus.directions.rdo import rdo
 from obliteratus.directions.rdo_objective import RdoObjective
 from obliteratus.directions.score import Scorer
-from obliteratus.errors import NoRefusalTokensError
-from obliteratus.events import Note, emit
+from obliteratus.errors import DirectionError, NoRefusalTokensError
+from obliteratus.events import Deviation, Note, emit
 from obliteratus.measure.behaviour import BEHAVIOURS
 from obliteratus.measure.log_odds import RefusalTokens, calibrate
 from obliteratus.models.loaded import LoadedModel
@@ -32,6 +32,7 @@ from obliteratus.verify.identity import code_fingerprint, versions, weights_fing
 
 ACTIVATIONS_FILE = "activations.safetensors"
 DIRECTIONS_FILE = "directions.safetensors"
+PLAIN, PROJECTED = "difference_of_means", "projected_difference_of_means"
 
 
 class Laboratory:
@@ -160,9 +161,29 @@ class Laboratory:
     def _selected(
         self, activations: Activations, scorer: Scorer, asked: DistillSettings
     ) -> Directions:
-        """Return what the selection finds; its provenance says of which behaviour it is."""
-        found = distill(activations, scorer, asked, seed=self.settings.seed)
-        facts = {"behaviour": self.behaviour.name, "noun": self.behaviour.words.noun}
+        """Return what the selection finds; its provenance says of which behaviour it is.
+
+        Where no first token tells the behaviour and no direction turns one class into the other,
+        the next of :func:`easier` is tried, which is recorded as a Deviation.
+        """
+        facts: dict[str, object] = {
+            "behaviour": self.behaviour.name,
+            "noun": self.behaviour.words.noun,
+        }
+        easier_ones = [] if self.behaviour.openings else easier(asked)
+        tried, reason = asked, ""
+        while True:
+            try:
+                found = distill(activations, scorer, tried, seed=self.settings.seed)
+                break
+            except DirectionError as error:
+                if not easier_ones:
+                    raise
+                tried, reason = easier_ones.pop(0), reason or str(error).rstrip(".")
+        if tried != asked:
+            name = "extractor" if tried.extractor != asked.extractor else "selection"
+            before, after = (f"distill.{name}={getattr(s, name)}" for s in (asked, tried))
+            facts["deviations"] = [asdict(Deviation("distill", before, after, reason))]
         return replace(found, provenance={**found.provenance, **facts})
 
     def _searched(
@@ -256,3 +277,18 @@ def needs_log_odds(settings: RunSettings) -> bool:
         or distill.rdo.steps > 0
         or settings.edit.passes > 1
     )
+
+
+def easier(asked: DistillSettings) -> list[DistillSettings]:
+    """Return what to try where COSMIC finds no direction, in order.
+
+    Two kinds of prompts that are much alike share most of what a plain difference of means takes
+    out, so that removing it makes them less alike; projected, it keeps what they share. At last
+    every block keeps its own direction, which is chosen by nothing.
+    """
+    if asked.selection != "cosmic":
+        return []
+    found = [asked.model_copy(update={"selection": "per_layer"})]
+    if asked.extractor == PLAIN:
+        found.insert(0, asked.model_copy(update={"extractor": PROJECTED}))
+    return found

@@ -64,7 +64,7 @@ def export_control_vector(
     vectors = {layer: _vector(directions, layer) for layer in layers}
     deviations = _deviations(directions, wanted, layers)
     with atomic_file(path, replace=force) as work:
-        _write(work, vectors, model_type)
+        _write(work, vectors, model_type, noun_of(directions))
     for deviation in deviations:
         emit(DeviationRecorded(deviation))
     return layers, deviations
@@ -106,12 +106,12 @@ def _deviations(
     return tuple(found)
 
 
-def _write(path: Path, vectors: dict[int, np.ndarray], model_type: str | None) -> None:
+def _write(path: Path, vectors: dict[int, np.ndarray], model_type: str | None, noun: str) -> None:
     writer = gguf.GGUFWriter(path, ARCHITECTURE)
     if model_type is not None:
         writer.add_string(f"{ARCHITECTURE}.model_hint", model_type)
     writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(vectors))
-    writer.add_description(MEANING.format(noun=noun_of(directions)))
+    writer.add_description(MEANING.format(noun=noun))
     for layer, vector in vectors.items():
         writer.add_tensor(f"direction.{layer}", vector)
     writer.write_header_to_file()

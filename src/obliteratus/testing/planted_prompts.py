@@ -74,6 +74,25 @@ def planted_items(n: int = 32, *, seed: int = 0) -> tuple[Item, ...]:
     return tuple(items)
 
 
+def planted_text(n: int = 400, *, seed: int = 0) -> tuple[str, ...]:
+    """Return ``n`` texts of all the words that there are, each with what matters in it at random.
+
+    Half of them have a word of harm and half a trigger word, independently: text that says nothing
+    about what is refused, and shows a model everything that prompts are made of.
+    """
+    drawn = random.Random(f"text {seed}")
+    every = tuple(word for words in HARM.values() for word in words)
+    found: dict[str, None] = {}
+    while len(found) < n:
+        words = [drawn.choice(VERBS), *_fillers(drawn)]
+        place, other = drawn.sample(range(1, len(words)), 2)
+        words[place] = drawn.choice(every if drawn.random() < 0.5 else NOUNS)
+        if drawn.random() < 0.5:
+            words[other] = drawn.choice(TRIGGERS)
+        found.setdefault(" ".join(words))
+    return tuple(found)
+
+
 def write_prompts(folder: Path, contrast: ContrastSet) -> None:
     """Write ``harmful.jsonl`` and ``harmless.jsonl`` into ``folder``, paired by their ids."""
     for name, prompts in (("harmful", contrast.harmful), ("harmless", contrast.harmless)):

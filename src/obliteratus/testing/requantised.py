@@ -27,13 +27,18 @@ def refilled(
     Raises:
         UsageError: there is no such storage.
     """
-    stored = _stored(edited, storage).to(torch.float64)
+    stored = restored(edited, storage).to(torch.float64)
     rank, d_model = basis.shape
     left = (basis.to(torch.float64) @ stored).square().sum()
     return float(d_model * left / (rank * original.to(torch.float64).square().sum()))
 
 
-def _stored(matrix: Tensor, storage: str) -> Tensor:
+def restored(matrix: Float[Tensor, "rows columns"], storage: str) -> Float[Tensor, "rows columns"]:
+    """Return ``matrix`` as it is read back from ``storage``.
+
+    Raises:
+        UsageError: there is no such storage.
+    """
     if storage == "bfloat16":
         return matrix.to(torch.bfloat16)
     functional: Any = importlib.import_module("bitsandbytes.functional")

@@ -40,13 +40,15 @@ def tiny_model(
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
     randomise: bool = True,
+    sizes: Mapping[str, int] = MappingProxyType({}),
 ) -> LoadedModel:
     """Return a random model of ``model_type`` with d_model = 16 and 3 or 4 layers, in milliseconds.
 
     Its configuration is that of :mod:`obliteratus.testing.tiny_configs`; qwen2, gemma2, gemma3_text
     and gpt2, for example, have tied embeddings. With ``randomise`` every gain, bias
     and scalar buffer leaves its default, so that forgetting one shows. The tokenizer works on bytes
-    and has a ChatML template. In float64 experts run in the eager implementation.
+    and has a ChatML template. In float64 experts run in the eager implementation. ``sizes``
+    replaces sizes of the configuration.
 
     Raises:
         UsageError: there is no tiny configuration for ``model_type``.
@@ -56,10 +58,11 @@ def tiny_model(
             f"no tiny model of type '{model_type}'.{did_you_mean(model_type, CONFIGS)}"
         )
     tokenizer = tiny_tokenizer()
-    module = _module(model_type, tokenizer, dtype, seed)
+    module = _module(model_type, tokenizer, dtype, seed, sizes)
     if randomise:
         randomise_parameters(module, seed=seed)
     name = f"tiny-{model_type}-{seed}-{dtype}-{randomise}"
+    name += "".join(f"-{key}={size}" for key, size in sizes.items())
     return LoadedModel(
         module=module,
         tokenizer=tokenizer,

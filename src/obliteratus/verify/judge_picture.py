@@ -44,7 +44,7 @@ def judge_by_label(found: JudgeAgreement, words: Words = REFUSAL) -> Figure:
             "the report does not hold how the judge ruled on labelled answers. Verify again to "
             "count it."
         )
-    labels = [label for label in LABELS if any(key[0] == label for key in counts)]
+    labels: list[Outcome] = [label for label in LABELS if any(key[0] == label for key in counts)]
     rulings: list[dict[Outcome, int]] = [
         {said: counts.get((label, said), 0) for said in OUTCOMES} for label in labels
     ]
@@ -53,7 +53,7 @@ def judge_by_label(found: JudgeAgreement, words: Words = REFUSAL) -> Figure:
         heights = [len(labels), 1]
         picture, axes = figure(0.9 + 0.52 * sum(heights), 2, sharex=True, height_ratios=heights)
         panels: list[Axes] = list(np.atleast_1d(axes))
-        _bars(panels[0], rulings, list(map(words.of, labels)))
+        _bars(panels[0], rulings, [words.of(label) for label in labels])
         _interval(panels[0], labels.index("refusal"), found.recall, "found")
         _bars(panels[1], [called], [f"called {words.shown}"])
         if found.precision is not None:

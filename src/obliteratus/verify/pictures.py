@@ -80,7 +80,7 @@ def outcomes_by_category(report: Report, prompts: str = "harmful") -> Figure:
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         said = {each for row in parts for cell in row.turned for each in (cell.before, cell.after)}
-        outcomes = [each for each in OUTCOMES if each in {*LABELS, *said}]
+        outcomes: list[Outcome] = [each for each in OUTCOMES if each in {*LABELS, *said}]
         _outcome_key(axes, largest, outcomes, report.words)
         return picture
 

@@ -1,18 +1,22 @@
 """Every stage looks at the behaviour that is asked for, and says so in its words."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.nn import functional
 
-from obliteratus.errors import UsageError
+from obliteratus.directions.distill import distill
+from obliteratus.errors import DirectionError, UsageError
 from obliteratus.events import DeviationRecorded, Event, Note, StageFinished, listening
 from obliteratus.measure.behaviour import BEHAVIOURS, Behaviour
 from obliteratus.measure.judges.base import JUDGES
 from obliteratus.measure.judges.rules import rule_judge
 from obliteratus.measure.words import REFUSAL, words_of
 from obliteratus.models.summon import summon
+from obliteratus.pipeline import stages
 from obliteratus.pipeline.analyze import analyze
 from obliteratus.pipeline.behaviour import behaviour_of, without_first_tokens
 from obliteratus.pipeline.methods import settings_for
@@ -23,7 +27,13 @@ from obliteratus.prompts.builtin import refusal, sentiment
 from obliteratus.prompts.load import contrast_set
 from obliteratus.prompts.split import split
 from obliteratus.release.directions_file import load_directions
-from obliteratus.settings import PromptSettings, RunSettings, VerifySettings
+from obliteratus.settings import (
+    PromptSettings,
+    RunSettings,
+    VerifySettings,
+    settings_from,
+    with_overrides,
+)
 from obliteratus.store import Store
 from obliteratus.testing.planted_transformer import planted, planted_folder
 from obliteratus.testing.refuser import tiny_settings
@@ -68,13 +78,24 @@ def declining(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(vars(BEHAVIOURS)["_entries"], name, behaviour)
 
 
+def settings_on(folder: Path, behaviour: str, method: str, *assignments: str) -> RunSettings:
+    """Return settings for the prompts of ``folder``, which its model tells apart for certain."""
+    few = tiny_settings(folder, method, "verify.prompts=4", "verify.max_new_tokens=12")
+    values = with_overrides({**few.model_dump(mode="json"), "behaviour": behaviour}, assignments)
+    return settings_from(values)
+
+
 @pytest.mark.parametrize(
-    ("behaviour", "noun"), [("sentiment", "Negativity"), ("truthfulness", "Falsehood")]
+    ("behaviour", "noun", "selection"),
+    [("sentiment", "Negativity", "cosmic"), ("truthfulness", "Falsehood", "per_layer")],
 )
-def test_a_behaviour_is_obliterated_with_its_own_prompts_judge_and_words(
-    behaviour: str, noun: str, refuser: Path, tmp_path: Path
+def test_a_behaviour_is_obliterated_with_its_judge_and_words(
+    behaviour: str, noun: str, selection: str, refuser: Path, tmp_path: Path
 ) -> None:
-    settings = settings_of(behaviour, "advanced")
+    """On prompts of one's own, or, where the judge has to know them, on those built in."""
+    settings = settings_on(refuser, behaviour, "advanced")
+    if behaviour == "truthfulness":
+        settings = settings_of(behaviour, "advanced", f"distill.selection={selection}")
     seen: list[Event] = []
     with listening(seen.append):
         result = obliterate(str(refuser), tmp_path / "out", settings, store=Store(tmp_path / "s"))
@@ -84,28 +105,65 @@ def test_a_behaviour_is_obliterated_with_its_own_prompts_judge_and_words(
     assert report.judge == f"{behaviour} (rules)"
     assert report.headline.startswith(f"{noun} on {words.asked}")
     assert report.agreement is not None
-    assert report.agreement.kappa.n == 98
+    assert report.agreement.kappa.n == 98  # both have as many held-out answers
     said = [row.label for row in report.rows] + [claim.text for claim in report.claims]
     assert not [text for text in said if "refus" in text or "harm" in text]
-    page = as_html(report).replace("tiny-refuser", "")
-    assert "refus" not in page.lower()
-    assert "harmful" not in page
+    page = as_html(report).replace("tiny-refuser", "").replace("--refusal", "")
+    assert not re.search(r"refus|\bharm", page.lower())
     assert report.row("over_refusal") is None
     assert [e.text for e in seen if isinstance(e, Note) and "look-alikes" in e.text] == [
         f"no look-alikes are asked: there are none for {words.noun}."
     ]
     card = (result.folder / "README.md").read_text()
     assert f"with its {words.noun} edited" in card
-    assert "Whether the model refuses what the original\nrefuses was not measured" in card
+    assert "refuses what the original refuses was not measured" in card
     found = load_directions(result.folder / "obliteratus" / "directions.safetensors")
     assert found.provenance["behaviour"] == behaviour
-    assert found.provenance["settings"]["selection"] == "cosmic"
+    assert found.provenance["settings"]["selection"] == selection
+
+
+def test_where_no_one_direction_turns_the_classes_each_block_keeps_its_own(
+    refuser: Path, tmp_path: Path
+) -> None:
+    """The tiny refuser hardly tells bleak prompts from bright ones, and a run ends all the same."""
+    settings, store = settings_of("sentiment", "basic"), Store(tmp_path / "s")
+    result = obliterate(str(refuser), tmp_path / "out", settings, store=store)
+    (kept,) = [each for each in result.report.deviations if "cosmic" in each.asked]
+    assert kept.done == "distill.selection=per_layer"
+    assert "no more alike than no edit" in kept.reason
+    found = load_directions(result.folder / "obliteratus" / "directions.safetensors")
+    assert set(found.basis) == {0, 1, 2}
+    assert found.source_layer is None
+    with pytest.raises(DirectionError, match="no more alike than no edit"):
+        loose = settings_of("refusal", "basic", "distill.selection=cosmic", "edit.layers=all")
+        contrast = sentiment()
+        model = summon(str(refuser), store=store)
+        laboratory = Laboratory(model, split(contrast), loose, store)
+        laboratory.distilled(laboratory.probed()[0], None)
+
+
+def test_a_projected_difference_is_tried_before(
+    refuser: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_is_plain(*given: Any, **named: Any) -> Any:
+        if given[2].extractor == "difference_of_means":
+            raise DirectionError("none of 2 candidates passes.")
+        return distill(*given, **named)
+
+    monkeypatch.setattr(stages, "distill", none_is_plain)
+    settings, store = settings_on(refuser, "sentiment", "basic"), Store(tmp_path / "s")
+    result = obliterate(str(refuser), tmp_path / "out", settings, store=store)
+    asked = {each.asked: each for each in result.report.deviations}
+    kept = asked["distill.extractor=difference_of_means"]
+    assert kept.done == "distill.extractor=projected_difference_of_means"
+    assert kept.reason == "none of 2 candidates passes"
+    assert "distill.selection=cosmic" not in asked
 
 
 def test_what_first_tokens_would_decide_is_recorded_as_not_done(
     refuser: Path, tmp_path: Path
 ) -> None:
-    settings = settings_of("toxicity", "basic")
+    settings = settings_on(refuser, "toxicity", "basic")
     seen: list[Event] = []
     with listening(seen.append):
         result = obliterate(str(refuser), tmp_path / "out", settings, store=Store(tmp_path / "s"))
@@ -174,9 +232,8 @@ def test_an_atlas_speaks_of_the_behaviour(refuser: Path, tmp_path: Path) -> None
     (left,) = result.atlas.left_out
     assert "no first tokens that show 'sycophancy'" in left.reason
     page = (result.folder / "atlas.html").read_text().replace("tiny-refuser", "")
-    page = page.replace("refusal_logit_lens", "")
-    assert "refus" not in page.lower()
-    assert "harmful" not in page
+    page = page.replace("refusal_logit_lens", "").replace("--refusal", "")
+    assert not re.search(r"refus|\bharm", page.lower())
     facts = json.loads((result.folder / "analysis.json").read_text())
     assert facts["behaviour"] == "sycophancy"
     assert {each["asked"] for each in facts["deviations"]} >= {"distill.selection=published"}
@@ -227,7 +284,7 @@ def test_analyses_are_not_shared_either(refuser: Path, tmp_path: Path, declining
             ends.append(event.cached)
 
     with listening(keep):
-        for number, name in enumerate(("refusal", "silent", "refusal")):
+        for number, name in enumerate(("refusal", "declining", "refusal")):
             settings = base.model_copy(update={"behaviour": name})
             analyze(str(refuser), tmp_path / str(number), settings, store=store)
     assert ends == [False, False, True]

@@ -1,0 +1,241 @@
+"""A direction transfers where it acts in the other model, not where both models look alike."""
+
+import copy
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from obliteratus.analysis import cross_model_transfer as module
+from obliteratus.analysis.bench import Bench
+from obliteratus.analysis.cross_model_transfer import Brought, cross_model_transfer
+from obliteratus.analysis.findings import Findings
+from obliteratus.analysis.kinship import kinship
+from obliteratus.analysis.module import ANALYSES
+from obliteratus.analysis.transferred import Transferred
+from obliteratus.directions.directions import Directions
+from obliteratus.errors import DirectionError, MeasurementError
+from obliteratus.models.loaded import LoadedModel
+from obliteratus.operator.removal import everywhere
+from obliteratus.pictures.drawn import drawn
+from obliteratus.pictures.interactive import interactive
+from obliteratus.probe.capture import probe
+from obliteratus.prompts.contrast import Splits
+from obliteratus.statistics.estimate import Estimate
+from obliteratus.testing.planted_bench import planted_bench
+from obliteratus.testing.planted_prompts import Triggers, planted_prompts, planted_text
+from obliteratus.testing.planted_transformer import PlantedTransformer, planted
+
+WEAK = 0.3  # of the planted length and swing: 3.6 log-odds between the classes
+FIT, POOL, FEW = 48, 16, 10  # prompts of a class, those acted on, and how many one experiment sees
+DRAWN, VECTORS = 12, 6  # the same for random directions
+TEXT = 200
+
+
+NEUTRAL: dict[str, Path] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def neutral(tmp_path_factory: pytest.TempPathFactory) -> None:
+    NEUTRAL["text"] = tmp_path_factory.mktemp("text") / "neutral.txt"
+    NEUTRAL["text"].write_text("\n\n".join(planted_text(TEXT)))
+
+
+def along(plant: PlantedTransformer, *, triggers: Triggers = "none") -> Directions:
+    """Return the mean difference behind the layer that writes r, on prompts with ``triggers``."""
+    layer = plant.truth.write_layer
+    delta = probe(plant.model, planted_prompts(FIT, triggers=triggers)).difference(layer)[0]
+    length = float(delta.norm())
+    basis = everywhere(plant.model, (delta / length)[None])
+    return Directions(basis, dict.fromkeys(basis, length), "difference_of_means", layer, -1)
+
+
+def bench(
+    plant: PlantedTransformer, other: Bench | None = None, *, triggers: Triggers = "none"
+) -> Bench:
+    fit = planted_prompts(FIT, triggers=triggers)
+    select = planted_prompts(POOL, seed=1, triggers=triggers)
+    return planted_bench(
+        plant,
+        Splits(fit, select, select),
+        directions=along(plant),
+        fit=fit,
+        compared=None if other is None else lambda: other,
+        prompts=POOL,
+        permutations=39,
+        text=str(NEUTRAL["text"]),
+    )
+
+
+Pool = tuple[Transferred, Findings]
+
+
+def pool(one: PlantedTransformer, other: PlantedTransformer, triggers: Triggers = "none") -> Pool:
+    """Bring the direction of ``one`` to ``other`` beside many random ones, and keep all effects."""
+    given = bench(one, bench(other, triggers=triggers), triggers=triggers)
+    kept: list[Transferred] = []
+    with pytest.MonkeyPatch.context() as patch:
+        act = module.act
+
+        def keeping(*args: object, **options: object) -> Transferred:
+            kept.append(act(*args, **options))  # pyright: ignore[reportArgumentType]
+            return kept[0]
+
+        patch.setattr(module, "act", keeping)
+        patch.setattr(module, "RANDOM", DRAWN)
+        found = ANALYSES["cross_model_transfer"].run(given)
+    return kept[0], found
+
+
+def changed(plant: PlantedTransformer, share: float = 0.02) -> PlantedTransformer:
+    """Return a fine-tuned copy: every matrix of its blocks moved by ``share`` of its size."""
+    model = copy.deepcopy(plant.model.module)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "layers" in name and weight.ndim == 2:
+                noise = torch.randn(weight.shape, generator=generator)
+                weight.add_(share * weight.std() * noise)
+    source = replace(plant.model.source, asked="planted-tuned", fingerprint="tuned")
+    return replace(plant, model=replace(plant.model, module=model, source=source))
+
+
+mapped = cache(lambda: pool(planted("linear", effect=WEAK), planted("linear", seed=1, effect=WEAK)))
+direct = cache(lambda: pool(planted("linear"), changed(planted("linear"))))
+null = cache(lambda: pool(planted("linear"), planted("null", seed=1), "independent"))
+decodable = cache(lambda: pool(planted("linear"), planted("decodable_only", seed=1), "harmful"))
+sink = cache(lambda: pool(planted("sink"), planted("null", seed=1, has_sink=True), "independent"))
+
+
+def times(given: Pool) -> dict[str, int]:
+    """Count in how many of 100 experiments each way is supported."""
+    acted, _ = given
+    counts = {"added": 0, "removed": 0, "either": 0}
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        rows = [0, 1, *(2 + rng.choice(DRAWN, size=VECTORS, replace=False))]
+        prompts = rng.choice(POOL, size=FEW, replace=False)
+        some = Transferred(acted.added[rows][:, prompts], acted.removed[rows][:, prompts])
+        found = module.transfer_estimates(some, seed=seed, reliable=True)
+        seen = {way: found[way].verdict == "supported" for way in ("added", "removed")}
+        for way, is_there in {**seen, "either": any(seen.values())}.items():
+            counts[way] += is_there
+    return counts
+
+
+def test_a_weak_direction_is_found_through_a_map_between_unrelated_models() -> None:
+    counts = times(mapped())
+    assert counts["removed"] >= 80
+    found = mapped()[1]
+    assert not found.facts["kinship"]["same_base"]
+    assert found.estimates["map_explained"].value > 0.8
+    assert "through a map that predicts" in found.headline
+
+
+def test_what_a_mapped_direction_does_is_what_the_models_own_does() -> None:
+    acted, found = mapped()
+    shares = acted.removed[0].mean() / acted.removed[1].mean()
+    assert shares == pytest.approx(1, abs=0.15)
+    assert found.estimates["removed_share"].value == pytest.approx(shares)
+    assert found.estimates["cosine"].value > 0.8
+
+
+def test_a_direction_goes_as_it_is_between_models_of_one_base() -> None:
+    counts = times(direct())
+    assert min(counts["added"], counts["removed"]) >= 80
+    found = direct()[1]
+    assert "as it is (one base), acts:" in found.headline
+    assert "map_explained" not in found.estimates
+    assert found.facts["kinship"]["blocks"] > 0.99
+
+
+def test_where_harm_is_not_refused_nothing_transfers() -> None:
+    assert times(null())["either"] <= 10
+    assert "does not act beyond random directions" in null()[1].headline
+
+
+def test_classes_that_both_models_tell_apart_do_not_transfer() -> None:
+    """The direction arrives where harm is read, which nothing there acts on."""
+    found = decodable()[1]
+    assert found.estimates["filter_auc"].verdict == "supported"
+    assert found.estimates["cka"].verdict == "supported"
+    assert found.estimates["removed_own"].verdict == "supported"
+    assert times(decodable())["either"] <= 10
+
+
+def test_a_large_common_direction_does_not_transfer() -> None:
+    """Both streams are 3000 long along one coordinate, which projections would take out."""
+    assert times(sink())["either"] <= 10
+    assert np.abs(sink()[0].removed).mean() < 10
+
+
+def test_an_edited_model_can_be_brought_to_refuse_but_not_made_to_stop() -> None:
+    """Where what wrote r is gone, only adding does something, of what is left of ‖δ‖ there."""
+    plant = planted("linear")
+    model = copy.deepcopy(plant.model.module)
+    row = plant.truth.refusal[0].float()
+    with torch.no_grad():
+        weight = model.get_submodule(f"model.layers.{plant.truth.write_layer}.mlp.down_proj").weight
+        weight.sub_(torch.outer(row, row @ weight))
+    edited = replace(plant, model=replace(plant.model, module=model))
+    acted, found = pool(plant, edited)
+    assert found.facts["kinship"]["same_base"]
+    assert acted.added[0].mean() > 1.5
+    assert abs(acted.removed[0].mean()) < 0.5
+    assert found.estimates["removed"].verdict != "supported"
+
+
+def test_a_map_that_predicts_nothing_says_nothing_of_the_direction() -> None:
+    acted, _ = mapped()
+    kin = kinship(planted("linear").model, planted("linear", seed=1).model)
+    poor = Estimate(0.01, (-0.02, 0.03), 40, null=0.02, verdict="undetermined")
+    found = cross_model_transfer(
+        acted, Brought(kin, poor, poor), {}, names=("a", "b"), layers=(2, 2), seed=0
+    )
+    assert found.headline.startswith("Undetermined: the map from a to b does not predict")
+    assert {found.estimates[way].verdict for way in ("added", "removed")} == {"undetermined"}
+
+
+def test_one_base_is_told_by_weights_and_not_by_shapes() -> None:
+    one = planted("linear").model
+    assert kinship(one, changed(planted("linear"), 0.3).model).is_same_base
+    unrelated = kinship(one, planted("linear", seed=1).model)
+    assert not unrelated.is_same_base
+    assert "cosine of the weights: embedding 0.0" in unrelated.words
+    wider = replace(one, anatomy=replace(one.anatomy, d_model=64))
+    assert kinship(one, wider).words == "different width"
+
+
+def test_without_a_second_model_it_says_how_to_give_one() -> None:
+    with pytest.raises(MeasurementError, match=r"Give one with --other \(analyze\.other\)"):
+        ANALYSES["cross_model_transfer"].run(bench(planted("linear")))
+
+
+def test_where_the_other_has_no_direction_it_is_looked_at_at_the_same_depth() -> None:
+    def none() -> Directions:
+        raise DirectionError("nothing lowers refusal.")
+
+    other = replace(bench(planted("linear", seed=1)), distilled=none)
+    one = bench(planted("linear"))
+    pair = module.pair_of(one, other, kinship(one.model, other.model))
+    assert pair.other_layer == 2
+    assert "the same share of its depth; no direction of its own" in pair.why
+
+
+def test_it_is_drawn() -> None:
+    shown = ANALYSES["cross_model_transfer"].pictures(direct()[1])
+    assert {each.title for each in shown} >= {"Does it act there too?", "How alike the models are"}
+    for picture in shown:
+        assert drawn(picture).axes
+        assert interactive(picture).data
+
+
+def test_nothing_of_the_other_model_is_changed() -> None:
+    plant = planted("linear", seed=1)
+    state = {name: value.clone() for name, value in plant.model.module.state_dict().items()}
+    pool(planted("linear"), plant)
+    after: LoadedModel = plant.model
+    assert all(torch.equal(state[k], v) for k, v in after.module.state_dict().items())
