@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 from obliteratus.analysis.findings import Findings
 from obliteratus.errors import UsageError, did_you_mean
+from obliteratus.measure.words import Words
 from obliteratus.pipeline.refinement import check_extractor
 from obliteratus.settings import RunSettings, settings_from, valid_keys
 from obliteratus.statistics.estimate import Estimate
+from obliteratus.verify.records.decisions import DecisionMade
 
 Status = Literal["applied", "kept", "unchanged"]
 
@@ -90,6 +92,14 @@ class Decision:
             "proposed": self.proposed,
             "evidence": {name: each.as_json() for name, each in self.evidence.items()},
         }
+
+    def told(self, words: Words) -> DecisionMade:
+        """Return this as the report tells it, in the ``words`` of the behaviour."""
+        facts = self.as_json()
+        for name in ("finding", "rule"):
+            facts[name] = words.reworded(facts[name])
+        line = words.reworded(self.line)
+        return DecisionMade(**{**facts, "evidence": self.evidence, "line": line})
 
 
 def settle(

@@ -177,14 +177,7 @@ class _Run:
             )
             save_report(report, work / RECORDS / REPORT_FILE)
             save_html(report, work / RECORDS / "report.html")
-            write_card(
-                work,
-                report,
-                source,
-                self.settings,
-                passes[0].plan,
-                decisions=[self.behaviour.words.reworded(each.line) for each in self.decisions],
-            )
+            write_card(work, report, source, self.settings, passes[0].plan)
             record["seconds"] = {k: round(v, 3) for k, v in self.journal.seconds.items()}
             write_records(work, {"run": record})
         return report
@@ -456,6 +449,7 @@ class _Run:
                 directions=passes[0].directions,
                 controls=controls,
                 dose=self.dose,
+                decisions=[each.told(self.behaviour.words) for each in self.decisions],
                 edit=edit_facts(
                     [each.receipt for each in passes],
                     passes[0].directions,

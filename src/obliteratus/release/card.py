@@ -1,6 +1,5 @@
 """The model card: what was changed, what that does to safety, and what was measured."""
 
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -41,13 +40,8 @@ def write_card(
     source: ModelSource,
     settings: RunSettings,
     plan: EditPlan,
-    *,
-    decisions: Sequence[str] = (),
 ) -> None:
-    """Write the model card ``README.md`` into the model folder.
-
-    ``decisions`` say in words what an informed run decided.
-    """
+    """Write the model card ``README.md`` into the model folder."""
     template = resources.files("obliteratus.release").joinpath("card.md.j2").read_text("utf-8")
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True
@@ -71,7 +65,6 @@ def write_card(
         is_refusal=report.behaviour == "refusal",
         left=[] if report.edit is None else left_lines(report.edit, report.words),
         weaker=dose_line(report),
-        decisions=decisions,
     )
     (folder / CARD).write_text(text, encoding="utf-8")
 
