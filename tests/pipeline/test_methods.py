@@ -114,6 +114,15 @@ def test_a_plan_in_words_goes_through_the_stages_in_order(method) -> None:
     assert ":func:" not in words
 
 
+def test_an_informed_method_says_what_is_decided_at_run_time_and_what_is_not() -> None:
+    (words,) = (words for stage, words in explained(method_named("informed")).stages
+                if stage == "ANALYZE")  # fmt: skip
+    for key in ("distill.max_rank", "edit.passes", "edit.layers"):
+        assert key in words
+    assert "at run time" in words
+    assert "distill.max_kl" not in words
+
+
 def test_extractors_are_cited_as_their_files_cite_them() -> None:
     cited = {name: explained(method_named(name)).stages[2][1] for name in ("arditi", "leace")}
     assert cited["arditi"].startswith("difference_of_means (arXiv:2406.11717): δ̂")
@@ -157,6 +166,14 @@ def test_every_choice_that_settings_allow_has_its_words() -> None:
         ("aggressive", [], ("removes", "1–8 whitened svd", "1", "blocks",
                             "column norms, ≤ 3 passes")),
         ("basic", ["edit.strength=0", "edit.layers=3-5"], ("keeps", "1 δ", "0", "3-5", "")),
+        ("informed", [], ("removes", "by findings", "1 to 1.3", "by findings",
+                          "column norms, passes by findings")),
+        ("informed", ["distill.max_rank=2", "edit.layers=all", "edit.passes=1"],
+         ("removes", "1–2 projected δ", "1 to 1.3", "all", "column norms")),
+        ("informed", ["informed.enabled=false"],
+         ("removes", "1–4 projected δ", "1 to 1.3", "all", "column norms")),
+        ("informed", ["informed.modules=[cross_layer_alignment]"],
+         ("removes", "1–4 projected δ", "1 to 1.3", "by findings", "column norms")),
         ("arditi", ["edit.strengths.components={embedding: 0}"],
          ("removes", "1 δ", "1", "blocks", "")),
     ],

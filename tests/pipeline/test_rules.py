@@ -15,6 +15,7 @@ from obliteratus.pipeline.rules import (
     BLOCKS,
     CONE,
     IMPRINT,
+    MODULES,
     RESTRICTED,
     ROBUSTNESS,
     SPARED,
@@ -22,6 +23,7 @@ from obliteratus.pipeline.rules import (
     layers_text,
 )
 from obliteratus.settings import RunSettings
+from obliteratus.settings.informed import DECIDES
 from obliteratus.statistics.estimate import Estimate, Verdict
 
 
@@ -108,6 +110,7 @@ def decided(
     settings = settings_for("informed", assignments)
     seen = Seen({each.module: each for each in findings}, by_category=by_category)
     decisions = decide(seen, settings)
+    assert all(each.parameter in DECIDES[each.module] for each in decisions)
     return {each.parameter: each for each in decisions}, applied(settings, decisions)
 
 
@@ -335,3 +338,17 @@ def test_a_key_to_keep_that_does_not_exist_is_refused() -> None:
     settings = settings_for("informed", ["informed.keep=[edit.layer]"])
     with pytest.raises(UsageError, match=r"Did you mean 'edit\.layers'"):
         check_keep(settings)
+
+
+def test_what_findings_may_decide_is_listed_for_every_module_with_a_rule() -> None:
+    assert set(DECIDES) == set(MODULES)
+
+
+def test_what_was_asked_for_is_not_among_what_findings_decide() -> None:
+    every = settings_for("informed").informed
+    assert {"edit.layers", "distill.max_rank", "edit.passes"} <= set(every.decides())
+    asked = settings_for("informed", ["edit.layers=all"]).informed
+    assert set(every.decides()) - set(asked.decides()) == {"edit.layers"}
+    one = settings_for("informed", [f"informed.modules=[{CONE}]"]).informed
+    assert one.decides() == ("distill.extractor", "distill.max_rank")
+    assert settings_for("advanced").informed.decides() == ()

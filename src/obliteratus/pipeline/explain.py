@@ -127,8 +127,13 @@ def form_of(settings: RunSettings) -> Form:
 def _informed(settings: RunSettings) -> list[str]:
     if not settings.informed.enabled:
         return []
-    names = ", ".join(modules_of(settings))
-    return [f"{names}: what they find decides, by rules, what was not asked for of the following"]
+    modules = modules_of(settings)
+    decided = ", ".join(settings.informed.decides(modules))
+    return [
+        f"{', '.join(modules)}: what they find decides {decided} at run time, by rules that are "
+        "printed with their evidence; what follows is where they start, and stays where nothing is "
+        "found"
+    ]
 
 
 def _distilled(settings: DistillSettings) -> list[str]:

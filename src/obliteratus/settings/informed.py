@@ -1,6 +1,24 @@
 """Settings of an informed run: what ANALYZE finds decides what was not asked for."""
 
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
 from obliteratus.settings.section import Section
+
+DECIDES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "alignment_imprint": ("edit.auto_regularize",),
+        "concept_cone_geometry": ("distill.extractor", "distill.max_rank"),
+        "defense_robustness": (
+            "edit.passes",
+            "edit.pass_rank",
+            "edit.pass_strength",
+            "edit.layers",
+        ),
+        "cross_layer_alignment": ("edit.layers",),
+    }
+)
+"""Analysis -> the settings that its rules may change."""
 
 
 class InformedSettings(Section):
@@ -14,3 +32,14 @@ class InformedSettings(Section):
     enabled: bool = False
     modules: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+
+    def decides(self, modules: Iterable[str] = ()) -> tuple[str, ...]:
+        """Return the keys of settings that only findings decide; none where it is not enabled.
+
+        ``modules`` are the analyses that are run where none are asked for (none: all of them).
+        """
+        if not self.enabled:
+            return ()
+        run = self.modules or tuple(modules) or tuple(DECIDES)
+        keys = dict.fromkeys(key for module in run for key in DECIDES.get(module, ()))
+        return tuple(key for key in keys if key not in self.keep)
