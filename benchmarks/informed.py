@@ -13,6 +13,7 @@ kept. ``planted-VARIANT`` is a transformer of docs/design/ground-truth.md.
 """
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from obliteratus.events import Event, StageFinished, listening
 from obliteratus.measure.divergence import first_token_kl, sequence_kl
 from obliteratus.measure.head import Head, head_of
 from obliteratus.measure.log_odds import RefusalTokens
@@ -119,7 +121,7 @@ class Case:
 def main(words: Sequence[str] | None = None) -> None:
     """Run both methods, compare them, and print the decisions and the table."""
     arguments = _arguments(words)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, listening(_tell):
         work = Path(folder)
         model, base = _model(arguments.model, work, arguments.seed)
         text = compared(model, arguments.model, [*base, *arguments.set], work, arguments.seed)
@@ -161,6 +163,12 @@ def compared(model: str, name: str, assignments: Sequence[str], work: Path, seed
         f"refusal log-odds {before.mean():.2f}."
     )
     return "\n\n".join((heading, _decisions(found["informed"]), _table(found, seed)))
+
+
+def _tell(event: Event) -> None:
+    """Say on the error stream which stage has ended: a run takes minutes."""
+    if isinstance(event, StageFinished):
+        print(f"{event.stage} {event.seconds:.0f} s: {event.text}", file=sys.stderr, flush=True)
 
 
 def _decisions(edited: Edited) -> str:

@@ -95,11 +95,18 @@ class Decision:
 
     def told(self, words: Words) -> DecisionMade:
         """Return this as the report tells it, in the ``words`` of the behaviour."""
-        facts = self.as_json()
-        for name in ("finding", "rule"):
-            facts[name] = words.reworded(facts[name])
-        line = words.reworded(self.line)
-        return DecisionMade(**{**facts, "evidence": self.evidence, "line": line})
+        return DecisionMade(
+            module=self.module,
+            finding=words.reworded(self.finding),
+            rule=words.reworded(self.rule),
+            parameter=self.parameter,
+            was=self.was,
+            value=self.value,
+            status=self.status,
+            proposed=self.proposed,
+            line=words.reworded(self.line),
+            evidence=dict(self.evidence),
+        )
 
 
 def settle(
