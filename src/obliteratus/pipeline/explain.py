@@ -43,7 +43,7 @@ NORMS = {
 }
 """What stands around the operator where a norm is kept, and what it is."""
 CORE = "W − U A Vᵀ W"
-KEPT = "more than 1 where that lowers refusal beyond noise"
+KEPT = "more than {} where that lowers refusal beyond noise"
 
 
 @dataclass(frozen=True)
@@ -152,12 +152,13 @@ def _distilled(settings: DistillSettings) -> list[str]:
     else:
         words = SELECTIONS[settings.selection].format(kl=settings.max_kl, depth=depth)
         parts.append(f"selection: {words}")
-    if settings.max_rank > 1:
-        parts.append(f"rank: 1 to {settings.max_rank}, {KEPT}")
+    least, most_rank = settings.min_rank, settings.max_rank
+    if most_rank > least:
+        parts.append(f"rank: {least} to {most_rank}, {KEPT.format(least)}")
     else:
-        parts.append("rank: 1")
+        parts.append(f"rank: {most_rank}")
     if settings.max_strength > 1:
-        parts.append(f"strength: 1 to {settings.max_strength:g}, {KEPT}")
+        parts.append(f"strength: 1 to {settings.max_strength:g}, {KEPT.format(1)}")
     if settings.rdo.steps:
         parts.append(_optimised(settings.rdo))
     if settings.tune.steps:

@@ -102,6 +102,7 @@ class _Trials:
 
     def added(self, seen: Seen) -> Seen:
         """Return ``seen`` with the trials, or why there are none."""
+        seen = self._feasible(seen)
         if not _suggests(seen):
             return seen
         tokens = self._bench.calibrated()
@@ -109,28 +110,30 @@ class _Trials:
             return _without(seen, "no first tokens show the behaviour, so no effect is measured")
         if self._laboratory.model.quantization is not None:
             return _without(seen, "the weights are packed, and no edit of them can be planned")
-        seen, directions = self._distilled(seen)
+        directions = self._distilled(self._now(seen))
         scorer = self._laboratory.scorer(tokens)
         seen = self._restricted(seen, scorer, directions)
         return self._spared(seen, scorer, directions)
 
-    def _distilled(self, seen: Seen) -> tuple[Seen, Directions]:
-        """Return the directions that DISTILL finds under the rules about rank.
+    def _feasible(self, seen: Seen) -> Seen:
+        """Return ``seen`` without the cone where DISTILL finds nothing as its rules want it.
 
-        Where it finds none, but does under the settings as they were, these rules say nothing.
+        Then nothing is decided by it, and DISTILL works under the settings as they were.
         """
-        settings = self._laboratory.settings
-        after = applied(settings, decide(seen, settings))
-        if after.distill == settings.distill:
-            return seen, self._bench.directions
-        tokens = self._bench.calibrated()
+        after = self._now(seen)
+        if after.distill == self._laboratory.settings.distill:
+            return seen
         try:
-            found, _ = self._laboratory.under(after).distilled(self._activations, tokens)
+            self._distilled(after)
         except DirectionError as error:
-            return _missing(seen, CONE, f"DISTILL finds nothing that way ({error})"), (
-                self._bench.directions
-            )
-        return seen, found
+            return _missing(seen, CONE, f"DISTILL finds nothing that way ({error})")
+        return seen
+
+    def _distilled(self, settings: RunSettings) -> Directions:
+        if settings.distill == self._laboratory.settings.distill:
+            return self._bench.directions
+        laboratory = self._laboratory.under(settings)
+        return laboratory.distilled(self._activations, self._bench.calibrated())[0]
 
     def _restricted(self, seen: Seen, scorer: Scorer, directions: Directions) -> Seen:
         found = seen.findings.get(ALIGNMENT)

@@ -125,6 +125,7 @@ def later_settings(settings: RunSettings) -> RunSettings:
         UsageError: that rank does not go with the other settings of DISTILL.
     """
     values, edit = settings.model_dump(mode="json"), settings.edit
+    values["distill"]["min_rank"] = 1  # what a later pass removes is judged row by row
     if edit.pass_rank is not None:
         values["distill"]["max_rank"] = edit.pass_rank
     if edit.pass_strength is not None:

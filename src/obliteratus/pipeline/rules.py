@@ -106,7 +106,9 @@ def _of_categories(
     extractor = "category_svd"
     rule = "directions are extracted by category"
     yield Proposal(finding, rule, "distill.extractor", extractor, evidence)
-    yield Proposal(finding, "one direction for each is tried", "distill.max_rank", count, evidence)
+    yield Proposal(finding, "one direction for each", "distill.max_rank", count, evidence)
+    rule = "each category rests on its own, so a few of them are not tried without the others"
+    yield Proposal(finding, rule, "distill.min_rank", count, evidence)
 
 
 def own_directions(found: Findings) -> int:

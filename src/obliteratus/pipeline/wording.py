@@ -86,13 +86,13 @@ def directions_words(settings: RunSettings) -> str:
     distill = settings.distill
     if "distill.max_rank" in settings.informed.decides():
         return FOUND
-    most = distill.max_rank
+    least, most = distill.min_rank, distill.max_rank
     name = distill.extractor.replace("difference_of_means", "δ").replace("_", " ")
     if distill.rdo.steps:
         most, name = distill.rdo.cone, f"optimised {name}"
     if distill.tune.steps:
         most, name = max(most, distill.tune.rank), f"tuned {name}"
-    return f"{'1' if most == 1 else f'1–{most}'} {name}"
+    return f"{most if most == least else f'{least}–{most}'} {name}"
 
 
 def places_words(settings: RunSettings) -> str:

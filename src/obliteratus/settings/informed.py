@@ -8,7 +8,7 @@ from obliteratus.settings.section import Section
 DECIDES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "alignment_imprint": ("edit.auto_regularize",),
-        "concept_cone_geometry": ("distill.extractor", "distill.max_rank"),
+        "concept_cone_geometry": ("distill.extractor", "distill.max_rank", "distill.min_rank"),
         "defense_robustness": (
             "edit.passes",
             "edit.pass_rank",
