@@ -42,6 +42,9 @@ FEW = (
     "distill.select_prompts=14",
     "distill.max_kl=0.1",
 )
+MANY = 144
+FOR_MANY = ("analyze.prompts=24", "distill.select_prompts=24")
+"""A category of four has six of the select prompts then, not three."""
 BEFORE_READER = "distill.max_depth=0.84"
 """r itself is selected: what the reader writes, the answer itself, is no candidate."""
 SHORT = (
@@ -78,9 +81,9 @@ class Planted:
         return applied(settings, decisions), decisions
 
 
-def on_disk(path: Path, variant: str, seed: int = 0) -> Planted:
+def on_disk(path: Path, variant: str, seed: int = 0, *, prompts: int = PROMPTS) -> Planted:
     plant = planted(variant, seed=seed)
-    folder = planted_folder(path / "planted", plant, prompts=PROMPTS)
+    folder = planted_folder(path / "planted", plant, prompts=prompts)
     return Planted(plant, folder, Store(path / "store"))
 
 
@@ -135,10 +138,14 @@ def test_every_decision_is_printed_recorded_and_on_the_card(linear_run) -> None:
     recorded = record(result)["decisions"]
     assert len(recorded) >= 4
     card = (result.folder / "README.md").read_text()
+    told = {each.line for each in result.report.decisions}
+    page = (result.folder / "obliteratus" / "report.html").read_text()
+    assert "What the analyses decided" in page
     for each in recorded:
         assert each["status"] in ("applied", "kept", "unchanged")
         (line,) = [text for text in heard if text.startswith(f"{each['finding']} → {each['rule']}")]
         assert f"- {line}" in card
+        assert line in told
     rank = next(each for each in recorded if each["parameter"] == "distill.max_rank")
     assert rank["evidence"]["selectivity"]["interval"]
     assert (rank["was"], rank["value"], rank["status"]) == (4, 1, "applied")
@@ -298,20 +305,67 @@ def test_rules_about_rank_say_nothing_where_distill_then_finds_nothing(
 
 
 def is_best(plant: PlantedTransformer, settings: RunSettings) -> bool:
-    """One direction, once, where r is in the stream: from the block that writes it on."""
+    """One direction, or in a cone one for each category and all of them; once; where r is.
+
+    r is in the stream from the block that writes it on. In a cone fewer directions leave refusal
+    of other categories as it was, and more are not there.
+    """
     blocks = f"{plant.truth.write_layer}-{plant.model.anatomy.n_layers - 1}"
-    edit = settings.edit
-    return (settings.distill.max_rank, edit.passes, edit.layers) == (1, 1, blocks)
+    distill, edit = settings.distill, settings.edit
+    if (edit.passes, edit.layers) != (1, blocks):
+        return False
+    count = len(plant.truth.refusal)
+    if count == 1:
+        return distill.max_rank == 1
+    extraction = ("category_svd", count, count)
+    return (distill.extractor, distill.min_rank, distill.max_rank) == extraction
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_best_configuration_of_one_direction_is_found_in_eight_of_ten_seeds(
-    tmp_path: Path,
+@pytest.mark.parametrize(("variant", "depth"), [("linear", "1.0"), ("cone", "0.84")])
+def test_the_best_configuration_is_found_in_eight_of_ten_seeds(
+    tmp_path: Path, variant: str, depth: str
 ) -> None:
     best = 0
     for seed in range(10):
-        case = on_disk(tmp_path / str(seed), "linear", seed)
-        settings, _ = case.decided()
+        case = on_disk(tmp_path / str(seed), variant, seed, prompts=MANY)
+        settings, _ = case.decided(f"distill.max_depth={depth}", *FOR_MANY)
         best += is_best(case.plant, settings)
     assert best >= 8
+
+
+def test_a_cone_is_taken_out_whole_where_advanced_leaves_it(tmp_path: Path) -> None:
+    """Any two of its four directions leave the refusal of other categories as it was."""
+    cone = on_disk(tmp_path, "cone", prompts=MANY)
+    left: dict[str, float] = {}
+    for method in ("advanced", "informed"):
+        assignments = (*FEW, *SHORT, *FOR_MANY, BEFORE_READER)
+        settings = tiny_settings(cone.folder, method, *assignments)
+        result = obliterate(str(cone.folder), tmp_path / method, settings, store=cone.store)
+        before, left[method] = refused(result)
+        assert before == 1.0
+    assert left["informed"] == 0.0
+    assert left["advanced"] > 0.5
+
+
+def test_a_cone_that_distill_cannot_take_out_is_not_forced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rules are withdrawn though nothing about layers is tried."""
+    cone = on_disk(tmp_path, "cone", prompts=MANY)
+    real = Laboratory.distilled
+
+    def distilled(self: Laboratory, *args: object):
+        if self.settings.distill.min_rank > 1:
+            raise DirectionError("the KL is over the gate.")
+        return real(self, *args)
+
+    monkeypatch.setattr(Laboratory, "distilled", distilled)
+    settings, decisions = cone.decided(BEFORE_READER, *FOR_MANY, f"informed.modules=[{CONE}]")
+    assert (settings.distill.extractor, settings.distill.min_rank) == (
+        "projected_difference_of_means",
+        1,
+    )
+    (rank,) = decisions
+    assert "DISTILL finds nothing that way (the KL is over the gate.)" in rank.finding

@@ -55,6 +55,7 @@ def test_assignments_win_over_flags_and_flags_over_the_preset() -> None:
         ("basic", ["edit.passes=0"], r"setting edit.passes: .*greater than or equal to 1"),
         ("basic", ["edit.norm=rows"], "setting edit.norm"),
         ("basic", ["verify.prompts=[1"], "cannot be read"),
+        ("basic", ["distill.min_rank=2"], r"min_rank=2 is more than distill.max_rank=1; lower"),
     ],
 )
 def test_wrong_requests_are_refused(method: str, assignments: list[str], message: str) -> None:
@@ -170,6 +171,8 @@ def test_every_choice_that_settings_allow_has_its_words() -> None:
                           "column norms, passes by findings")),
         ("informed", ["distill.max_rank=2", "edit.layers=all", "edit.passes=1"],
          ("removes", "1–2 projected δ", "1 to 1.3", "all", "column norms")),
+        ("advanced", ["distill.min_rank=2"],
+         ("removes", "2–4 projected δ", "1 to 1.3", "all", "column norms")),
         ("informed", ["informed.enabled=false"],
          ("removes", "1–4 projected δ", "1 to 1.3", "all", "column norms")),
         ("informed", ["informed.modules=[cross_layer_alignment]"],

@@ -137,7 +137,15 @@ def test_a_subspace_has_as_many_directions_as_were_counted() -> None:
 def test_a_cone_is_extracted_by_category_one_for_each_that_has_its_own(own: int) -> None:
     _, settings = decided(cone("cone", own=own))
     assert settings.distill.extractor == "category_svd"
-    assert settings.distill.max_rank == own
+    assert (settings.distill.min_rank, settings.distill.max_rank) == (own, own)
+
+
+def test_a_cone_that_does_not_fit_in_the_rank_that_was_asked_for_is_not_forced() -> None:
+    made, settings = decided(cone("cone"), assignments=("distill.max_rank=2",))
+    assert (settings.distill.min_rank, settings.distill.max_rank) == (1, 2)
+    assert made["distill.max_rank"].status == "kept"
+    assert made["distill.min_rank"].status == "unchanged"
+    assert "distill.min_rank=4 is more than distill.max_rank=2" in made["distill.min_rank"].rule
 
 
 def test_a_cone_without_categories_of_pairs_changes_nothing() -> None:
@@ -350,5 +358,5 @@ def test_what_was_asked_for_is_not_among_what_findings_decide() -> None:
     asked = settings_for("informed", ["edit.layers=all"]).informed
     assert set(every.decides()) - set(asked.decides()) == {"edit.layers"}
     one = settings_for("informed", [f"informed.modules=[{CONE}]"]).informed
-    assert one.decides() == ("distill.extractor", "distill.max_rank")
+    assert one.decides() == ("distill.extractor", "distill.max_rank", "distill.min_rank")
     assert settings_for("advanced").informed.decides() == ()
