@@ -44,7 +44,7 @@ def cone(verdict: str, *, directions: int = 1, own: int = 4) -> Findings:
     low = np.diag([5.0] * own + [0.2] * (4 - own))
     return found(
         CONE,
-        {"verdict": verdict},
+        {"verdict": verdict, "layer": 3},
         {"selectivity": estimate(0.7), "directions": estimate(float(directions))},
         {"removed_low": np.column_stack([low, np.full(4, 9.0)]), "removed_bound": np.array([1.0])},
     )
@@ -152,6 +152,19 @@ def test_a_cone_without_categories_of_pairs_changes_nothing() -> None:
     made, settings = decided(cone("cone"), by_category=False)
     assert settings.distill == settings_for("informed").distill
     assert "need pairs, each with a category" in made["distill.extractor"].rule
+
+
+def test_in_a_cone_the_layers_are_those_where_its_directions_control_refusal() -> None:
+    mean = alignment(control="undetermined")
+    made, settings = decided(cone("cone"), mean, tried(RESTRICTED, "2-4"))
+    assert settings.edit.layers == "2-4"
+    assert "controlled by those of the categories at layer 3" in made["edit.layers"].finding
+    elsewhere = alignment(control="undetermined", layers=(4,))
+    for shape, seen in (("linear", mean), ("cone", elsewhere)):
+        _, settings = decided(cone(shape), seen, tried(RESTRICTED, "2-4"), tried(RESTRICTED, "4"))
+        assert settings.edit.layers == "all"
+    unstable = alignment(0.7, control="undetermined")
+    assert decided(cone("cone"), unstable, tried(RESTRICTED, "2-4"))[1].edit.layers == "all"
 
 
 def test_an_undetermined_shape_leaves_the_rank_to_distill() -> None:

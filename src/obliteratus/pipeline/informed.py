@@ -19,7 +19,6 @@ from obliteratus.pipeline.confirming import compare_layers
 from obliteratus.pipeline.decisions import Decision, Seen, applied, check_keep
 from obliteratus.pipeline.journal import Journal
 from obliteratus.pipeline.rules import (
-    ALIGNMENT,
     BLOCKS,
     CONE,
     MODULES,
@@ -136,8 +135,7 @@ class _Trials:
         return laboratory.distilled(self._activations, self._bench.calibrated())[0]
 
     def _restricted(self, seen: Seen, scorer: Scorer, directions: Directions) -> Seen:
-        found = seen.findings.get(ALIGNMENT)
-        layers = () if found is None else supported_layers(found)
+        layers = supported_layers(seen)
         if not layers:
             return seen
         return self._compared(seen, scorer, directions, layers_text(layers), RESTRICTED)
@@ -192,8 +190,7 @@ class _Trials:
 
 
 def _suggests(seen: Seen) -> bool:
-    found = seen.findings.get(ALIGNMENT)
-    return (found is not None and bool(supported_layers(found))) or _loses_skill(seen)
+    return bool(supported_layers(seen)) or _loses_skill(seen)
 
 
 def _loses_skill(seen: Seen) -> bool:

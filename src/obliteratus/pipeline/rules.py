@@ -123,7 +123,7 @@ def layers_rule(seen: Seen, settings: RunSettings) -> Iterator[Proposal]:
     """Edit the layers of stable groups that control refusal, if that is as good as all of them."""
     del settings
     found, parameter = seen.findings[ALIGNMENT], "edit.layers"
-    groups, layers = stable_groups(found), supported_layers(found)
+    groups, layers = stable_groups(seen), supported_layers(seen)
     evidence = _some(found, "groups", "mean_cosine")
     if not groups:
         finding = f"no group of layers of stability {STABLE:g} was shown to control refusal"
@@ -134,25 +134,45 @@ def layers_rule(seen: Seen, settings: RunSettings) -> Iterator[Proposal]:
     controls = "controls" if len(groups) == 1 else "control"
     text = layers_text(layers)
     finding = f"{one} of layers {text} (stability {least:.2f}) {controls} refusal"
+    if any(group["control"] != "supported" for group in groups):
+        finding = (
+            f"layers {text} share their mean direction (stability {least:.2f}), and refusal is "
+            f"controlled by those of the categories at layer {cone_layer(seen)}"
+        )
     if set(layers) == set(found.facts["layers"]):
         yield Proposal(finding, "these are all layers", parameter, None, evidence)
         return
     yield _confirmed(seen, RESTRICTED, finding, parameter, text, evidence)
 
 
-def stable_groups(found: Findings) -> list[Mapping[str, Any]]:
-    """Return the groups of cross-layer alignment that a rule may rest on."""
+def stable_groups(seen: Seen) -> list[Mapping[str, Any]]:
+    """Return the groups of cross-layer alignment that a rule may rest on.
+
+    Each is stable, and its representative was shown to control refusal. In a cone the mean
+    direction of a layer does not; there it is the group of the layer at which the directions of the
+    categories were shown to.
+    """
+    place = cone_layer(seen)
     return [
         group
-        for group in found.facts["groups"]
-        if group["control"] == "supported" and group["stability"] >= STABLE
+        for group in seen.findings[ALIGNMENT].facts["groups"]
+        if group["stability"] >= STABLE
+        and (group["control"] == "supported" or place in group["layers"])
     ]
 
 
-def supported_layers(found: Findings) -> tuple[Layer, ...]:
-    """Return the layers of these groups, in the order of the model."""
-    chosen = {layer for group in stable_groups(found) for layer in group["layers"]}
-    return tuple(layer for layer in found.facts["layers"] if layer in chosen)
+def cone_layer(seen: Seen) -> Layer | None:
+    """Return the layer at which the directions of a cone were read, None where there is none."""
+    found = seen.findings.get(CONE)
+    return found.facts["layer"] if found is not None and found.facts["verdict"] == "cone" else None
+
+
+def supported_layers(seen: Seen) -> tuple[Layer, ...]:
+    """Return the layers of these groups, in the order of the model; none without an alignment."""
+    if ALIGNMENT not in seen.findings:
+        return ()
+    chosen = {layer for group in stable_groups(seen) for layer in group["layers"]}
+    return tuple(each for each in seen.findings[ALIGNMENT].facts["layers"] if each in chosen)
 
 
 def layers_text(layers: Sequence[Layer]) -> str:
