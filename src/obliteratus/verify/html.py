@@ -150,7 +150,7 @@ def unbroken(text: str) -> str:
     return text.replace(" ", "\N{NO-BREAK SPACE}").replace("\N{NO-BREAK SPACE}(", " (")
 
 
-def setting(value: bool | float | str | None) -> str:
+def setting(value: bool | int | float | str | None) -> str:
     """Return a setting as it is written on the command line; – where it is not set."""
     if value is None:
         return "–"
