@@ -182,16 +182,21 @@ def test_wrong_modules_and_keys_are_refused_before_a_model_is_loaded(linear: Pla
 
 
 def test_a_repaired_direction_gets_a_second_pass_that_ends_refusal(tmp_path: Path) -> None:
+    """With one direction a pass the backup path refuses on, and a second pass takes that out."""
     backup = on_disk(tmp_path, "backup")
-    result = obliterate(
-        str(backup.folder),
-        tmp_path / "edited",
-        backup.settings(*SHORT, BEFORE_READER),
-        store=backup.store,
-    )
-    assert int(str(values(result)["edit.passes"])) >= 2
-    assert record(result)["passes"][0]["rows"][0]["is_kept"]
-    assert refused(result) == (1.0, 0.0)
+    settings = (*SHORT, BEFORE_READER, "distill.max_rank=1")
+    made: dict[str, RunResult] = {}
+    for name, asked in (("informed", ()), ("once", ("edit.passes=1",))):
+        made[name] = obliterate(
+            str(backup.folder),
+            tmp_path / name,
+            backup.settings(*settings, *asked),
+            store=backup.store,
+        )
+    assert int(str(values(made["informed"])["edit.passes"])) >= 2
+    assert record(made["informed"])["passes"][0]["rows"][0]["is_kept"]
+    assert refused(made["informed"]) == (1.0, 0.0)
+    assert refused(made["once"])[1] > 0.5
 
 
 def asked_of(plant: PlantedTransformer):
@@ -335,18 +340,18 @@ def test_the_best_configuration_is_found_in_eight_of_ten_seeds(
     assert best >= 8
 
 
-def test_a_cone_is_taken_out_whole_where_advanced_leaves_it(tmp_path: Path) -> None:
-    """Any two of its four directions leave the refusal of other categories as it was."""
+def test_a_cone_is_taken_out_whole_or_categories_go_on_refusing(tmp_path: Path) -> None:
+    """Where the least rank is kept at 1, the search stops before all four directions are out."""
     cone = on_disk(tmp_path, "cone", prompts=MANY)
     left: dict[str, float] = {}
-    for method in ("advanced", "informed"):
-        assignments = (*FEW, *SHORT, *FOR_MANY, BEFORE_READER)
-        settings = tiny_settings(cone.folder, method, *assignments)
-        result = obliterate(str(cone.folder), tmp_path / method, settings, store=cone.store)
-        before, left[method] = refused(result)
+    for name, asked in (("whole", ()), ("greedy", ("distill.min_rank=1",))):
+        settings = cone.settings(*SHORT, *FOR_MANY, BEFORE_READER, *asked)
+        result = obliterate(str(cone.folder), tmp_path / name, settings, store=cone.store)
+        before, left[name] = refused(result)
         assert before == 1.0
-    assert left["informed"] == 0.0
-    assert left["advanced"] > 0.5
+        assert values(result)["distill.extractor"] == "category_svd"
+    assert left["whole"] == 0.0
+    assert left["greedy"] > 0.2
 
 
 def test_a_cone_that_distill_cannot_take_out_is_not_forced(
