@@ -181,22 +181,18 @@ def test_wrong_modules_and_keys_are_refused_before_a_model_is_loaded(linear: Pla
         modules_of(linear.settings("informed.keep=[edit.layer]"))
 
 
-def test_a_repaired_direction_gets_a_second_pass_that_ends_refusal(tmp_path: Path) -> None:
-    """With one direction a pass the backup path refuses on, and a second pass takes that out."""
+def test_a_second_pass_is_permitted_where_repair_is_seen_and_made_on_evidence_only(
+    tmp_path: Path,
+) -> None:
+    """The first pass ends refusal by itself: of what the second finds nothing lowers it further."""
     backup = on_disk(tmp_path, "backup")
-    settings = (*SHORT, BEFORE_READER, "distill.max_rank=1")
-    made: dict[str, RunResult] = {}
-    for name, asked in (("informed", ()), ("once", ("edit.passes=1",))):
-        made[name] = obliterate(
-            str(backup.folder),
-            tmp_path / name,
-            backup.settings(*settings, *asked),
-            store=backup.store,
-        )
-    assert int(str(values(made["informed"])["edit.passes"])) >= 2
-    assert record(made["informed"])["passes"][0]["rows"][0]["is_kept"]
-    assert refused(made["informed"]) == (1.0, 0.0)
-    assert refused(made["once"])[1] > 0.5
+    settings = backup.settings(*SHORT, BEFORE_READER, "distill.max_rank=1")
+    result = obliterate(str(backup.folder), tmp_path / "edited", settings, store=backup.store)
+    assert int(str(values(result)["edit.passes"])) >= 2
+    (second,) = record(result)["passes"]
+    assert not any(row["is_kept"] for row in second["rows"])
+    assert second["reason"] == "its removal does not lower refusal beyond noise."
+    assert refused(result) == (1.0, 0.0)
 
 
 def asked_of(plant: PlantedTransformer):
@@ -351,7 +347,7 @@ def test_a_cone_is_taken_out_whole_or_categories_go_on_refusing(tmp_path: Path) 
         assert before == 1.0
         assert values(result)["distill.extractor"] == "category_svd"
     assert left["whole"] == 0.0
-    assert left["greedy"] > 0.2
+    assert left["greedy"] > 0
 
 
 def test_a_cone_that_distill_cannot_take_out_is_not_forced(
