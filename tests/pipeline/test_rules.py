@@ -160,8 +160,8 @@ def test_in_a_cone_the_layers_are_those_where_its_directions_control_refusal() -
     assert settings.edit.layers == "2-4"
     assert "controlled by those of the categories at layer 3" in made["edit.layers"].finding
     elsewhere = alignment(control="undetermined", layers=(4,))
-    for shape, seen in (("linear", mean), ("cone", elsewhere)):
-        _, settings = decided(cone(shape), seen, tried(RESTRICTED, "2-4"), tried(RESTRICTED, "4"))
+    for shape, seen, layers in (("linear", mean, "2-4"), ("cone", elsewhere, "4")):
+        _, settings = decided(cone(shape), seen, tried(RESTRICTED, layers))
         assert settings.edit.layers == "all"
     unstable = alignment(0.7, control="undetermined")
     assert decided(cone("cone"), unstable, tried(RESTRICTED, "2-4"))[1].edit.layers == "all"
