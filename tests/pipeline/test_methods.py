@@ -168,7 +168,7 @@ def test_every_choice_that_settings_allow_has_its_words() -> None:
                             "column norms, ≤ 3 passes")),
         ("basic", ["edit.strength=0", "edit.layers=3-5"], ("keeps", "1 δ", "0", "3-5", "")),
         ("informed", [], ("removes", "by findings", "1 to 1.3", "by findings",
-                          "column norms, passes by findings")),
+                          "column norms, n passes")),
         ("informed", ["distill.max_rank=2", "edit.layers=all", "edit.passes=1"],
          ("removes", "1–2 projected δ", "1 to 1.3", "all", "column norms")),
         ("advanced", ["distill.min_rank=2"],

@@ -111,7 +111,7 @@ def besides_words(settings: RunSettings) -> str:
     parts = [f"{edit.norm} norms"] if edit.norm != "none" else []
     parts += ["mean put back"] if edit.affine == "mean" else []
     if "edit.passes" in settings.informed.decides():
-        parts.append(f"passes {FOUND}")
+        parts.append("n passes")
     elif edit.passes > 1:
         parts.append(f"≤ {edit.passes} passes")
     return ", ".join(parts)
