@@ -71,7 +71,7 @@ def settings_for(
         UsageError: there is no such method or key (the nearest one is named), or a value is out of
             range.
     """
-    values = _merged(method_named(method).values, base or {})
+    values = merged(method_named(method).values, base or {})
     settings = settings_from(with_overrides({**values, "method": method}, assignments))
     if not settings.informed.enabled:
         return settings
@@ -81,11 +81,12 @@ def settings_for(
     return settings.model_copy(update={"informed": informed})
 
 
-def _merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested ``values`` in which ``over`` wins; neither is changed."""
     result = copy.deepcopy(dict(values))
     for key, value in over.items():
         old = result.get(key)
         result[key] = (
-            _merged(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+            merged(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
         )
     return result

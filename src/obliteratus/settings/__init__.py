@@ -9,7 +9,12 @@ from obliteratus.settings.analyze import AnalyzeSettings
 from obliteratus.settings.edit import COMPONENTS, EditSettings, Norm, Strengths
 from obliteratus.settings.informed import InformedSettings
 from obliteratus.settings.judge import JudgeSettings
-from obliteratus.settings.overrides import settings_from, valid_keys, with_overrides
+from obliteratus.settings.overrides import (
+    settings_from,
+    valid_keys,
+    validated,
+    with_overrides,
+)
 from obliteratus.settings.run import (
     DistillSettings,
     EarlyStopping,
@@ -43,5 +48,6 @@ __all__ = [
     "VerifySettings",
     "settings_from",
     "valid_keys",
+    "validated",
     "with_overrides",
 ]
