@@ -38,7 +38,13 @@ def pool(variant: str) -> tuple[Activations, CategoryControl]:
     rows = category_directions(samples, labels, sorted(set(map(str, labels))))
     length = float(samples.delta.norm())
     control = measure_control(
-        bench, rows, samples.delta / length, layer=layer, length=length, vectors=DRAWN
+        bench,
+        rows,
+        samples.delta / length,
+        layer=layer,
+        length=length,
+        mean=samples.harmless.double().mean(dim=0),
+        vectors=DRAWN,
     )
     return activations, control
 

@@ -55,6 +55,7 @@ def test_assignments_win_over_flags_and_flags_over_the_preset() -> None:
         ("basic", ["edit.passes=0"], r"setting edit.passes: .*greater than or equal to 1"),
         ("basic", ["edit.norm=rows"], "setting edit.norm"),
         ("basic", ["verify.prompts=[1"], "cannot be read"),
+        ("basic", ["distill.min_rank=2"], r"min_rank=2 is more than distill.max_rank=1; lower"),
     ],
 )
 def test_wrong_requests_are_refused(method: str, assignments: list[str], message: str) -> None:
@@ -99,9 +100,11 @@ def test_arditi_is_the_published_choice() -> None:
 @pytest.mark.parametrize("method", methods(), ids=lambda method: method.name)
 def test_a_plan_in_words_goes_through_the_stages_in_order(method) -> None:
     stages = [stage for stage, _ in explained(method).stages]
+    analyzed = ["ANALYZE"] if method.name == "informed" else []
     assert list(dict.fromkeys(stages)) == [
         "SUMMON",
         "PROBE",
+        *analyzed,
         "DISTILL",
         "EXCISE",
         "REBIRTH",
@@ -110,6 +113,15 @@ def test_a_plan_in_words_goes_through_the_stages_in_order(method) -> None:
     words = " ".join(words for _, words in explained(method).stages)
     assert method.values["distill"]["extractor"] in words
     assert ":func:" not in words
+
+
+def test_an_informed_method_says_what_is_decided_at_run_time_and_what_is_not() -> None:
+    (words,) = (words for stage, words in explained(method_named("informed")).stages
+                if stage == "ANALYZE")  # fmt: skip
+    for key in ("distill.max_rank", "edit.passes", "edit.layers"):
+        assert key in words
+    assert "at run time" in words
+    assert "distill.max_kl" not in words
 
 
 def test_extractors_are_cited_as_their_files_cite_them() -> None:
@@ -155,6 +167,16 @@ def test_every_choice_that_settings_allow_has_its_words() -> None:
         ("aggressive", [], ("removes", "1–8 whitened svd", "1", "blocks",
                             "column norms, ≤ 3 passes")),
         ("basic", ["edit.strength=0", "edit.layers=3-5"], ("keeps", "1 δ", "0", "3-5", "")),
+        ("informed", [], ("removes", "by findings", "1 to 1.3", "by findings",
+                          "column norms, n passes")),
+        ("informed", ["distill.max_rank=2", "edit.layers=all", "edit.passes=1"],
+         ("removes", "1–2 projected δ", "1 to 1.3", "all", "column norms")),
+        ("advanced", ["distill.min_rank=2"],
+         ("removes", "2–4 projected δ", "1 to 1.3", "all", "column norms")),
+        ("informed", ["informed.enabled=false"],
+         ("removes", "1–4 projected δ", "1 to 1.3", "all", "column norms")),
+        ("informed", ["informed.modules=[cross_layer_alignment]"],
+         ("removes", "1–4 projected δ", "1 to 1.3", "by findings", "column norms")),
         ("arditi", ["edit.strengths.components={embedding: 0}"],
          ("removes", "1 δ", "1", "blocks", "")),
     ],

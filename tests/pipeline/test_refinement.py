@@ -21,12 +21,16 @@ from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.summon import summon
 from obliteratus.operator.edit import EditPlan
 from obliteratus.operator.hooks import edited
+from obliteratus.pipeline import obliterate as pipeline
 from obliteratus.pipeline import refinement
+from obliteratus.pipeline.methods import settings_for
 from obliteratus.pipeline.refinement import (
     NULLS,
     NextPass,
     check_extractor,
+    equivalent,
     judge,
+    later_settings,
     next_pass,
     row_of,
 )
@@ -39,7 +43,7 @@ from obliteratus.testing.keystone import exact_logits, random_directions, tokens
 from obliteratus.testing.refuser import tiny_settings
 from obliteratus.testing.tiny import tiny_model
 from obliteratus.verify.left import pass_line
-from obliteratus.verify.records.edit import RowTried
+from obliteratus.verify.records.edit import PassTried, RowTried
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,11 @@ class Case:
 
     def next(self, model: LoadedModel) -> NextPass:
         return next_pass(self.after(model), self.tokens, [self.first], self.reference)
+
+    def third(self, previous: np.ndarray) -> NextPass:
+        """Try a third pass on the model, whose log-odds were ``previous`` before the second."""
+        earlier = [self.first, self.first]
+        return next_pass(self.laboratory, self.tokens, earlier, self.reference, previous)
 
 
 @pytest.fixture(scope="module")
@@ -323,3 +332,75 @@ def test_the_scorer_sees_edits_as_it_sees_bases(case: Case) -> None:
     np.testing.assert_allclose(
         scorer.effect_of(planned).log_odds, scorer.effect(rows.basis).log_odds, atol=1e-4
     )
+
+
+def test_after_a_pass_that_changed_nothing_none_follows(case: Case) -> None:
+    now = case.laboratory.scorer(case.tokens).original.log_odds
+    noise = np.random.default_rng(3).normal(0, 0.05, len(now))
+    found = case.third(now + noise)
+    assert found.plan is None
+    line = pass_line(found.tried)
+    assert line.startswith("Pass 3 was not made: pass 2 left the refusal log-odds where they were:")
+    assert line.endswith("lies within ±0.25.")
+    np.testing.assert_array_equal(found.log_odds, now)
+
+
+def test_after_a_pass_that_lowered_refusal_the_next_is_tried(case: Case) -> None:
+    now = case.laboratory.scorer(case.tokens).original.log_odds
+    assert "left the refusal log-odds" not in case.third(now + 1.0).tried.reason
+
+
+def test_a_model_that_made_up_for_all_of_the_first_pass_gets_a_second(case: Case) -> None:
+    """Before the second pass there is nothing to compare: equal log-odds may be full repair."""
+    found = case.next(case.laboratory.model)
+    assert "left the refusal log-odds" not in found.tried.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "spread", "stops"), [(0.0, 0.1, True), (0.2, 0.3, False), (0.0, 2.0, False)]
+)
+def test_equivalence_is_shown_and_not_assumed(change: float, spread: float, stops: bool) -> None:
+    rng = np.random.default_rng(0)
+    before = rng.normal(3, 2, 16)
+    drawn = rng.normal(size=16)
+    after = before + change + spread * (drawn - drawn.mean()) / drawn.std()
+    assert (equivalent(before, after, 2) is not None) == stops
+
+
+def test_each_pass_knows_what_the_one_before_it_left(
+    refuser: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, list[float] | None]] = []
+    used: set[tuple[int, float | None]] = set()
+
+    def scripted(laboratory, tokens, earlier, reference, previous=None) -> NextPass:
+        del tokens, reference
+        number = len(earlier)
+        seen.append((number, None if previous is None else previous.tolist()))
+        edit = laboratory.settings.edit
+        used.add((laboratory.settings.distill.max_rank, edit.strength))
+        tried = PassTried(number=number + 1, rows=(), reason="it is scripted.")
+        odds = np.array([float(number)])
+        if number == 3:
+            return NextPass(tried, odds)
+        return NextPass(tried, odds, earlier[0], plan(laboratory.model, earlier[0], edit))
+
+    monkeypatch.setattr(pipeline, "next_pass", scripted)
+    asked = ("edit.passes=4", "edit.pass_rank=2", "edit.pass_strength=1", "verify.prompts=4")
+    settings = tiny_settings(refuser, "advanced", "distill.max_rank=1", *asked)
+    pipeline.obliterate(str(refuser), tmp_path / "out", settings, store=Store(tmp_path / "store"))
+    assert seen == [(1, None), (2, [1.0]), (3, [2.0])]
+    assert used == {(2, 1.0)}
+
+
+def test_later_passes_may_have_a_rank_and_a_strength_of_their_own() -> None:
+    settings = settings_for("advanced", ["edit.pass_rank=2", "edit.pass_strength=1"])
+    later = later_settings(settings)
+    assert (later.distill.max_rank, later.edit.strength) == (2, 1.0)
+    plain = settings_for("advanced")
+    assert later_settings(plain) == plain
+
+
+def test_a_rank_of_later_passes_that_their_search_refuses_is_refused_first() -> None:
+    with pytest.raises(UsageError, match=r"distill\.max_rank=1"):
+        check_extractor(settings_for("rdo", ["edit.pass_rank=2"]))

@@ -13,9 +13,12 @@ from obliteratus.measure.agreement import agreement
 from obliteratus.measure.judges.base import judge_named
 from obliteratus.measure.log_odds import RefusalTokens
 from obliteratus.settings import JudgeSettings, VerifySettings
+from obliteratus.statistics.estimate import Estimate
 from obliteratus.store import read_json
 from obliteratus.testing.planted_measurement import Plant, bag_of_words, planted
 from obliteratus.verify.compare import compare
+from obliteratus.verify.html import as_html
+from obliteratus.verify.records.decisions import DecisionMade
 from obliteratus.verify.records.edit import EditFacts
 from obliteratus.verify.report import Report, load_report, save_report
 from obliteratus.verify.schema import (
@@ -28,6 +31,22 @@ from obliteratus.verify.schema import (
 )
 
 PAGE = report_page.PAGE.read_text(encoding="utf-8")
+
+
+def decided(*, kept: bool) -> DecisionMade:
+    """Return a decision that was carried out, or given way to what was asked for."""
+    return DecisionMade(
+        module="cross_layer_alignment",
+        finding="one direction of layers 2-5 controls refusal",
+        rule="an edit of 2-5 alone does the same",
+        parameter="edit.layers",
+        was="all",
+        value="all" if kept else "2-5",
+        status="kept" if kept else "applied",
+        proposed="2-5" if kept else None,
+        line="one direction → the same → edit.layers=2-5",
+        evidence={"groups": Estimate(1.0, (1.0, 2.0), n=8)},
+    )
 
 
 def everything() -> Report:
@@ -52,6 +71,7 @@ def everything() -> Report:
         tokens=RefusalTokens((1, 2)),
         agreement=agreement(judge_named("keyword")),
         embed=bag_of_words,
+        decisions=[decided(kept=False), decided(kept=True)],
         edit=EditFacts(shares={"1": 0.9}),
     )
 
@@ -208,3 +228,19 @@ def test_a_report_made_before_a_field_was_added_can_be_read(
     assert old.agreement is not None
     assert old.agreement.confusion == ()
     assert old.agreement.kappa == full.agreement.kappa
+
+
+def test_the_page_tells_what_the_analyses_decided_and_what_gave_way(full: Report) -> None:
+    page = as_html(full)
+    assert "<h2>What the analyses decided</h2>" in page
+    assert "one direction of layers 2-5 controls refusal" in page
+    assert "all (asked for; 2-5 was proposed)" in page
+    plain = as_html(full.model_copy(update={"decisions": ()}))
+    assert "What the analyses decided" not in plain
+
+
+def test_decisions_are_read_back_with_their_evidence(full: Report, tmp_path: Path) -> None:
+    save_report(full, tmp_path / "report.json")
+    again = load_report(tmp_path / "report.json").decisions
+    assert again == full.decisions
+    assert again[0].evidence["groups"].interval == (1.0, 2.0)

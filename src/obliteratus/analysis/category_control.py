@@ -19,8 +19,9 @@ from torch import Tensor
 
 from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.beyond_random import NEGLIGIBLE, beyond
-from obliteratus.analysis.intervening import random_rows, scores
+from obliteratus.analysis.intervening import scores
 from obliteratus.analysis.resampling import ends, prediction_bound, weights
+from obliteratus.analysis.turned import another_out
 from obliteratus.errors import MeasurementError
 from obliteratus.operator.hooks import adding
 from obliteratus.operator.removal import everywhere
@@ -174,19 +175,23 @@ def measure_control(
     *,
     layer: Layer,
     length: float,
+    mean: Float64[Tensor, " d_model"],
     vectors: int = RANDOM,
     seed: int = 0,
 ) -> CategoryControl:
     """Take every category's unit direction out of the bench's harmful prompts, and add some.
 
     Added are those of the first ``MOST`` categories, their sums and differences in pairs, and the
-    sum of all, each ``length`` long. Prompts of other categories are left out.
+    sum of all, each ``length`` long. Prompts of other categories are left out. The nulls are random
+    directions with the cosine that ``pooled`` has to ``mean``, which all prompts share: whatever
+    lies towards that moves every prompt when it is taken out, and is no null for a direction that
+    does not.
     """
     names = tuple(rows)
     labels = [prompt.category for prompt in bench.subset.prompts.harmful]
     chosen = [place for place, label in enumerate(labels) if label in rows]
     generator = torch.Generator().manual_seed(STREAM + seed)
-    random = list(random_rows(vectors, len(pooled), generator))
+    random = [another_out(pooled, mean, generator).read[0] for _ in range(vectors)]
     harmful, harmless = bench.subset.harmful, bench.subset.harmless
     before = scores(bench.model, bench.head, bench.tokens, harmful)
     start = scores(bench.model, bench.head, bench.tokens, harmless)

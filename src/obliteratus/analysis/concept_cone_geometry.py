@@ -355,6 +355,7 @@ def _run(bench: Bench) -> Findings:
             samples.delta.cpu() / length,
             layer=place.layer,
             length=length,
+            mean=samples.harmless.double().cpu().mean(dim=0),
             seed=bench.seed,
         )
     return concept_cone_geometry(
@@ -379,7 +380,8 @@ ANALYSES.register("concept_cone_geometry")(
         "the pooled direction leaves, in order, against the largest of permuted categories; each "
         "category's direction taken out, and sums and differences of them added.",
         null="cosine 0 for unrelated directions; categories permuted among harmful prompts; 6 "
-        "random directions taken out and added",
+        "random directions, as far from what all prompts share as the pooled one, taken out and "
+        "added",
         source="arXiv:2502.17420 (cones); unbiased products: Walther et al. 2016 "
         "(doi:10.1016/j.neuroimage.2015.12.012)",
         cost="8 forward passes of 32 harmful prompts and one more for each category, at most 43 "

@@ -5,7 +5,7 @@ Its fall is held against that under the same change along random directions, and
 of the refusal log-odds: 0 where nothing but refusal reads r, 1 where an answer loses as much.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.probe.forward import last_hidden
 from obliteratus.prompts.spread import spread_indices
+from obliteratus.shapes import Layer
 from obliteratus.statistics.estimate import Estimate
 
 
@@ -86,12 +87,22 @@ def measure_costs(
     refusal: Float64[np.ndarray, "null prompt"],
 ) -> Costs:
     """Make each of ``changes`` in every write and read the answers; ``refusal`` is known."""
-    before = _skill(bench, questions)
+    return Costs(falls_of_skill(bench, changes, questions), refusal)
+
+
+def falls_of_skill(
+    bench: Bench,
+    changes: Sequence[Change],
+    questions: Sequence[Asked],
+    layers: Iterable[Layer] | None = None,
+) -> Float64[np.ndarray, "vector item"]:
+    """Return the falls of the log-odds of right answers with each change in ``layers`` (all)."""
+    before, chosen = _skill(bench, questions), None if layers is None else tuple(layers)
     falls = list[np.ndarray]()
     for change in changes:
-        with ablated(bench.model, change):
+        with ablated(bench.model, change, chosen):
             falls.append(before - _skill(bench, questions))
-    return Costs(np.array(falls), refusal)
+    return np.array(falls)
 
 
 @torch.no_grad()

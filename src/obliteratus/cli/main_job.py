@@ -85,7 +85,8 @@ def what_to_do(
                 "which model? Write `obliteratus obliterate MODEL`; `obliteratus models` lists the "
                 "names that are known without a path."
             )
-        return Job(model, settings_for(method or DEFAULT_METHOD, assignments, flags))
+        asked = options.keys(flags)
+        return Job(model, settings_for(method or DEFAULT_METHOD, assignments, flags, asked=asked))
     from obliteratus.pipeline.record import read_run
 
     if method is not None:
@@ -95,5 +96,6 @@ def what_to_do(
         )
     recorded = read_run(repeated)
     base = options.merged(recorded.settings.model_dump(mode="json"), flags)
-    settings = settings_for(recorded.settings.method, assignments, base)
+    method, asked = recorded.settings.method, options.keys(flags)
+    settings = settings_for(method, assignments, base, asked=asked)
     return Job(model or recorded.model, settings, recorded.fingerprint)

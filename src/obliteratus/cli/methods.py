@@ -60,7 +60,8 @@ def _glance(screen: Screen) -> None:
     screen.say(
         paragraph(
             "δ is the difference of the means of harmful and harmless prompts. Strength 1 removes. "
-            "Where: all writers, those of all blocks, or of the blocks that separate best. "
+            "Where: all writers, those of all blocks, or of the blocks that separate best. By "
+            "findings (and n passes): analyses of the model decide it at run time. "
             "`obliteratus methods NAME` explains one in full; use it with --method NAME, and "
             "change any of its values with --set KEY=VALUE."
         )

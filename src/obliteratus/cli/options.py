@@ -159,6 +159,15 @@ def settings(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None and value != {}}
 
 
+def keys(values: Mapping[str, Any], start: str = "") -> list[str]:
+    """Return the dotted keys that nested ``values`` set."""
+    found: list[str] = []
+    for key, value in values.items():
+        below = keys(value, f"{start}{key}.") if isinstance(value, Mapping) else [f"{start}{key}"]
+        found.extend(below)
+    return found
+
+
 def split_names(text: str | None) -> list[str] | None:
     """Return the names in ``a, b``, or None when the flag was not given."""
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]

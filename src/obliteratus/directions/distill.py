@@ -148,8 +148,9 @@ def _select_one(
         return extract.removed_everywhere(source, rows[:rank], scorer.layers)
 
     known = {1: Effect(winner.bypass, winner.kl)}
+    first = min(settings.min_rank, len(rows))
     best, ranks = _search_rank(
-        scorer, truncated, range(1, len(rows) + 1), settings, seed, known=known
+        scorer, truncated, range(first, len(rows) + 1), settings, seed, known=known
     )
     return _Found(
         truncated(int(best.value)),
@@ -200,7 +201,9 @@ def _per_layer(
         layer: extract(samples[layer], max_rank=settings.max_rank)
         for layer in track(layers, task="extract", total=len(layers), unit="layers")
     }
-    ranks = [2**power for power in range(settings.max_rank.bit_length())]
+    least = settings.min_rank
+    powers = [2**power for power in range(settings.max_rank.bit_length())]
+    ranks = [least, *(rank for rank in powers if rank > least)]
 
     def truncated(rank: int) -> Removed:
         shortened: dict[Layer, Tensor] = {layer: basis[:rank] for layer, basis in rows.items()}
@@ -226,13 +229,21 @@ def _search_rank(
         removed = truncated(int(rank))
         return scorer.effect(removed.basis, filters=removed.filters)
 
-    return search(
+    best, trials = search(
         [float(rank) for rank in ranks],
         lambda rank: known.get(int(rank)) or effect(rank),
         task="rank",
         max_kl=settings.max_kl,
         seed=seed,
     )
+    divergence = float(trials[0].effect.kl.mean())
+    if settings.min_rank > 1 and divergence > settings.max_kl:
+        raise DirectionError(
+            f"without {ranks[0]} directions the first-token KL on harmless prompts is "
+            f"{divergence:.3f}, over distill.max_kl={settings.max_kl:g}. Lower distill.min_rank or "
+            "raise distill.max_kl."
+        )
+    return best, trials
 
 
 def _search_strength(

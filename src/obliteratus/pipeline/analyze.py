@@ -1,25 +1,17 @@
 """ANALYZE: the analyses that are asked for, on one capture of activations, into one atlas."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import cache
-from importlib import resources
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from obliteratus.analysis.atlas import Atlas, LeftOut, save_atlas
-from obliteratus.analysis.bench import Bench
-from obliteratus.analysis.findings import Findings, load_findings, save_findings
+from obliteratus.analysis.atlas import Atlas, save_atlas
+from obliteratus.analysis.findings import save_findings
 from obliteratus.analysis.module import ANALYSES
-from obliteratus.analysis.neutral_text import passages
-from obliteratus.directions.directions import Directions
-from obliteratus.errors import DirectionError, MeasurementError
-from obliteratus.events import DeviationRecorded, Note, emit
+from obliteratus.events import DeviationRecorded, emit
 from obliteratus.measure.behaviour import Behaviour
-from obliteratus.measure.log_odds import RefusalTokens
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.summon import summon
+from obliteratus.pipeline.analyses import Analyses
 from obliteratus.pipeline.behaviour import behaviour_of, without_first_tokens
 from obliteratus.pipeline.journal import Journal
 from obliteratus.pipeline.stages import Laboratory
@@ -27,8 +19,7 @@ from obliteratus.prompts.contrast import Splits
 from obliteratus.prompts.load import contrast_set
 from obliteratus.prompts.split import split
 from obliteratus.settings import ModelSettings, RunSettings
-from obliteratus.store import Store, atomic_folder, check_target, content_key, sha256_of_file
-from obliteratus.verify.identity import digest
+from obliteratus.store import Store, atomic_folder, check_target
 
 
 @dataclass(frozen=True)
@@ -88,24 +79,11 @@ class _Run:
         anatomy = model.anatomy
         laboratory = Laboratory(model, splits, self.settings, self.store)
         other = self._other(splits, modules)
-        bench, words = self._bench(laboratory, other), self.behaviour.words
-        found: dict[str, Findings] = {}
-        left: list[LeftOut] = []
-        for module in modules:
-            title = words.reworded(ANALYSES[module].title)
-            with self.journal.stage("analyze", title) as note:
-                try:
-                    found[module], note.is_cached = self._run(module, bench, laboratory, other)
-                    note.text = found[module].headline
-                except (MeasurementError, DirectionError) as error:
-                    reason = words.reworded(str(error))
-                    left.append(LeftOut(module, reason))
-                    note.text = "left out"
-                    emit(Note(f"{title} is left out: {reason}"))
+        answers = Analyses(laboratory, self.journal, other=other).run(modules)
         return Atlas(
-            findings=found,
-            left_out=tuple(left),
-            words=words,
+            findings=answers.findings,
+            left_out=answers.left_out,
+            words=self.behaviour.words,
             facts={
                 "model": asdict(model.source),
                 "other": None if other is None else asdict(other.model.source),
@@ -141,77 +119,3 @@ class _Run:
             return None
         settings = self.settings.model.model_copy(update={"revision": None})
         return Laboratory(self._summoned(name, settings), splits, self.settings, self.store)
-
-    def _bench(self, laboratory: Laboratory, other: Laboratory | None = None) -> Bench:
-        @cache
-        def probed() -> Any:
-            with self.journal.stage("probe", "read the fit prompts at every layer") as note:
-                activations, note.is_cached = laboratory.probed()
-                note.text = f"{len(activations.layers)} layers"
-            return activations
-
-        @cache
-        def calibrated() -> RefusalTokens | None:
-            return laboratory.refusal_tokens(probed())
-
-        def distilled() -> Directions:
-            with self.journal.stage("distill", self.settings.distill.extractor) as note:
-                found, note.is_cached = laboratory.distilled(probed(), calibrated())
-                note.text = f"rank {found.rank} from layer {found.source_layer}"
-            return found
-
-        return Bench(
-            model=laboratory.model,
-            splits=laboratory.splits,
-            behaviour=self.behaviour,
-            settings=self.settings.analyze,
-            probed=probed,
-            distilled=distilled,
-            calibrated=calibrated,
-            compared=None if other is None else lambda: self._bench(other),
-            system=self.settings.prompts.system,
-            seed=self.settings.seed,
-            store=self.store,
-        )
-
-    def _run(
-        self, name: str, bench: Bench, laboratory: Laboratory, other: Laboratory | None
-    ) -> tuple[Findings, bool]:
-        settings = self.settings
-        compared = other if ANALYSES[name].compares else None
-        key = content_key(
-            "analysis",
-            **laboratory.identity,
-            name=name,
-            behaviour=self.behaviour.name,
-            fit=laboratory.splits.fit.sha256,
-            select=laboratory.splits.select.sha256,
-            positions=settings.probe.positions,
-            distill=settings.distill.model_dump(mode="json"),
-            settings=settings.analyze.model_dump(mode="json", exclude={"modules", "other"}),
-            other=None if compared is None else dict(compared.identity),
-            text=None if settings.analyze.text is None else passages(settings.analyze).sha256,
-            seed=settings.seed,
-            analysis=analysis_code(),
-        )
-
-        def save(value: Findings, folder: Path) -> None:
-            save_findings({name: value}, folder)
-
-        def load(folder: Path) -> Findings:
-            return load_findings(folder)[name]
-
-        compute: Callable[[], Findings] = lambda: ANALYSES[name].run(bench)  # noqa: E731
-        found, is_cached = self.store.cached(key, compute, save, load)
-        return replace(found, headline=self.behaviour.words.reworded(found.headline)), is_cached
-
-
-@cache
-def analysis_code() -> str:
-    """Return a hash of all analyses, and of what finds, applies and scores directions."""
-    found: Mapping[str, str] = {
-        f"{package}/{path.name}": sha256_of_file(path)
-        for package in ("analysis", "directions", "measure", "operator", "statistics")
-        for path in sorted(Path(str(resources.files("obliteratus") / package)).rglob("*.py"))
-    }
-    return digest(found)

@@ -45,6 +45,7 @@ def without_first_tokens(
             )
     instead: dict[str, Any] = {
         "distill.selection": "cosmic" if distill.selection == "published" else distill.selection,
+        "distill.min_rank": 1,
         "distill.max_rank": 1,
         "distill.max_strength": 1.0,
         "edit.passes": 1,

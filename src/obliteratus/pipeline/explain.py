@@ -14,6 +14,7 @@ from typing import Any
 from obliteratus.directions.filters import FILTERS
 from obliteratus.directions.placement import PLACEMENTS
 from obliteratus.directions.samples import EXTRACTORS
+from obliteratus.pipeline.informed import modules_of
 from obliteratus.pipeline.methods import Method, settings_for
 from obliteratus.pipeline.wording import deed, strength_words, target_words
 from obliteratus.settings import DistillSettings, RdoSettings, RunSettings, TuneSettings
@@ -42,7 +43,7 @@ NORMS = {
 }
 """What stands around the operator where a norm is kept, and what it is."""
 CORE = "W − U A Vᵀ W"
-KEPT = "more than 1 where that lowers refusal beyond noise"
+KEPT = "more than {} where that lowers refusal beyond noise"
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def explained(method: Method) -> Explanation:
     stages = (
         ("SUMMON", "load the model and account for every matrix that writes to its stream"),
         ("PROBE", f"read the stream behind every block at {POSITIONS[settings.probe.positions]}"),
+        *(("ANALYZE", words) for words in _informed(settings)),
         *(("DISTILL", words) for words in _distilled(settings.distill)),
         *(("EXCISE", words) for words in _excised(settings)),
         ("REBIRTH", "write the edited model to a folder"),
@@ -122,6 +124,18 @@ def form_of(settings: RunSettings) -> Form:
     )
 
 
+def _informed(settings: RunSettings) -> list[str]:
+    if not settings.informed.enabled:
+        return []
+    modules = modules_of(settings)
+    decided = ", ".join(settings.informed.decides(modules))
+    return [
+        f"{', '.join(modules)}: what they find decides {decided} at run time, by rules that are "
+        "printed with their evidence; what follows is where they start, and stays where nothing is "
+        "found"
+    ]
+
+
 def _distilled(settings: DistillSettings) -> list[str]:
     name = settings.extractor
     parts = [f"{name}{_citation(EXTRACTORS[name])}: {_summary(EXTRACTORS[name])}"]
@@ -138,12 +152,13 @@ def _distilled(settings: DistillSettings) -> list[str]:
     else:
         words = SELECTIONS[settings.selection].format(kl=settings.max_kl, depth=depth)
         parts.append(f"selection: {words}")
-    if settings.max_rank > 1:
-        parts.append(f"rank: 1 to {settings.max_rank}, {KEPT}")
+    least, most_rank = settings.min_rank, settings.max_rank
+    if most_rank > least:
+        parts.append(f"rank: {least} to {most_rank}, {KEPT.format(least)}")
     else:
-        parts.append("rank: 1")
+        parts.append(f"rank: {most_rank}")
     if settings.max_strength > 1:
-        parts.append(f"strength: 1 to {settings.max_strength:g}, {KEPT}")
+        parts.append(f"strength: 1 to {settings.max_strength:g}, {KEPT.format(1)}")
     if settings.rdo.steps:
         parts.append(_optimised(settings.rdo))
     if settings.tune.steps:

@@ -56,16 +56,29 @@ def method_named(name: str) -> Method:
 
 
 def settings_for(
-    method: str, assignments: Sequence[str] = (), base: Mapping[str, Any] | None = None
+    method: str,
+    assignments: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
+    *,
+    asked: Sequence[str] = (),
 ) -> RunSettings:
     """Return the settings of ``method``, with ``base`` and then ``key=value`` assignments put in.
+
+    In an informed run no rule changes a key that is assigned, or is one of ``asked``: those of
+    ``base`` that were asked for. All of them are added to ``informed.keep``.
 
     Raises:
         UsageError: there is no such method or key (the nearest one is named), or a value is out of
             range.
     """
     values = merged(method_named(method).values, base or {})
-    return settings_from(with_overrides({**values, "method": method}, assignments))
+    settings = settings_from(with_overrides({**values, "method": method}, assignments))
+    if not settings.informed.enabled:
+        return settings
+    given = [each.partition("=")[0].strip() for each in assignments]
+    kept = {*settings.informed.keep, *given, *asked} - {"informed.keep", "informed.enabled"}
+    informed = settings.informed.model_copy(update={"keep": tuple(sorted(kept))})
+    return settings.model_copy(update={"informed": informed})
 
 
 def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,10 +35,12 @@ from obliteratus.models.quantised import check_room, dequantised
 from obliteratus.models.summon import summon
 from obliteratus.operator.edit import EditPlan
 from obliteratus.pipeline.behaviour import behaviour_of, without_first_tokens
+from obliteratus.pipeline.decisions import Decision
+from obliteratus.pipeline.informed import informed, modules_of
 from obliteratus.pipeline.journal import Journal
 from obliteratus.pipeline.passes import Pass, carry_out
 from obliteratus.pipeline.record import run_record
-from obliteratus.pipeline.refinement import Reference, check_extractor, next_pass
+from obliteratus.pipeline.refinement import Reference, check_extractor, later_settings, next_pass
 from obliteratus.pipeline.regularize import ONE_PASS, dosed
 from obliteratus.pipeline.stages import ACTIVATIONS_FILE, Laboratory
 from obliteratus.probe.activations import Activations
@@ -141,9 +143,12 @@ class _Run:
         self.leaks: list[Deviation] = []
         self.tried: list[PassTried] = []
         self.dose: Dose | None = None
+        self.decisions: tuple[Decision, ...] = ()
 
     def execute(self, name: str, output: Path, *, force: bool, fingerprint: str | None) -> Report:
         check_extractor(self.settings)
+        if self.settings.informed.enabled:
+            _ = modules_of(self.settings)
         _ = documents(self.settings.verify.text, self.settings.verify.text_documents)
         _ = GENERATORS[self.settings.verify.generator]
         _ = capability_tasks(self.settings.verify)
@@ -163,6 +168,9 @@ class _Run:
             check_room(model)  # before the long stages: it is unpacked after them
         first = Laboratory(model, splits, self.settings, self.store)
         activations = self._probe(first)
+        if self.settings.informed.enabled:
+            self.settings, self.decisions = informed(first, activations, self.journal)
+            first = first.under(self.settings)
         tokens, directions = self._distill(first, activations)
         model = self._unpacked(model)
         planned = plan(model, directions, self.settings.edit)
@@ -175,7 +183,7 @@ class _Run:
         controls = self._controls(model, activations, directions, planned, splits, tokens)
         head = self._kept_head(model)
         passes = self._excise(model, splits, tokens, directions, planned)
-        record = run_record(model, contrast, self.asked, self.journal, self.tried)
+        record = run_record(model, contrast, self.asked, self.journal, self.tried, self.decisions)
         with releasing(output, force=force) as work:
             self._rebirth(model, work, passes, activations)
             source = model.source
@@ -358,15 +366,21 @@ class _Run:
         with self.journal.stage("excise", f"edit {len(planned)} matrices") as note:
             reference = self._reference(model, splits, tokens)
             done = [self._edit(model, splits, directions, planned)]
+            previous = None
             while len(done) < self.settings.edit.passes:
                 if self._applied < 1:
                     self.tried.append(PassTried(number=len(done) + 1, rows=(), reason=ONE_PASS))
                     emit(Note(pass_line(self.tried[-1], self.behaviour.words)))
                     break
-                laboratory = Laboratory(model, splits, self.settings, self.store)
+                later = later_settings(self.settings)
                 following = next_pass(
-                    laboratory, tokens, [each.directions for each in done], reference
+                    Laboratory(model, splits, later, self.store),
+                    tokens,
+                    [each.directions for each in done],
+                    reference,
+                    previous,
                 )
+                previous = following.log_odds
                 self.tried.append(following.tried)
                 emit(Note(pass_line(following.tried, self.behaviour.words)))
                 if following.directions is None or following.plan is None:
@@ -473,6 +487,7 @@ class _Run:
                 directions=passes[0].directions,
                 controls=controls,
                 dose=self.dose,
+                decisions=[each.told(self.behaviour.words) for each in self.decisions],
                 edit=edit_facts(
                     [each.receipt for each in passes],
                     passes[0].directions,

@@ -13,6 +13,7 @@ import torch
 
 from obliteratus.errors import StorageError
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.pipeline.decisions import Decision
 from obliteratus.pipeline.journal import Journal
 from obliteratus.prompts.contrast import ContrastSet
 from obliteratus.settings import RunSettings, settings_from
@@ -39,11 +40,13 @@ def run_record(
     settings: RunSettings,
     journal: Journal,
     passes: Sequence[PassTried] = (),
+    decisions: Sequence[Decision] = (),
 ) -> dict[str, Any]:
     """Return the JSON-ready record of a run.
 
-    ``requested`` are the settings, ``executed`` what differs from them: every deviation. ``passes``
-    are those after the first, with what was tried in each.
+    ``requested`` are the settings, ``executed`` what differs from them: every deviation.
+    ``decisions`` are those of an informed run, which made other settings of them. ``passes`` are
+    those after the first, with what was tried in each.
     """
     return {
         "version": VERSION,
@@ -60,6 +63,7 @@ def run_record(
         },
         "requested": settings.model_dump(mode="json"),
         "executed": [asdict(deviation) for deviation in journal.deviations],
+        "decisions": [each.as_json() for each in decisions],
         "passes": [each.model_dump(mode="json") for each in passes],
         "seconds": {stage: round(spent, 3) for stage, spent in journal.seconds.items()},
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from obliteratus.directions.combine import orthogonal_to
@@ -27,8 +27,9 @@ from obliteratus.operator.edit import EditPlan, WeightEdit
 from obliteratus.operator.hooks import edited
 from obliteratus.pipeline.kernel_search import check_searchable
 from obliteratus.pipeline.stages import Laboratory
-from obliteratus.settings import RunSettings
+from obliteratus.settings import RunSettings, settings_from
 from obliteratus.statistics.bootstrap import paired_bootstrap
+from obliteratus.statistics.equivalence import tost
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.verify.records.edit import PassTried, RowTried
 
@@ -37,6 +38,8 @@ NULLS = 19
 LEVEL = 0.05
 RESAMPLES = 19_999
 """The corrected interval leaves 0.13 % in each tail: 26 resamples."""
+MARGIN = 0.25
+"""Refusal log-odds: a pass that changes them by surely less has changed nothing."""
 
 Reference = Float[Tensor, "harmless vocab"]
 """Log-probabilities of the model before any edit, on the harmless select prompts."""
@@ -44,9 +47,13 @@ Reference = Float[Tensor, "harmless vocab"]
 
 @dataclasses.dataclass(frozen=True)
 class NextPass:
-    """What was tried, and what to remove: nothing where no direction was kept."""
+    """What was tried, and what to remove: nothing where no direction was kept.
+
+    ``log_odds`` are those of the harmful select prompts before it, of the model as it is by then.
+    """
 
     tried: PassTried
+    log_odds: Float64[np.ndarray, " harmful"]
     directions: Directions | None = None
     plan: EditPlan | None = None
 
@@ -56,40 +63,85 @@ def next_pass(
     tokens: RefusalTokens | None,
     earlier: Sequence[Directions],
     reference: Reference | None,
+    previous: Float64[np.ndarray, " harmful"] | None = None,
 ) -> NextPass:
     """Probe and distill the model of ``laboratory`` again and judge what is found.
 
     What lies within the ``earlier`` directions is theirs already. The leading directions of the
     rest that :func:`judge` keeps are planned anew; with none there is nothing to remove.
+    ``previous`` are the log-odds before the last pass, where that was a later one: if the last pass
+    left them equivalent (TOST within ±``MARGIN``), none follows. After the first pass equivalence
+    is no reason to stop: a model that makes up for all of it looks the same.
     """
     model, settings = laboratory.model, laboratory.settings
     number = len(earlier) + 1
+    scorer = laboratory.scorer(tokens, reference=reference)
+    odds = scorer.original.log_odds
+    same = None if previous is None else equivalent(previous, odds, number - 1)
+    if same is not None:
+        return NextPass(PassTried(number=number, rows=(), reason=same), odds)
     activations, _ = laboratory.probed()
     try:
         found, _ = laboratory.distilled(activations, tokens)
     except DirectionError as error:
-        return NextPass(PassTried(number=number, rows=(), reason=f"nothing was found: {error}"))
+        return NextPass(
+            PassTried(number=number, rows=(), reason=f"nothing was found: {error}"), odds
+        )
     found = orthogonal_to(found, earlier)
     if not found.basis:
         reason = "what was found is removed already."
-        return NextPass(PassTried(number=number, rows=(), reason=reason))
+        return NextPass(PassTried(number=number, rows=(), reason=reason), odds)
     planned = plan(model, found, settings.edit)
-    scorer = laboratory.scorer(tokens, reference=reference)
     rows = judge(model, scorer, planned, max_kl=settings.distill.max_kl, seed=settings.seed)
     tried = PassTried(number=number, rows=rows, reason=rows[-1].reason)
     if not tried.kept:
-        return NextPass(tried)
+        return NextPass(tried, odds)
     leading = _leading(found, tried.kept, tried)
-    return NextPass(tried, leading, plan(model, leading, settings.edit))
+    return NextPass(tried, odds, leading, plan(model, leading, settings.edit))
+
+
+def equivalent(
+    before: Float64[np.ndarray, " harmful"], after: Float64[np.ndarray, " harmful"], number: int
+) -> str | None:
+    """Return in words that pass ``number`` left the log-odds where they were, None if it did not.
+
+    Equivalence is shown, not assumed: two one-sided tests within ±``MARGIN``, so few prompts or
+    much scatter are no reason to stop.
+    """
+    change = tost(after - before, -MARGIN, MARGIN).effect
+    if change.verdict != "supported":
+        return None
+    low, high = change.interval
+    return (
+        f"pass {number} left the refusal log-odds where they were: {change.value:+.2f} "
+        f"({low:+.2f} to {high:+.2f}, 90 %) lies within ±{MARGIN:g}."
+    )
+
+
+def later_settings(settings: RunSettings) -> RunSettings:
+    """Return the settings of the passes after the first: ``edit.pass_rank``, ``pass_strength``.
+
+    Raises:
+        UsageError: that rank does not go with the other settings of DISTILL.
+    """
+    values, edit = settings.model_dump(mode="json"), settings.edit
+    values["distill"]["min_rank"] = 1  # what a later pass removes is judged row by row
+    if edit.pass_rank is not None:
+        values["distill"]["max_rank"] = edit.pass_rank
+    if edit.pass_strength is not None:
+        values["edit"]["strength"] = edit.pass_strength
+    return settings_from(values)
 
 
 def check_extractor(settings: RunSettings) -> None:
     """Refuse before the long stages what DISTILL or a later pass would refuse.
 
     Raises:
-        UsageError: there is no such extractor or knob, or an oblique edit is to be repeated.
+        UsageError: there is no such extractor or knob, an oblique edit is to be repeated, or
+            ``edit.pass_rank`` does not go with the extraction.
     """
     name = settings.distill.extractor
+    later_settings(settings)
     extraction(name, settings.distill.knobs)
     check_searchable(settings.distill)
     if name in FILTERS and settings.edit.passes > 1:

@@ -1,5 +1,6 @@
 """PROBE and DISTILL behind the cache: each is computed once for everything that determines it."""
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import cache
@@ -60,6 +61,12 @@ class Laboratory:
             "versions": versions(),
             "code": code_fingerprint(),
         }
+
+    def under(self, settings: RunSettings) -> "Laboratory":
+        """Return the same model, weights as they were, with other settings of the later stages."""
+        other = copy.copy(self)
+        other.settings = settings
+        return other
 
     def probed(self) -> tuple[Activations, bool]:
         """Return the fit activations, and whether they were in the cache."""

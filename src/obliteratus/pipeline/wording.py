@@ -14,6 +14,8 @@ PLACES: Mapping[tuple[str, bool], str] = MappingProxyType(
     }
 )
 """By ``edit.layers``, and whether an embedding is among them."""
+FOUND = "by findings"
+"""Of an informed run: analyses of the model decide it, and nobody knows before."""
 
 
 def search_words(settings: DistillSettings) -> str:
@@ -82,17 +84,21 @@ def strength_range(settings: RunSettings) -> str:
 def directions_words(settings: RunSettings) -> str:
     """Return how many directions of which extractor; δ is the difference of the class means."""
     distill = settings.distill
-    most = distill.max_rank
+    if "distill.max_rank" in settings.informed.decides():
+        return FOUND
+    least, most = distill.min_rank, distill.max_rank
     name = distill.extractor.replace("difference_of_means", "δ").replace("_", " ")
     if distill.rdo.steps:
         most, name = distill.rdo.cone, f"optimised {name}"
     if distill.tune.steps:
         most, name = max(most, distill.tune.rank), f"tuned {name}"
-    return f"{'1' if most == 1 else f'1–{most}'} {name}"
+    return f"{most if most == least else f'{least}–{most}'} {name}"
 
 
 def places_words(settings: RunSettings) -> str:
     """Return where the edit acts, in one word: ``all`` has the embedding, ``blocks`` has not."""
+    if "edit.layers" in settings.informed.decides():
+        return FOUND
     words = target_words(settings)
     short = {PLACES["all", True]: "all", PLACES["all", False]: "blocks"}
     short[PLACES["strong", False]] = "strong"
@@ -104,5 +110,8 @@ def besides_words(settings: RunSettings) -> str:
     edit = settings.edit
     parts = [f"{edit.norm} norms"] if edit.norm != "none" else []
     parts += ["mean put back"] if edit.affine == "mean" else []
-    parts += [f"≤ {edit.passes} passes"] if edit.passes > 1 else []
+    if "edit.passes" in settings.informed.decides():
+        parts.append("n passes")
+    elif edit.passes > 1:
+        parts.append(f"≤ {edit.passes} passes")
     return ", ".join(parts)

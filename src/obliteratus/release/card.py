@@ -35,7 +35,11 @@ HOME = "https://pypi.org/project/obliteratus"
 
 
 def write_card(
-    folder: Path, report: Report, source: ModelSource, settings: RunSettings, plan: EditPlan
+    folder: Path,
+    report: Report,
+    source: ModelSource,
+    settings: RunSettings,
+    plan: EditPlan,
 ) -> None:
     """Write the model card ``README.md`` into the model folder."""
     template = resources.files("obliteratus.release").joinpath("card.md.j2").read_text("utf-8")

@@ -7,6 +7,7 @@ defaults written here.
 
 from obliteratus.settings.analyze import AnalyzeSettings
 from obliteratus.settings.edit import COMPONENTS, EditSettings, Norm, Strengths
+from obliteratus.settings.informed import InformedSettings
 from obliteratus.settings.judge import JudgeSettings
 from obliteratus.settings.overrides import (
     settings_from,
@@ -32,6 +33,7 @@ __all__ = [
     "DistillSettings",
     "EarlyStopping",
     "EditSettings",
+    "InformedSettings",
     "JudgeSettings",
     "KernelSettings",
     "ModelSettings",

@@ -119,8 +119,9 @@ class EditSettings(Section):
     at strength 1, and an embedding that reaches the stream without a norm.
 
     ``passes`` re-probe the edited model and distill again; what they find is removed where it beats
-    random directions of the same energy. ``allow_leak`` goes on where a proof
-    finds something left, and says so in the report.
+    random directions of the same energy. ``pass_rank`` is the ``distill.max_rank`` and
+    ``pass_strength`` the strength of those after the first (null: as in the first).
+    ``allow_leak`` goes on where a proof finds something left, and says so in the report.
 
     ``auto_regularize`` scales all strengths by the largest share at which first-token KL and
     perplexity pass on the select prompts (:mod:`obliteratus.verify.dose`), before anything is
@@ -137,6 +138,8 @@ class EditSettings(Section):
     affine: Literal["none", "mean"] = "none"
     affine_offset: FiniteFloat = 0.0
     passes: int = Field(default=1, ge=1, le=10)
+    pass_rank: int | None = Field(default=None, ge=1, le=64)
+    pass_strength: FiniteFloat | None = Field(default=None)
     allow_leak: bool = False
     auto_regularize: bool = False
 

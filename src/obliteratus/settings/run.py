@@ -6,6 +6,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from obliteratus.settings.analyze import AnalyzeSettings
 from obliteratus.settings.edit import EditSettings
+from obliteratus.settings.informed import InformedSettings
 from obliteratus.settings.judge import JudgeSettings
 from obliteratus.settings.search import KernelSettings, RdoSettings, TuneSettings
 from obliteratus.settings.section import Section
@@ -53,13 +54,15 @@ class DistillSettings(Section):
     prompts, ``max_depth`` the share of the layers from which a direction may come,
     ``select_prompts`` the number of harmful and of harmless select prompts that score one
     candidate. ``selection`` is ``published`` (2406.11717, by refusal log-odds), ``cosmic``
-    (2506.00085, by activations alone) or ``per_layer``. Ranks up to ``max_rank`` and strengths
-    from 1 up to ``max_strength`` are tried and kept while they lower refusal beyond noise within
-    ``max_kl``.
+    (2506.00085, by activations alone) or ``per_layer``. Ranks from ``min_rank`` up to
+    ``max_rank`` and strengths from 1 up to ``max_strength`` are tried and kept while they lower
+    refusal beyond noise within ``max_kl``; where an extractor gives fewer than ``min_rank``
+    directions, all are taken.
     """
 
     extractor: str = "difference_of_means"
     knobs: dict[str, int | FiniteFloat] = Field(default={})
+    min_rank: int = Field(default=1, ge=1, le=64)
     max_rank: int = Field(default=1, ge=1, le=64)
     max_strength: float = Field(default=1, ge=1, le=2)
     selection: Literal["published", "cosmic", "per_layer"] = "published"
@@ -75,6 +78,15 @@ class DistillSettings(Section):
         """The same selection, with nothing that begins where it ends."""
         plain = {"tune": TuneSettings(), "rdo": RdoSettings(), "kernel": KernelSettings()}
         return self.model_copy(update=plain)
+
+    @model_validator(mode="after")
+    def _ranks_in_order(self) -> "DistillSettings":
+        if self.min_rank > self.max_rank:
+            raise ValueError(
+                f"distill.min_rank={self.min_rank} is more than distill.max_rank={self.max_rank}; "
+                "lower the one or raise the other"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_direction(self) -> "DistillSettings":
@@ -203,6 +215,7 @@ class RunSettings(Section):
     analyze: AnalyzeSettings = AnalyzeSettings()
     distill: DistillSettings = DistillSettings()
     edit: EditSettings = EditSettings()
+    informed: InformedSettings = InformedSettings()
     verify: VerifySettings = VerifySettings()
 
     @model_validator(mode="after")

@@ -28,6 +28,7 @@ from obliteratus.verify.controls import Controls
 from obliteratus.verify.identity import Subject, head_fingerprint, versions
 from obliteratus.verify.layers import candidate_rows, layer_rows, rank_rows
 from obliteratus.verify.measurement import Measurement
+from obliteratus.verify.records.decisions import DecisionMade
 from obliteratus.verify.records.edit import EditFacts
 from obliteratus.verify.records.effects import Dose
 from obliteratus.verify.records.judging import JudgeAgreement, ReasoningFacts, Ruled
@@ -65,6 +66,7 @@ def compare(
     directions: Directions | None = None,
     controls: Controls | None = None,
     dose: Dose | None = None,
+    decisions: Sequence[DecisionMade] = (),
     edit: EditFacts | None = None,
     deviations: Sequence[Deviation] = (),
     edited_name: str | None = None,
@@ -77,11 +79,11 @@ def compare(
     writers. ``behaviour`` is what the judge looked for, by default refusal: the report is in its
     words. ``agreement`` says how far the judge can be believed, ``tokens`` adds log-odds, ``embed``
     coherence, ``directions`` the candidates they were selected from and the rank of every layer,
-    ``controls`` the nulls, ``dose`` what weaker and the planned edit do, ``edit`` what the executor
-    measured, and whether the behaviour was to grow: then that is the first claim, not that it is
-    nearly gone; with ``keeps_refusal`` it is that refusal stayed. ``edited_name`` is printed
-    instead of the name that the edited model was loaded under (a temporary folder, say). All
-    resampling uses ``seed``.
+    ``controls`` the nulls, ``dose`` what weaker and the planned edit do, ``decisions`` what an
+    informed run made of its analyses, ``edit`` what the executor measured, and whether the
+    behaviour was to grow: then that is the first claim, not that it is nearly gone; with
+    ``keeps_refusal`` it is that refusal stayed. ``edited_name`` is printed instead of the name that
+    the edited model was loaded under (a temporary folder, say). All resampling uses ``seed``.
 
     Raises:
         MeasurementError: the two were not measured on the same prompts and documents, or a head is
@@ -136,6 +138,7 @@ def compare(
         layers=_layers(pair),
         candidates=() if directions is None else candidate_rows(directions),
         ranking=() if directions is None else rank_rows(directions),
+        decisions=tuple(decisions),
         edit=edit,
         deviations=tuple(dict.fromkeys([*deviations, *made, *_deviations(original, edited)])),
         versions=versions(),

@@ -99,6 +99,7 @@ def as_html(report: Report) -> str:
         ratio_words=ratio,
         shown=shown,
         unbroken=unbroken,
+        setting=setting,
     )
 
 
@@ -148,6 +149,13 @@ def _axis(claim: Claim) -> tuple[float, float]:
 def unbroken(text: str) -> str:
     """Return ``text`` with line breaks allowed only before a parenthesis."""
     return text.replace(" ", "\N{NO-BREAK SPACE}").replace("\N{NO-BREAK SPACE}(", " (")
+
+
+def setting(value: bool | int | float | str | None) -> str:
+    """Return a setting as it is written on the command line; – where it is not set."""
+    if value is None:
+        return "–"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _row(row: Row) -> dict[str, Any]:

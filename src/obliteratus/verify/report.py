@@ -14,6 +14,7 @@ from obliteratus.statistics.estimate import Estimate, Verdict
 from obliteratus.store import read_json, write_json
 from obliteratus.verify.identity import Subject
 from obliteratus.verify.records.base import Record
+from obliteratus.verify.records.decisions import DecisionMade
 from obliteratus.verify.records.edit import EditFacts
 from obliteratus.verify.records.effects import ControlRow, Dose
 from obliteratus.verify.records.judging import JudgeAgreement, PromptSet, ReasoningFacts
@@ -192,6 +193,8 @@ class Report(Record):
             without the layers at which it does not vary.
         candidates: The directions that were tried; empty where none was selected.
         ranking: Strong and weak layers; empty where they were not ranked.
+        decisions: What analyses of the original decided before the edit, in order; empty where the
+            run was not informed.
         edit: What the executor measured; null where two models were compared without a plan.
         deviations: What was not done as asked.
         versions: The versions of the packages that compute, by name.
@@ -224,6 +227,7 @@ class Report(Record):
     layers: tuple[LayerRow, ...] = ()
     candidates: tuple[CandidateRow, ...] = ()
     ranking: tuple[RankRow, ...] = ()
+    decisions: tuple[DecisionMade, ...] = ()
     edit: EditFacts | None = None
     deviations: tuple[Deviation, ...] = ()
     versions: dict[str, str] = Field(default={})
