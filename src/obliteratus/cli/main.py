@@ -28,6 +28,7 @@ from obliteratus.cli import (
     models,
     obliterate,
     study,
+    sweep,
     verify,
 )
 from obliteratus.cli.errors import FAILURE, InterruptedRunError, report
@@ -59,6 +60,7 @@ for panel, commands in {
         "analyze": analyze.analyze,
         "detect": detect.detect,
         "chat": chat.chat,
+        "sweep": sweep.sweep,
     },
     "List": {
         "models": models.models,
