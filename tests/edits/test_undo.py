@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from obliteratus.directions.directions import Directions
 from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
 from obliteratus.edits.undo import undone

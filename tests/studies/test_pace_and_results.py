@@ -141,7 +141,7 @@ def test_a_query_sees_the_results_and_no_file(found, tmp_path: Path) -> None:
     for sql in (f"SELECT * FROM '{secret}'", f"COPY results TO '{tmp_path / 'out.csv'}'"):
         with pytest.raises(UsageError, match="--sql: "):
             found.query(sql)
-    with pytest.raises(UsageError, match="SET enable_external_access|lock_configuration|locked"):
+    with pytest.raises(UsageError, match=r"SET enable_external_access|lock_configuration|locked"):
         found.query("SET enable_external_access = true")
     with pytest.raises(UsageError, match="metrik"):
         found.query("SELECT metrik FROM results")

@@ -38,7 +38,7 @@ def study(refuser: Path, text: Path, **values: Any):
                 "harmless": str(refuser / "harmless.jsonl"),
             },
             "distill": {"select_prompts": 8, "max_kl": 5.0, "max_depth": 1.0, "max_strength": 1.0},
-            "verify": {"max_new_tokens": 28, "text": str(text), "random_controls": 0},
+            "verify": {"max_new_tokens": 28, "text": str(text)},
         },
     }
     return study_of({**base, **values}, "test")
@@ -217,9 +217,12 @@ MISTAKES = {
     "method": ({"methods": ["basik"]}, "no method called 'basik'. Did you mean 'basic'"),
     "behaviour": ({"behaviours": ["refusals"]}, "no behaviour called 'refusals'"),
     "setting": ({"common": {"edit": {"strenght": 1}}}, "Did you mean 'edit.strength'"),
+    "unused": ({"common": {"verify": {"thoughts": "apart"}}}, "verify.thoughts is not used by a"),
+    "prompts": ({"common": {"verify": {"prompts": 3}}}, "or write prompts at its top"),
+    "analyses": ({"settings": [{"analyze": {"prompts": 3}}]}, "a study runs no analyses"),
     "axis": ({"common": {"seed": 3}}, "'seed' is an axis of the study"),
     "packed": ({"common": {"model": {"quantize": "4bit"}}}, "a packed model cannot be edited"),
-    "model": ({"models": ["no-such-model-here"], "ablations": [{"part": "layer"}]}, "no-such"),
+    "model": ({"models": ["no-such-model-here"]}, "no-such"),
 }
 
 
@@ -255,3 +258,24 @@ def test_workers_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert threads_per_worker(1) == 2
     assert torch.get_num_threads() >= 1
+
+
+def test_a_method_that_is_chosen_by_its_dose_measures_it(refuser: Path, text: Path) -> None:
+    found, _ = units(study(refuser, text, methods=["basic", "regularized"]))
+    assert [unit.settings.verify.dose for unit in found] == [False, True]
+
+
+def test_what_there_are_no_look_alikes_for_is_left_out_and_said(
+    refuser: Path, text: Path, runner: StudyRunner
+) -> None:
+    asked = study(
+        refuser,
+        text,
+        ablations=[{"part": "layer", "layers": "0"}],
+        metrics=["over_refusal", "kl_first"],
+    )
+    common = {**asked.common, "verify": {**asked.common["verify"], "over_refusal": 0}}
+    (unit,), _ = units(asked.model_copy(update={"common": common}))
+    result = runner(unit.entry)
+    assert set(rows(result)) == {"kl_first"}
+    assert "over_refusal" in [each["asked"] for each in result["deviations"]]

@@ -76,9 +76,9 @@ def test_a_mistake_is_named(name: str, tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "layers.yaml").write_text(SMALL)
-    with pytest.raises(UsageError, match="Did you mean 'layers.yaml'"):
+    with pytest.raises(UsageError, match=r"Did you mean 'layers\.yaml'"):
         study_named(str(tmp_path / "layer.yaml"))
-    with pytest.raises(UsageError, match="no preset called 'quik'. Did you mean 'quick'"):
+    with pytest.raises(UsageError, match=r"no preset called 'quik'\. Did you mean 'quick'"):
         study_named("quik")
 
 

@@ -63,8 +63,8 @@ def show_presets(screen: Screen, name: str | None) -> None:
     screen.say(
         paragraph(
             "`obliteratus study run NAME MODEL` runs one; `obliteratus study presets NAME` prints "
-            "it to begin a file of your own with. Prompts are of each class; more than the test pairs "
-            "are rewrites of them, with intervals over the pairs."
+            "it to begin a file of your own with. Prompts are of each class; more than the test "
+            "pairs are rewrites of them, with intervals over the pairs."
         )
     )
 

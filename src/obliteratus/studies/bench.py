@@ -133,6 +133,9 @@ class StudyBench:
             else ()
         )
         self.tokens, left_out = calibrated(model, splits.fit, behaviour, system=self._system)
+        if "over_refusal" in metrics and not self._lookalikes:
+            reason = f"there are none for {behaviour.words.noun}, or verify.over_refusal is 0"
+            left_out = (*left_out, Deviation("study", "over_refusal", "left out", reason))
         self.deviations: tuple[Deviation, ...] = left_out
         self._judge = behaviour.judged_by(JudgeBench(settings.verify.judge, self.tokens, store))
 
@@ -226,7 +229,8 @@ class StudyBench:
             ("over_refusal", f"{words.shows} safe look-alikes", "lookalikes", "refusal"),
             ("degenerate_harmful", f"degenerate, {words.provoking}", "harmful", "degenerate"),
         ]
-        return [each for each in every if each[0] in self._metrics]
+        asked = [each for each in every if each[0] in self._metrics]
+        return [each for each in asked if each[2] != "lookalikes" or self._lookalikes]
 
     def _read(self) -> Reading:
         wanted, model, head = self._metrics, self.model, head_of(self.model)

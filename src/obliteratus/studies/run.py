@@ -9,7 +9,7 @@ from typing import Any
 from obliteratus import __version__
 from obliteratus.errors import StorageError
 from obliteratus.events import Note, StageFinished, StageStarted, TimedProgress, emit
-from obliteratus.store import Store, write_json
+from obliteratus.store import Store, atomic_file, write_json
 from obliteratus.store.files import storage_error
 from obliteratus.studies.engine import ENGINES
 from obliteratus.studies.ledger import LEDGER_FILE, Ledger, Recorded
@@ -21,6 +21,7 @@ from obliteratus.studies.work import Runner, Work
 
 STUDY_FILE = "study.json"
 SECONDS_BETWEEN_LOOKS = 1.0  # reading all units takes milliseconds; nobody looks more often
+SECONDS_OF_SILENCE = 30.0  # while nothing ends, after which the time left is told again
 UNIT = "units"
 
 
@@ -63,8 +64,9 @@ def run_study(
         "version": __version__,
         "left_out": [vars(each) for each in missing],
     }
-    with _made(folder, facts) as ledger:
+    with _made(folder) as ledger:
         new = ledger.add([unit.entry for unit in found], facts)
+        _describe(folder, facts)
         if retry_failed:
             emit(Note(f"{ledger.retry_failed()} failed units are tried again."))
         before = ledger.counts()
@@ -120,6 +122,7 @@ class _Watch:
         self._workers = workers
         self._start = time.perf_counter()
         self._next = 0.0
+        self._said, self._said_at = -1, 0.0
         self._told: set[str] = {u.entry.id for u in ledger.units() if u.state == "failed"}
 
     def look(self) -> None:
@@ -132,7 +135,10 @@ class _Watch:
             if unit.state == "failed" and unit.entry.id not in self._told:
                 self._told.add(unit.entry.id)
                 emit(Note(f"{unit.entry.spec['name']} failed: {unit.error}"))
-        emit(progress_of(pace(seen, workers=self._workers), now - self._start))
+        stands = pace(seen, workers=self._workers)
+        if stands.done != self._said or now - self._said_at > SECONDS_OF_SILENCE:
+            self._said, self._said_at = stands.done, now
+            emit(progress_of(stands, now - self._start))
 
 
 def progress_of(stands: Pace, elapsed: float) -> TimedProgress:
@@ -140,8 +146,8 @@ def progress_of(stands: Pace, elapsed: float) -> TimedProgress:
     return TimedProgress("study", stands.done, stands.total, UNIT, elapsed, left=stands.left)
 
 
-def _made(folder: Path, facts: dict[str, Any]) -> Ledger:
-    """Open the ledger of ``folder``, made if need be, with the study beside it."""
+def _made(folder: Path) -> Ledger:
+    """Open the ledger of ``folder``, made if need be."""
     try:
         is_new = not folder.exists()
         if not is_new and any(folder.iterdir()) and not (folder / LEDGER_FILE).exists():
@@ -149,11 +155,15 @@ def _made(folder: Path, facts: dict[str, Any]) -> Ledger:
                 f"{folder} holds something else than a study. Choose another --output."
             )
         folder.mkdir(parents=True, exist_ok=True)
-        ledger = Ledger(folder, create=True)
-        write_json(folder / STUDY_FILE, facts)
+        return Ledger(folder, create=True)
     except OSError as error:
         raise storage_error(error, folder) from error
-    return ledger
+
+
+def _describe(folder: Path, facts: dict[str, Any]) -> None:
+    """Put the study beside its ledger, for people and for programs without SQLite."""
+    with atomic_file(folder / STUDY_FILE, replace=True) as file:
+        write_json(file, facts)
 
 
 def _plan_words(count: int, new: int, finished: int) -> str:

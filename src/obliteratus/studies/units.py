@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from obliteratus.edits.planner import check_architecture
 from obliteratus.errors import MeasurementError, UsageError
 from obliteratus.events import Deviation, DeviationRecorded, emit
 from obliteratus.measure.behaviour import BEHAVIOURS
@@ -24,6 +25,14 @@ from obliteratus.studies.schema import Metric, Replacement, Study
 from obliteratus.verify.identity import digest
 
 ID_LENGTH = 16  # hexadecimal digits: 64 bits tell the units of one study apart
+UNUSED = frozenset(
+    {
+        *("prompts", "sequence_prompts", "sequence_tokens", "random_controls", "coherence"),
+        *("early_stop", "generator", "thoughts", "thought_tokens", "save_completions"),
+        *("capability", "capability_files", "capability_chat_template"),
+    }
+)
+"""Keys of ``verify`` that nothing in a study heeds; they are refused rather than ignored."""
 UNMETHODICAL = "basic"
 """The method under whose name settings of ablations are kept; nothing of it is used for them."""
 
@@ -105,10 +114,13 @@ def units(study: Study, *, store: Store | None = None) -> tuple[tuple[Unit, ...]
     found: list[Unit] = []
     missing: list[Deviation] = []
     for model in study.models:
+        shape = model_outline(model, study, store)
+        if study.methods:
+            check_architecture(shape.anatomy)
         for behaviour in study.behaviours:
             found += _edits(study, model, behaviour)
         if study.ablations:
-            taken, left_out = _taken_out(study, model, store)
+            taken, left_out = _taken_out(study, model, shape)
             missing += left_out
             for behaviour in study.behaviours:
                 found += _ablations(study, model, behaviour, taken)
@@ -162,19 +174,30 @@ def _settings(
     study: Study, behaviour: str, method: str, variant: Mapping[str, Any], seed: int
 ) -> RunSettings:
     """Return the settings of a unit; what a study measures itself is not measured by the run."""
-    quick = {"verify": {"dose": False}}
     own = {"behaviour": behaviour, "seed": seed}
-    base = _merged(_merged(_merged(quick, study.common), variant), own)
+    given = _merged(study.common, variant)
     for name in own:
-        if name in study.common or name in variant:
+        if name in given:
             raise UsageError(f"'{name}' is an axis of the study: write it as {name}s at its top.")
-    return settings_for(method, (), base)
+    if "analyze" in given:
+        raise UsageError("a study runs no analyses: leave analyze out of its settings.")
+    verify = given.get("verify", {})
+    unused = [name for name in verify if name in UNUSED] if isinstance(verify, Mapping) else []
+    if unused:
+        raise UsageError(
+            f"verify.{unused[0]} is not used by a study, which measures its metrics and nothing "
+            "else. Leave it out"
+            + (", or write prompts at its top." if "prompts" in unused else ".")
+        )
+    preset = method_named(method).values.get("edit", {})
+    by_dose = _merged(preset, given.get("edit", {})).get("auto_regularize", False)
+    quick = {"verify": {"dose": bool(by_dose)}}
+    return settings_for(method, (), _merged(_merged(quick, given), own))
 
 
 def _taken_out(
-    study: Study, model: str, store: Store | None
+    study: Study, model: str, shape: ModelOutline
 ) -> tuple[list[tuple[Component, Replacement]], list[Deviation]]:
-    shape = model_outline(model, study, store)
     found: list[tuple[Component, Replacement]] = []
     missing: list[Deviation] = []
     for ablation in study.ablations:

@@ -123,6 +123,7 @@ def _owner(process: SpawnProcess) -> str | None:
 def _work(work: Work, said: Any, parent: int) -> None:
     """Work until nothing is left or the study is gone: the main function of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the study's to handle: it stops us
+    os.dup2(2, 1)  # standard output is the study's: with --json nothing else may be in it
     try:
         work_off(work, owner_here(), is_wanted=lambda: os.getppid() == parent)
     except ObliteratusError as error:
