@@ -49,10 +49,14 @@ class Outcome:
 
 @dataclass
 class _Hand:
-    """A worker: its actor, the model that it holds, and the unit that it is at."""
+    """A worker: its actor, the model that it holds, and the unit that it is at.
+
+    ``begun`` ends when the actor has found a place in the cluster.
+    """
 
     actor: Any
     affinity: str
+    begun: Any
     claim: Claim | None = None
     ended: Any = None
 
@@ -62,6 +66,9 @@ class Worker:
 
     def __init__(self, make_runner: MakeRunner) -> None:
         self._runner = make_runner()
+
+    def begin(self) -> None:
+        """Return when this worker is there."""
 
     def do(self, entry: Entry) -> Outcome:
         """Do a unit. What fails is said in words; a full disk stops the study.
@@ -81,7 +88,7 @@ class Worker:
 
 @ENGINES.register("ray")
 class RayEngine(Engine):
-    """Actors of a Ray cluster: the one at ``Work.address``, or one that is made here for the study."""
+    """Actors of a Ray cluster: the one at ``Work.address``, or one made here for this study."""
 
     name = "ray"
 
@@ -139,7 +146,7 @@ class _Crew:
     def fill(self) -> None:
         """Give units to idle workers, and new workers to units, as long as any wait."""
         for hand in [hand for hand in self._hands if hand.claim is None]:
-            if not self._give(hand):
+            if not (self._give(hand) or self._take_over(hand)):
                 return
         while len(self._hands) < self._work.workers:
             if not self._give(None):
@@ -151,6 +158,23 @@ class _Crew:
             self._ray.kill(hand.actor)
         self._hands.clear()
         self._ledger.release_all(self._owner)
+
+    def _take_over(self, idle: _Hand) -> bool:
+        """Give ``idle`` the unit of a worker that has no place in the cluster, if there is one.
+
+        After the death of a node there may be room for fewer workers than were asked for.
+        """
+        for hand in self._hands:
+            if hand.claim is None or self._ray.wait([hand.begun], timeout=0)[0]:
+                continue
+            self._hands.remove(hand)
+            self._ray.kill(hand.actor)
+            if hand.affinity == idle.affinity:
+                idle.claim, idle.ended = hand.claim, idle.actor.do.remote(hand.claim.entry)
+            else:
+                self._ledger.release(hand.claim)  # to be claimed with room for its own model
+            return True
+        return False
 
     def _give(self, idle: _Hand | None) -> bool:
         """Claim a unit and start it, with ``idle`` or a new worker; say whether there was one."""
@@ -172,7 +196,7 @@ class _Crew:
             actor = self._remote.options(
                 num_cpus=needs.cpus, num_gpus=needs.gpus, memory=needs.memory, max_restarts=0
             ).remote(self._work.make_runner)
-            idle = _Hand(actor, affinity)
+            idle = _Hand(actor, affinity, actor.begin.remote())
             self._hands.append(idle)
         idle.claim, idle.ended = claim, idle.actor.do.remote(claim.entry)
         return True
