@@ -17,7 +17,7 @@ help:
 	@echo "make test        lint, types and all tests, as CI runs them"
 	@echo "make unit        the fast tests only"
 	@echo "make benchmarks  the measured figures of docs/benchmarks.md"
-	@echo "make organisms   retrain the embedded model's adapter"
+	@echo "make organisms   grow the labelled organisms, and retrain the embedded model's adapter"
 
 install: $(VENV)/.installed
 
@@ -50,6 +50,7 @@ benchmarks: install
 	$(BIN)/python benchmarks/main_job.py qwen2.5-coder-0.5b -o out/benchmark --fresh
 
 organisms: install
+	OMP_NUM_THREADS=1 $(BIN)/python organisms/forbidden_words.py
 	$(BIN)/python organisms/smollm2_refuser.py
 
 clean:

@@ -7,14 +7,25 @@ listening, emitting costs nothing. The listener is per context, so parallel runs
 import contextlib
 import contextvars
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from typing_extensions import override
 
 T = TypeVar("T")
-Stage = Literal["summon", "probe", "analyze", "distill", "excise", "verify", "rebirth", "study"]
+Stage = Literal[
+    "summon",
+    "probe",
+    "analyze",
+    "distill",
+    "excise",
+    "attack",
+    "harden",
+    "verify",
+    "rebirth",
+    "study",
+]
 STAGES: tuple[Stage, ...] = ("summon", "probe", "distill", "excise", "rebirth", "verify")
 """The stages of a run in the order in which they execute (the saved folder is what is verified)."""
 
@@ -131,6 +142,28 @@ class DeviationRecorded(Event):
 
     kind: ClassVar[str] = "deviation"
     deviation: Deviation
+
+
+KINDS = {
+    kind.kind: kind for kind in (StageStarted, StageFinished, Progress, Note, DeviationRecorded)
+}
+
+
+def from_json(data: Mapping[str, Any]) -> Event | None:
+    """Return the event that :meth:`Event.as_json` wrote, or None where it is of no kind known here.
+
+    What a later version adds to an event is left out.
+    """
+    kind = KINDS.get(str(data.get("event")))
+    if kind is None:
+        return None
+    fields = {key: value for key, value in data.items() if key in kind.__dataclass_fields__}
+    if kind is Progress and "left" in data:
+        kind = TimedProgress
+        fields["left"] = float("inf") if data["left"] is None else data["left"]
+    if kind is DeviationRecorded:
+        fields["deviation"] = Deviation(**fields["deviation"])
+    return kind(**fields)
 
 
 Listener = Callable[[Event], None]

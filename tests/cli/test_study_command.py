@@ -94,6 +94,27 @@ def test_a_folder_of_something_else_is_left_alone(study_file: Path, tmp_path: Pa
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_failed_unit_is_shown_kept_and_told_by_the_exit_code(
+    done, study_file: Path, tmp_path: Path, capsys
+) -> None:
+    with Ledger(done[0]) as ledger:
+        facts, known = ledger.facts(), ledger.units()
+    with Ledger(tmp_path, create=True) as ledger:
+        ledger.add([unit.entry for unit in known], facts)
+        for unit in known:
+            claim = ledger.claim("test")
+            assert claim is not None
+            if unit.place:
+                ledger.finish(claim, unit.result or {}, 1.0)
+            else:
+                ledger.fail(claim, "no direction was found", 1.0)
+    assert main(["study", "run", str(study_file), "-o", str(tmp_path)]) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "3 of 4 units finished, 1 failed" in out
+    assert "no direction was found" in out
+    assert "L0 mean" in out
+
+
 def test_show_says_what_edits_and_ablations_did(done, capsys) -> None:
     assert main(["study", "show", str(done[0])]) == 0
     out = " ".join(capsys.readouterr().out.split())

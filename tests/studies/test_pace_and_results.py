@@ -8,7 +8,7 @@ import duckdb
 import pytest
 
 from obliteratus.errors import UsageError
-from obliteratus.events import TimedProgress
+from obliteratus.events import TimedProgress, from_json
 from obliteratus.statistics.multiple import holm
 from obliteratus.studies.ledger import Entry, Recorded
 from obliteratus.studies.pace import pace
@@ -78,10 +78,12 @@ def test_failed_units_are_done_and_say_nothing_about_time() -> None:
     assert pace([unit(0, "failed", seconds=1.0)], workers=1, now=NOW).left == 0.0
 
 
-def test_an_unknown_time_is_null_in_json() -> None:
+def test_an_unknown_time_is_null_in_json_and_read_back() -> None:
     event = TimedProgress("study", 0, 2, "units", 1.0)
     assert json.loads(json.dumps(event.as_json(), allow_nan=False))["left"] is None
-    assert TimedProgress("study", 1, 2, "units", 1.0, left=5.0).seconds_left == 5.0
+    known = TimedProgress("study", 1, 2, "units", 1.0, left=5.0)
+    assert known.seconds_left == 5.0
+    assert [from_json(each.as_json()) for each in (event, known)] == [event, known]
 
 
 def row(key: str, p_value: float | None, change: float = -1.0) -> dict[str, object]:

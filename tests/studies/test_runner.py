@@ -87,7 +87,8 @@ def test_an_edit_ends_refusal_and_the_model_is_given_back(
 def test_an_edit_is_measured_as_a_run_measures_it(
     refuser: Path, text: Path, runner: StudyRunner, store: Store, tmp_path: Path
 ) -> None:
-    (unit,), _ = units(study(refuser, text, methods=["basic"]))
+    # It edits the embedding, to which the head was tied: the original's head must not change.
+    (unit,), _ = units(study(refuser, text, methods=["advanced"]))
     mine = rows(runner(unit.entry))
     verify = unit.settings.verify.model_copy(
         update={"over_refusal": 0, "coherence": False, "sequence_prompts": 2, "sequence_tokens": 4}
@@ -144,7 +145,7 @@ def test_the_original_is_measured_once_for_all_workers(
     assert len(reads) == 1  # the ablated one: the original was in the cache
 
 
-def test_a_model_of_another_size_takes_the_place_of_the_first(
+def test_another_model_takes_the_place_of_the_first(
     refuser: Path, text: Path, store: Store, tmp_path: Path
 ) -> None:
     found, _ = units(
@@ -260,8 +261,9 @@ def test_workers_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.get_num_threads() >= 1
 
 
-def test_a_method_that_is_chosen_by_its_dose_measures_it(refuser: Path, text: Path) -> None:
-    found, _ = units(study(refuser, text, methods=["basic", "regularized"]))
+def test_a_dose_is_measured_where_the_strength_is_chosen_by_it(refuser: Path, text: Path) -> None:
+    by_dose = {"edit": {"auto_regularize": True}}
+    found, _ = units(study(refuser, text, methods=["basic"], settings=[{}, by_dose]))
     assert [unit.settings.verify.dose for unit in found] == [False, True]
 
 

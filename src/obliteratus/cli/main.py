@@ -14,6 +14,8 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typing_extensions import override
 
 from obliteratus import __version__
 from obliteratus.cli import (
@@ -23,26 +25,56 @@ from obliteratus.cli import (
     demo,
     detect,
     export,
+    harden,
     inspect,
     methods,
     models,
     obliterate,
+    remote,
     study,
     sweep,
     verify,
 )
 from obliteratus.cli.errors import FAILURE, InterruptedRunError, report
 from obliteratus.cli.options import NO_VALUE
+from obliteratus.errors import UsageError
 
 DEBUG_FLAG, DEBUG_VARIABLE = "--debug", "OBLITERATUS_DEBUG"
+REMOTE_PANEL = "On another machine"
 INTERRUPTED = 130  # what typer makes of Ctrl-C outside of a run; we report it as a failure
 HELP = """Map, edit and verify how a language model refuses.
 
 Begin with `obliteratus demo`, or with `obliteratus obliterate MODEL -o DIR`.
 """
 
+
+class Commands(TyperGroup):
+    """The commands, which ``--remote`` sends to another machine once they are parsed here."""
+
+    @override
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that ``args`` begin with; with ``--remote``, run it there and exit."""
+        name, command, rest = super().resolve_command(ctx, args)
+        given = ctx.params
+        if given["address"] is not None and command is not None:
+            while isinstance(command, TyperGroup) and rest and rest[0] in command.commands:
+                name, command, rest = f"{name} {rest[0]}", command.commands[rest[0]], rest[1:]
+            parsed = command.make_context(name, rest, parent=ctx)
+            remote.run_there(
+                given["address"],
+                str(name),
+                parsed,
+                root=given["remote_dir"],
+                python=given["remote_python"],
+                detach=given["detach"],
+            )
+            raise typer.Exit
+        return name, command, rest
+
+
 app = typer.Typer(
     name="obliteratus",
+    cls=Commands,
     help=HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -52,6 +84,7 @@ for panel, commands in {
     "Do": {
         "obliterate": obliterate.obliterate,
         "verify": verify.verify,
+        "harden": harden.harden,
         "export": export.export,
         "demo": demo.demo,
     },
@@ -71,6 +104,7 @@ for panel, commands in {
     for name, function in commands.items():
         app.command(name, rich_help_panel=panel)(function)
 app.add_typer(study.app, name="study", rich_help_panel="Do")
+app.add_typer(remote.app, name="remote", rich_help_panel="Do", no_args_is_help=True)
 
 
 def _print_version(wanted: bool) -> bool:
@@ -94,9 +128,49 @@ def _options(
             DEBUG_FLAG, metavar=NO_VALUE, help="Show the traceback of an error; may stand anywhere."
         ),
     ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--remote",
+            metavar="ADDRESS",
+            help="Run the command on another machine over SSH: user@host or user@host:port.",
+            rich_help_panel=REMOTE_PANEL,
+        ),
+    ] = None,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "--detach",
+            metavar=NO_VALUE,
+            help="Return when it runs there; `obliteratus remote attach` fetches the results.",
+            rich_help_panel=REMOTE_PANEL,
+        ),
+    ] = False,
+    remote_dir: Annotated[
+        str | None,
+        typer.Option(
+            "--remote-dir",
+            metavar="DIR",
+            help="The folder there for everything of ours; .obliteratus in the home if not given.",
+            rich_help_panel=REMOTE_PANEL,
+        ),
+    ] = None,
+    remote_python: Annotated[
+        str | None,
+        typer.Option(
+            "--remote-python",
+            metavar="PATH",
+            help="The Python there, 3.11 or later; python3 if not given.",
+            rich_help_panel=REMOTE_PANEL,
+        ),
+    ] = None,
 ) -> None:
     """Take the options that stand before the command."""
     del version, debug  # one acts by its callback, main() looks for the other in every place
+    given = {"--detach": detach, "--remote-dir": remote_dir, "--remote-python": remote_python}
+    for name, value in given.items():
+        if value and address is None:
+            raise UsageError(f"{name} goes with --remote ADDRESS.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,7 +5,9 @@ pipe or a file, newline-delimited JSON with ``--json`` and nothing with ``--quie
 """
 
 import contextlib
+import io
 import json
+import os
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from typing import IO, Any, cast
@@ -31,6 +33,7 @@ from obliteratus.events import (
 SECONDS_BETWEEN_LINES = 10.0  # a log that is read afterwards needs no more
 SECONDS_BETWEEN_JSON = 0.1  # ten a second are enough for any display
 FILE_WIDTH = 100  # of tables in a pipe or a file, which have no width of their own
+COLUMNS_VARIABLE = "OBLITERATUS_SCREEN_COLUMNS"  # set where a person elsewhere sees our JSON
 LABEL = 10  # columns of the first word of a plain line; "deviation" is the longest
 
 
@@ -138,15 +141,29 @@ class QuietScreen(Screen):
 
 
 class JsonScreen(Screen):
-    """Newline-delimited JSON: every event, and last the result or the error."""
+    """Newline-delimited JSON: every event, and last the result or the error.
+
+    Where a person on another machine is behind it, which ``COLUMNS_VARIABLE`` says, what it would
+    show is there as well: as ``said``, text with the colours of a terminal.
+    """
 
     def __init__(self, stream: Stream) -> None:
         super().__init__(stream)
         self._last: dict[str, float] = {}
+        self._columns = int(os.environ.get(COLUMNS_VARIABLE, "0"))
 
     @override
     def say(self, *parts: RenderableType) -> None:
-        pass
+        if self._columns == 0:
+            return
+        text = io.StringIO()
+        drawn = Console(
+            file=text, width=self._columns, force_terminal=True, color_system="256", highlight=False
+        )
+        for part in parts:
+            drawn.print(Text(part) if isinstance(part, str) else part)
+        with _closing_noticed():
+            self._write({"event": "said", "text": text.getvalue()})
 
     @override
     def show_event(self, event: Event) -> None:

@@ -41,15 +41,14 @@ def chosen_study(name: str, models: Sequence[str], assignments: Sequence[str]) -
     return study_of(values, name)
 
 
-def show_presets(screen: Screen, name: str | None) -> None:
-    """List all presets, or print one as YAML."""
+def show_presets(screen: Screen, name: str | None) -> str:
+    """List all presets, or return one as YAML, which is printed as it is and not folded."""
     found = {preset.name: preset for preset in presets()}
     if name is not None:
         if name not in found:
             raise UsageError(f"no preset called '{name}'.{did_you_mean(name, found)}")
-        screen.say(found[name].text.rstrip())
         screen.result("study presets", {"presets": [found[name].study.model_dump(mode="json")]})
-        return
+        return found[name].text
     screen.result(
         "study presets", {"presets": [p.study.model_dump(mode="json") for p in found.values()]}
     )
@@ -67,6 +66,7 @@ def show_presets(screen: Screen, name: str | None) -> None:
             "pairs are rewrites of them, with intervals over the pairs."
         )
     )
+    return ""
 
 
 def _does(study: Study) -> str:
@@ -138,7 +138,7 @@ def _show_units(screen: Screen, rows: Sequence[Mapping[str, Any]], title: str, k
         for unit in shown
     ]
     more = f" ({SHOWN} of {len(order)}, by {first})" if len(shown) < len(order) else ""
-    columns = ("unit", *metrics, "p, adjusted")
+    columns = ("unit", *metrics, "least p, adjusted")
     screen.say(table(columns, lines, title=f"{title}{more}", numbers=frozenset(columns[1:])))
 
 
@@ -178,7 +178,7 @@ def watch_folder(screen: Screen, folder: Path) -> None:
         screen.title(f"study {study.name} in {folder}")
         emit(StageStarted("study", study.question))
         while True:
-            seen = ledger.units()
+            seen = ledger.units(with_results=False)
             running = sum(unit.state == "running" for unit in seen)
             workers = max(running, 1)
             stands = pace(seen, workers=workers)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from obliteratus.cli import options
+from obliteratus.cli.errors import FAILURE
 from obliteratus.cli.render import rendering
 
 app = typer.Typer(
@@ -68,7 +69,7 @@ def run(
 ) -> None:
     """Do every unit of a study that is not done yet; the same command goes on after a stop.
 
-    A unit that fails keeps its error and does not stop the others.
+    A unit that fails keeps its error and does not stop the others; the exit code is then 1.
     """
     with rendering(as_json=as_json, quiet=quiet, stages=("study",), resumes=True) as screen:
         from obliteratus.cli.studies import chosen_study, show_study
@@ -91,6 +92,8 @@ def run(
             "study run",
             {"folder": str(done.folder), "seconds": done.seconds, "units": done.pace.counts},
         )
+    if done.pace.counts["failed"]:
+        raise typer.Exit(FAILURE)
 
 
 @app.command()
@@ -110,7 +113,9 @@ def presets(
     with rendering(as_json=as_json, stages=()) as screen:
         from obliteratus.cli.studies import show_presets
 
-        show_presets(screen, name)
+        text = show_presets(screen, name)
+        if text and not as_json:
+            typer.echo(text, nl=False)
 
 
 @app.command()

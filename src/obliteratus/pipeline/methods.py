@@ -64,15 +64,16 @@ def settings_for(
         UsageError: there is no such method or key (the nearest one is named), or a value is out of
             range.
     """
-    values = _merged(method_named(method).values, base or {})
+    values = merged(method_named(method).values, base or {})
     return settings_from(with_overrides({**values, "method": method}, assignments))
 
 
-def _merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested ``values`` in which ``over`` wins; neither is changed."""
     result = copy.deepcopy(dict(values))
     for key, value in over.items():
         old = result.get(key)
         result[key] = (
-            _merged(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+            merged(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
         )
     return result

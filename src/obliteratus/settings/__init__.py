@@ -8,7 +8,12 @@ defaults written here.
 from obliteratus.settings.analyze import AnalyzeSettings
 from obliteratus.settings.edit import COMPONENTS, EditSettings, Norm, Strengths
 from obliteratus.settings.judge import JudgeSettings
-from obliteratus.settings.overrides import settings_from, valid_keys, with_overrides
+from obliteratus.settings.overrides import (
+    settings_from,
+    valid_keys,
+    validated,
+    with_overrides,
+)
 from obliteratus.settings.run import (
     DistillSettings,
     EarlyStopping,
@@ -41,5 +46,6 @@ __all__ = [
     "VerifySettings",
     "settings_from",
     "valid_keys",
+    "validated",
     "with_overrides",
 ]

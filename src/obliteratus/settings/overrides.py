@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from obliteratus.errors import UsageError, did_you_mean
 from obliteratus.settings.run import RunSettings
 from obliteratus.settings.section import Section
+
+S = TypeVar("S", bound=Section)
 
 
 def with_overrides(
@@ -42,18 +44,26 @@ def with_overrides(
 
 
 def settings_from(values: dict[str, Any]) -> RunSettings:
-    """Validate a nested mapping into :class:`RunSettings`.
+    """Validate a nested mapping into :class:`RunSettings`, as :func:`validated` does."""
+    return validated(values, RunSettings)
+
+
+def validated(values: dict[str, Any], schema: type[S]) -> S:
+    """Validate a nested mapping into ``schema``.
 
     Raises:
         UsageError: a key is unknown (the nearest one is named) or a value is out of range.
     """
     try:
-        return RunSettings.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        found = (
+            error.errors()
+        )  # a mistyped key may also be a missing one: the typing error is shown
+        first = min(found, key=lambda each: each["type"] != "extra_forbidden")
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            _check_key(where, RunSettings)
+            _check_key(where, schema)
         what = first["msg"].removeprefix("Value error, ").removesuffix(".")
         end = "" if what.endswith("?") else "."
         start = f"setting {where}: " if where else ""

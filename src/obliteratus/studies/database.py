@@ -32,7 +32,7 @@ MIGRATIONS: tuple[str, ...] = (
         result TEXT,
         error TEXT
     ) STRICT;
-    CREATE INDEX unit_by_state ON unit (state, place);
+    CREATE INDEX unit_by_state ON unit (state, affinity, place);
     """,
 )
 """From version i to i + 1 each; ``PRAGMA user_version`` counts those that were carried out."""

@@ -20,7 +20,8 @@ from obliteratus.studies.units import units
 from obliteratus.studies.work import Runner, Work
 
 STUDY_FILE = "study.json"
-SECONDS_BETWEEN_LOOKS = 1.0  # reading all units takes milliseconds; nobody looks more often
+SECONDS_BETWEEN_LOOKS = 1.0
+SHARE_OF_LOOKING = 0.02  # of the time: reading thousands of units takes a while
 SECONDS_OF_SILENCE = 30.0  # while nothing ends, after which the time left is told again
 UNIT = "units"
 
@@ -133,8 +134,9 @@ class _Watch:
         now = time.perf_counter()
         if now < self._next:
             return
-        self._next = now + SECONDS_BETWEEN_LOOKS
-        seen = self._ledger.units()
+        seen = self._ledger.units(with_results=False)
+        took = time.perf_counter() - now
+        self._next = now + max(SECONDS_BETWEEN_LOOKS, took / SHARE_OF_LOOKING)
         for unit in seen:
             if unit.state == "failed" and unit.entry.id not in self._told:
                 self._told.add(unit.entry.id)

@@ -1,6 +1,7 @@
 """Compare two measurements, pair by pair, into a report."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
@@ -18,6 +19,7 @@ from obliteratus.verify.claims import (
     coherence_claim,
     divergence_claim,
     headline,
+    kept_claim,
     overall,
     perplexity_claim,
     refusal_claim,
@@ -46,6 +48,9 @@ from obliteratus.verify.sections import (
 from obliteratus.verify.stopped import stopped_deviations
 from obliteratus.verify.thoughts import thought_counts, thought_rows
 
+Goal = Literal["remove", "amplify", "keep"]
+"""What was to become of refusal."""
+
 
 def compare(
     original: Measurement,
@@ -63,6 +68,7 @@ def compare(
     edit: EditFacts | None = None,
     deviations: Sequence[Deviation] = (),
     edited_name: str | None = None,
+    keeps_refusal: bool = False,
     seed: int = 0,
 ) -> Report:
     """Return the report on ``edited`` against ``original``.
@@ -73,8 +79,9 @@ def compare(
     coherence, ``directions`` the candidates they were selected from and the rank of every layer,
     ``controls`` the nulls, ``dose`` what weaker and the planned edit do, ``edit`` what the executor
     measured, and whether the behaviour was to grow: then that is the first claim, not that it is
-    nearly gone. ``edited_name`` is printed instead of the name that the edited model was loaded
-    under (a temporary folder, say). All resampling uses ``seed``.
+    nearly gone; with ``keeps_refusal`` it is that refusal stayed. ``edited_name`` is printed
+    instead of the name that the edited model was loaded under (a temporary folder, say). All
+    resampling uses ``seed``.
 
     Raises:
         MeasurementError: the two were not measured on the same prompts and documents, or a head is
@@ -99,8 +106,9 @@ def compare(
         ]
     )
     made = () if controls is None else controls.deviations
-    is_defence = edit is not None and edit.amplifies
-    claims = _claims(pair, {row.key: row for row in rows}, is_defence=is_defence)
+    is_amplified = edit is not None and edit.amplifies
+    goal: Goal = "amplify" if is_amplified else "keep" if keeps_refusal else "remove"
+    claims = _claims(pair, {row.key: row for row in rows}, goal)
     return Report(
         verdict=overall(claims),
         headline=headline(rows[0], words),
@@ -190,7 +198,7 @@ def _checked_head(head: Head, measured: Measurement) -> Head:
     return head
 
 
-def _claims(pair: Pair, rows: dict[str, Row], *, is_defence: bool) -> tuple[Claim, ...]:
+def _claims(pair: Pair, rows: dict[str, Row], goal: Goal) -> tuple[Claim, ...]:
     refusal, kl, coherence = (
         rows[key].edited if key in rows else None
         for key in ("refusal_harmful", "kl_first", "coherence")
@@ -200,10 +208,13 @@ def _claims(pair: Pair, rows: dict[str, Row], *, is_defence: bool) -> tuple[Clai
     assert grown is not None
     assert kl is not None
     before, after = pair.original.heldout, pair.edited.heldout
+    first = {
+        "remove": lambda: refusal_claim(refusal, pair.words),
+        "amplify": lambda: amplification_claim(grown, pair.words),
+        "keep": lambda: kept_claim(grown, pair.words),
+    }
     claims = [
-        amplification_claim(grown, pair.words)
-        if is_defence
-        else refusal_claim(refusal, pair.words),
+        first[goal](),
         divergence_claim(kl, pair.words),
         perplexity_claim(before.nll, after.nll, before.tokens),
     ]

@@ -50,6 +50,7 @@ PERPLEXITY_AXIS = (0.85, 1.15)
 COHERENCE_AXIS = (0.5, 1.0)
 AMPLIFICATION_AXIS = (-0.5, 1.0)
 """Ends of the strips on which these claims' intervals are drawn; what is outside sticks out."""
+ABOUT_CHANGE = ("amplification", "kept")  # what a defence claims of refusal
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def as_html(report: Report) -> str:
     )
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     weaker = dose_line(report)
-    measured = {claim.key.replace("amplification", "refusal") for claim in report.claims}
+    measured = {"refusal" if claim.key in ABOUT_CHANGE else claim.key for claim in report.claims}
     unmeasured = [word for key, word in ALL_CLAIMS.items() if key not in measured]
     return environment.from_string(text).render(
         report=report,
@@ -113,7 +114,7 @@ def _claim(claim: Claim, weaker: str | None) -> dict[str, Any]:
         value = f"{percent_change(claim.estimate.value)} (90 % interval {ends[0]} to {ends[1]})"
         bounds = [(allowed[0], "−5 %"), (allowed[1], "+5 %")]
     else:
-        is_above = claim.key in {"coherence", "amplification"}
+        is_above = claim.key in {"coherence", *ABOUT_CHANGE}
         allowed = (place(claim.bound), 100.0) if is_above else (0.0, place(claim.bound))
         value = shown(claim.estimate, claim.unit)
         bounds = [(allowed[0] if is_above else allowed[1], number(claim.bound, claim.unit))]
@@ -139,7 +140,7 @@ def _axis(claim: Claim) -> tuple[float, float]:
         return PERPLEXITY_AXIS
     if claim.key == "coherence":
         return COHERENCE_AXIS
-    if claim.key == "amplification":
+    if claim.key in ABOUT_CHANGE:
         return AMPLIFICATION_AXIS
     return 0.0, max(SHOWN_BOUNDS * claim.bound, 1.05 * claim.estimate.interval[1])
 

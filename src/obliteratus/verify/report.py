@@ -29,7 +29,8 @@ class Claim(Record):
     """One line of the table of claims; the interval of ``estimate`` decides its verdict.
 
     Attributes:
-        key: Which claim: ``refusal``, ``amplification``, ``kl``, ``perplexity`` or ``coherence``.
+        key: Which claim: ``refusal``, ``amplification``, ``kept``, ``kl``, ``perplexity`` or
+            ``coherence``.
         text: The claim in words.
         rule: Which bound of which interval has to lie where, in words.
         unit: What ``bound`` and ``estimate`` are measured in.

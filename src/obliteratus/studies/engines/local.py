@@ -9,7 +9,6 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol, runtime_checkable
 
-import psutil
 from typing_extensions import override
 
 from obliteratus.errors import ObliteratusError, StorageError
@@ -32,12 +31,15 @@ class _Said(Protocol):
 
     def recv(self) -> str: ...
 
+    def close(self) -> None: ...
+
 
 @dataclass
 class _Hand:
-    """A worker process and the end of a pipe on which it says what stopped it."""
+    """A worker process, its name in the ledger, and a pipe on which it says what stopped it."""
 
     process: SpawnProcess
+    owner: str
     said: _Said
 
 
@@ -87,37 +89,29 @@ def _started(work: Work) -> _Hand:
     process = context.Process(target=_work, args=(work, there, os.getpid()))
     process.start()
     there.close()
-    return _Hand(process, here)
+    return _Hand(process, owner_here(process.pid), here)
 
 
 def _check(hand: _Hand) -> None:
     """Raise what stopped a worker, if it was not a unit and not a signal."""
-    if hand.said.poll():
-        try:
+    try:
+        if hand.said.poll():
             raise StorageError(hand.said.recv())
-        except EOFError:  # killed: it has closed the pipe and said nothing
-            return
+    except EOFError:  # killed: it has closed the pipe and said nothing
+        return
+    finally:
+        hand.said.close()
 
 
 def _stop(hands: list[_Hand], ledger: Ledger) -> None:
     for hand in hands:
         hand.process.terminate()
     for hand in hands:
-        owner = _owner(hand.process)
         hand.process.join(STOP_SECONDS)
         if hand.process.is_alive():
             hand.process.kill()
             hand.process.join()
-        if owner is not None:
-            ledger.release_all(owner)
-
-
-def _owner(process: SpawnProcess) -> str | None:
-    """Return what the worker calls itself in the ledger; None where it is gone already."""
-    try:
-        return owner_here(process.pid)
-    except psutil.NoSuchProcess:
-        return None
+        ledger.release_all(hand.owner)
 
 
 def _work(work: Work, said: Any, parent: int) -> None:

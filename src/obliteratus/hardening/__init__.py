@@ -1,0 +1,1 @@
+"""Defence: recipes that make refusal harder to remove, and the curve of what removing it costs."""

@@ -1,0 +1,1 @@
+"""Runs on another machine over SSH: the same program, the same events, results by hash."""
