@@ -5,12 +5,13 @@ is an actor that keeps its model. A worker is placed where the memory of its mod
 gone (a node died, memory ran out) loses its unit, which the ledger gives to another.
 """
 
+import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from typing_extensions import override
@@ -25,6 +26,7 @@ from obliteratus.studies.work import BEATS, MakeRunner, Work, in_words
 FRUITLESS = 5
 """Workers that may die in a row without a unit ended in between."""
 LOOK_SECONDS = 0.05  # between looks at what has ended
+SECONDS_TO_CONNECT = 10.0
 PROGRAMS = 1_000_000_000  # bytes of libraries in every worker
 MISSING = "the engine 'ray' needs Ray. Install it with `pip install 'obliteratus[ray]'`."
 
@@ -115,8 +117,7 @@ class _Crew:
         self._hands: list[_Hand] = []
         self._beaten = time.monotonic()
         self._remote = ray.remote(Worker)
-        self._needs = cache(lambda affinity: _needs(self._ray, self._work, self._specs[affinity]))
-        self._specs: dict[str, Mapping[str, Any]] = {}
+        self._needs: dict[str, Needs] = {}
         self._fruitless = 0
 
     def counts_left(self) -> bool:
@@ -182,13 +183,14 @@ class _Crew:
         if claim is None:
             return False
         affinity = claim.entry.affinity
-        self._specs.setdefault(affinity, claim.entry.spec)
         if idle is not None and idle.affinity != affinity:
             self._ray.kill(idle.actor)  # its memory is for the next model
             self._hands.remove(idle)
             idle = None
         if idle is None:
-            needs: Needs = self._needs(affinity)
+            if affinity not in self._needs:
+                self._needs[affinity] = _needs(self._ray, self._work, claim.entry.spec)
+            needs = self._needs[affinity]
             too_much = _too_much(self._ray, needs)
             if too_much is not None:
                 self._ledger.fail(claim, too_much, 0.0)
@@ -246,13 +248,11 @@ def _cluster(work: Work) -> Generator[Any]:
         import ray
     except ImportError as error:
         raise UsageError(MISSING) from error
-    place = {"address": work.address} if work.address else {"num_cpus": work.workers}
     was_there = ray.is_initialized()
     if not was_there:
         try:
-            ray.init(**place, include_dashboard=None if work.address else False,
-                     log_to_driver=False, logging_level="ERROR")  # fmt: skip
-        except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+            _connect(ray, work)
+        except (OSError, RuntimeError, ValueError) as error:
             raise StorageError(
                 f"no Ray cluster answers at {work.address or 'this machine'} ({in_words(error)}). "
                 "`ray start --head` starts one; `--address auto` takes the one of this machine."
@@ -262,6 +262,23 @@ def _cluster(work: Work) -> Generator[Any]:
     finally:
         if not was_there:
             ray.shutdown()
+
+
+def _connect(ray: Any, work: Work) -> None:
+    """Connect to the cluster at the address, or make one of this machine.
+
+    Raises:
+        OSError, RuntimeError, ValueError: nobody answers there, or what answers is no cluster.
+    """
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if work.address is None:
+        ray.init(num_cpus=work.workers, include_dashboard=False, **quiet)
+        return
+    host, _, port = work.address.rpartition(":")
+    if host and port.isdigit():  # Ray itself would try for minutes
+        place = (host.removeprefix("ray://"), int(port))
+        socket.create_connection(place, SECONDS_TO_CONNECT).close()
+    ray.init(address=work.address, **quiet)
 
 
 def _needs(ray: Any, work: Work, spec: Mapping[str, Any]) -> Needs:
