@@ -69,9 +69,7 @@ def main() -> None:
         claims = [row[0] for row in raw.execute("SELECT claimed FROM unit ORDER BY claimed")]
         owners = raw.execute("SELECT owner, claimed FROM unit ORDER BY owner, claimed").fetchall()
         raw.close()
-        gaps = [
-            1000 * (b[1] - a[1]) for a, b in itertools.pairwise(owners) if a[0] == b[0]
-        ]
+        gaps = [1000 * (b[1] - a[1]) for a, b in itertools.pairwise(owners) if a[0] == b[0]]
         cuts = quantiles(gaps, n=100)
         print(
             json.dumps(

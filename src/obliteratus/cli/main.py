@@ -32,6 +32,7 @@ from obliteratus.cli import (
     obliterate,
     remote,
     study,
+    sweep,
     verify,
 )
 from obliteratus.cli.errors import FAILURE, InterruptedRunError, report
@@ -92,6 +93,7 @@ for panel, commands in {
         "analyze": analyze.analyze,
         "detect": detect.detect,
         "chat": chat.chat,
+        "sweep": sweep.sweep,
     },
     "List": {
         "models": models.models,

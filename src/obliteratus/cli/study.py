@@ -47,8 +47,17 @@ def run(
         int, typer.Option("--workers", "-w", min=1, help="Units at a time.", metavar="N")
     ] = 1,
     engine: Annotated[
-        str, typer.Option("--engine", help="What runs them: local.", metavar="NAME")
+        str,
+        typer.Option("--engine", help="What runs them: local, or ray for a cluster.", metavar="E"),
     ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            help="With ray: auto, or the cluster's host:port; a new one here if not given.",
+            metavar="ADDRESS",
+        ),
+    ] = None,
     retry_failed: Annotated[
         bool,
         typer.Option("--retry-failed", help="Try failed units again.", metavar=options.NO_VALUE),
@@ -69,7 +78,14 @@ def run(
         chosen = chosen_study(study, models or [], assignments or [])
         folder = output or Path("out") / f"study-{chosen.name}"
         screen.title(f"study {chosen.name} · {', '.join(chosen.models)} · to {folder}")
-        done = run_study(chosen, folder, workers=workers, engine=engine, retry_failed=retry_failed)
+        done = run_study(
+            chosen,
+            folder,
+            workers=workers,
+            engine=engine,
+            address=address,
+            retry_failed=retry_failed,
+        )
         show_study(screen, chosen, done.units, folder)
         screen.path(done.folder)
         screen.result(

@@ -16,6 +16,7 @@ from obliteratus.events import Deviation, without_progress
 from obliteratus.measure.behaviour import Behaviour
 from obliteratus.measure.built_in_tasks import BUILT_IN
 from obliteratus.measure.capability import ItemScores
+from obliteratus.measure.coherence import embed
 from obliteratus.measure.divergence import first_token_kl
 from obliteratus.measure.documents import Document, documents
 from obliteratus.measure.generation import generate
@@ -55,7 +56,8 @@ class Reading:
     """What one state of a model did, prompt by prompt. What was not asked for is None.
 
     ``outcomes`` are the judge's, by class of prompts; ``harmless`` are final-norm outputs at the
-    last tokens, from which the divergence is computed.
+    last tokens, from which the divergence is computed, and ``meanings`` unit-length embeddings of
+    the answers to harmless prompts, which are dropped.
     """
 
     log_odds_harmful: Float64[Tensor, " prompt"] | None = None
@@ -63,12 +65,16 @@ class Reading:
     harmless: Float[Tensor, "prompt d_model"] | None = None
     nll: Float64[Tensor, " document"] | None = None
     tokens: Int64[Tensor, " document"] | None = None
+    meanings: Float[Tensor, "prompt dimension"] | None = None
     outcomes: dict[str, tuple[Outcome, ...]] | None = None
     questions: ItemScores | None = None
 
     def as_part(self) -> Part:
         """Return this as facts and tensors."""
-        names = ("log_odds_harmful", "log_odds_harmless", "harmless", "nll", "tokens")
+        names = (
+            *("log_odds_harmful", "log_odds_harmless", "harmless"),
+            *("nll", "tokens", "meanings"),
+        )
         tensors = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
         questions = None if self.questions is None else asdict(self.questions)
         return Part({"outcomes": self.outcomes, "questions": questions}, tensors)
@@ -197,9 +203,13 @@ class StudyBench:
             for name, label, side, outcome in self._shares()
             if before.outcomes is not None and after.outcomes is not None
         ]
+        alike = None
+        if before.meanings is not None and after.meanings is not None:
+            alike = (before.meanings.double() * after.meanings.double()).sum(dim=-1).numpy()
         return changed_rows(
             numbers=numbers,
             outcomes=outcomes,
+            similarity=alike,
             kl=None if kl is None else kl.numpy(),
             likelihood=None
             if before.nll is None or after.nll is None or before.tokens is None
@@ -239,8 +249,11 @@ class StudyBench:
         if "perplexity_heldout" in wanted:
             read = document_nll(model, [t.text for t in self._texts], task=TASK, head=head)
             found |= {"nll": read.nll, "tokens": read.tokens}
-        if spoken:
+        if spoken.difference({"coherence"}):
             found["outcomes"] = self._outcomes()
+        if "coherence" in wanted:
+            said = self._said(self._encoded(self._prompts.harmless))
+            found["meanings"] = embed([each.text for each in said])
         if "multiple_choice" in wanted:
             task = BUILT_IN["multiple_choice"](self.settings.verify.capability_items)
             found["questions"] = task.score(model, self._system, progress=TASK)
@@ -258,15 +271,20 @@ class StudyBench:
     def _ruled(self, prompts: tuple[Prompt, ...]) -> tuple[Outcome, ...]:
         """Let the model answer and the judge rule; the answers are dropped."""
         encoded = self._encoded(prompts)
-
-        def said() -> tuple[Completion, ...]:
-            most = self.settings.verify.max_new_tokens
-            return generate(self.model, encoded, max_new_tokens=most, task=TASK)
-
         texts = tuple(prompt.text for prompt in prompts)
-        asked = Asked(self.model, texts, encoded, said, lambda: self._states(prompts))
+        asked = Asked(
+            self.model,
+            texts,
+            encoded,
+            lambda: self._said(encoded),
+            lambda: self._states(prompts),
+        )
         rulings = checked(self._judge, self._judge.judge(asked), len(prompts))
         return tuple(ruling.outcome for ruling in rulings)
+
+    def _said(self, encoded: Encoded) -> tuple[Completion, ...]:
+        most = self.settings.verify.max_new_tokens
+        return generate(self.model, encoded, max_new_tokens=most, task=TASK)
 
     def _states(self, prompts: tuple[Prompt, ...]) -> Float[Tensor, "prompt d_model"]:
         return last_hidden(self.model, self._encoded(prompts), batch_tokens=self._batch, task=TASK)

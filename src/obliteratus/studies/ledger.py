@@ -204,6 +204,11 @@ class Ledger:
                 (claim.entry.id, claim.token),
             )
 
+    def lost(self, claim: Claim) -> None:
+        """Take a claim back from a worker that is known to be dead, as when its lease is over."""
+        with transaction(self._connection, self.path) as cursor:
+            self._take_back(cursor, "id = ? AND token = ?", (claim.entry.id, claim.token))
+
     def release_all(self, owner: str) -> None:
         """Give back every claim of ``owner``, whom the study itself has stopped."""
         with transaction(self._connection, self.path) as cursor:
@@ -283,7 +288,7 @@ class Ledger:
             )
 
     def _take_back(
-        self, cursor: sqlite3.Cursor, condition: str, values: tuple[str | float, ...]
+        self, cursor: sqlite3.Cursor, condition: str, values: tuple[str | float | int, ...]
     ) -> int:
         reason = (
             f"its worker died {self.attempts} times. Probably it needs more memory than there is: "

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from obliteratus.measure.capability import ItemScores
 from obliteratus.measure.judges.base import Outcome
+from obliteratus.statistics.bootstrap import bootstrap_mean
 from obliteratus.statistics.clustered import (
     Clusters,
     clustered_mean,
@@ -48,6 +49,7 @@ def changed_rows(
     numbers: Sequence[Numbers],
     outcomes: Sequence[Outcomes],
     kl: Float64[np.ndarray, " prompt"] | None,
+    similarity: Float64[np.ndarray, " prompt"] | None = None,
     likelihood: tuple[
         Float64[Tensor, " document"], Float64[Tensor, " document"], Int64[Tensor, " document"]
     ]
@@ -84,6 +86,12 @@ def changed_rows(
             mean = clustered_mean(kl, clusters, seed=seed)
             row = row.model_copy(update={"edited": mean, "details": {"largest": float(kl.max())}})
         found.append(row)
+    if similarity is not None:
+        mean = bootstrap_mean(similarity, seed=seed)
+        if clusters is not None:
+            mean = clustered_mean(similarity, clusters, seed=seed)
+        label = "similarity of answers to the original's"
+        found.append(Row(key="coherence", label=label, unit="similarity", edited=mean))
     if likelihood is not None:
         label = "perplexity, held-out text"
         found.append(perplexity_row("perplexity_heldout", label, *likelihood, seed=seed))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from obliteratus import __version__
-from obliteratus.errors import StorageError
+from obliteratus.errors import StorageError, UsageError
 from obliteratus.events import Note, StageFinished, StageStarted, TimedProgress, emit
 from obliteratus.store import Store, atomic_file, write_json
 from obliteratus.store.files import storage_error
@@ -42,6 +42,7 @@ def run_study(
     *,
     workers: int = 1,
     engine: str = "local",
+    address: str | None = None,
     retry_failed: bool = False,
     store: Store | None = None,
 ) -> StudyResult:
@@ -56,6 +57,8 @@ def run_study(
             another study.
         StorageError: the disk is full, or the ledger cannot be read. Finished units are kept.
     """
+    if address is not None and engine != "ray":
+        raise UsageError(f"--address goes with --engine ray; the engine '{engine}' has none.")
     chosen = ENGINES[engine]()
     store = store or Store()
     found, missing = units(study, store=store)
@@ -77,6 +80,7 @@ def run_study(
             partial(make_runner, store.root, workers),
             workers=workers,
             attempts=study.attempts,
+            address=address,
         )
         try:
             chosen.work_off(work, _Watch(ledger, workers).look)

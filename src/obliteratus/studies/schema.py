@@ -19,11 +19,12 @@ Metric = Literal[
     "log_odds_harmless",
     "kl_first",
     "perplexity_heldout",
+    "coherence",
     "multiple_choice",
 ]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 SPOKEN: frozenset[Metric] = frozenset(
-    {"refusal_harmful", "refusal_harmless", "over_refusal", "degenerate_harmful"}
+    {"refusal_harmful", "refusal_harmless", "over_refusal", "degenerate_harmful", "coherence"}
 )
 """Metrics for which the model has to answer prompts: they cost most of the time."""
 CHEAP: tuple[Metric, ...] = ("log_odds_harmful", "kl_first", "perplexity_heldout")

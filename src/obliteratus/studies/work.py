@@ -31,13 +31,17 @@ MakeRunner = Callable[[], Runner]
 
 @dataclass(frozen=True)
 class Work:
-    """What an engine is given: the ledger's folder, and how to make the runner of a worker."""
+    """What an engine is given: the ledger's folder, and how to make the runner of a worker.
+
+    ``address`` is where the engine finds its cluster, for one that has any.
+    """
 
     folder: Path
     make_runner: MakeRunner
     workers: int = 1
     lease: float = LEASE_SECONDS
     attempts: int = ATTEMPTS
+    address: str | None = None
 
     def ledger(self) -> Ledger:
         """Open the ledger, once per thread and process."""

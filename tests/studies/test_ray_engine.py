@@ -1,0 +1,150 @@
+"""Units on a real Ray cluster of two nodes, one of which is killed."""
+
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from obliteratus.errors import StorageError, UsageError
+from obliteratus.studies.engines.ray import Needs, RayEngine, _too_much
+from obliteratus.studies.ledger import Entry, Ledger
+from obliteratus.studies.run import run_study
+from obliteratus.studies.schema import Study
+from obliteratus.studies.work import Runner, Work
+
+ray = pytest.importorskip("ray", reason="Ray comes with the dev extra (tests/QUARANTINES.md)")
+
+UNITS = 40
+# The workers cannot import a test: what is defined here travels to them as code.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def fakes(log: str, seconds: float) -> Runner:
+    """Make units that take a while and say on which node they ran."""
+
+    def run(entry: Entry) -> dict[str, object]:
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        with Path(log).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"unit": entry.id, "node": node}) + "\n")
+        time.sleep(seconds)
+        if entry.spec["number"] == 7:
+            raise ValueError("seven")
+        return {"node": node, "square": entry.spec["number"] ** 2}
+
+    return run
+
+
+def study(folder: Path, address: str, seconds: float = 0.25) -> Work:
+    folder.mkdir()
+    with Ledger(folder, create=True) as ledger:
+        ledger.add([Entry(f"u{i:03d}", "fake", "none", {"number": i}) for i in range(UNITS)], {})
+    runner = partial(fakes, str(folder / "log"), seconds)
+    return Work(folder, runner, workers=2, address=address)
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Two raylets on loopback with one processor each, the first of them the head."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other tests nice ones would starve
+    from ray.cluster_utils import Cluster
+
+    options = {"num_cpus": 1, "object_store_memory": 80_000_000, "memory": 4_000_000_000}
+    found = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
+    found.second = found.add_node(**options)
+    found.wait_for_nodes()
+    yield found
+    ray.shutdown()
+    found.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_node_that_dies_loses_and_repeats_no_result(cluster, tmp_path):
+    work = study(tmp_path / "study", cluster.address)
+
+    def kill() -> None:
+        log = work.folder / "log"
+        while not log.exists() or len(nodes(log)) < 2:
+            time.sleep(0.05)
+        time.sleep(1.0)
+        cluster.remove_node(cluster.second, allow_graceful=False)
+
+    def nodes(log: Path) -> set[str]:
+        return {json.loads(line)["node"] for line in log.read_text().splitlines()}
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    looks = []
+    RayEngine().work_off(work, lambda: looks.append(time.monotonic()))
+    killer.join()
+    with Ledger(work.folder) as ledger:
+        units = ledger.units()
+        counts = ledger.counts()
+    assert counts == {"waiting": 0, "running": 0, "finished": UNITS - 1, "failed": 1}
+    assert [unit.error for unit in units if unit.state == "failed"] == ["ValueError: seven"]
+    for unit in units:
+        if unit.state == "finished":
+            assert unit.result["square"] == unit.entry.spec["number"] ** 2
+    assert len({unit.result["node"] for unit in units if unit.result}) == 2
+    begun = Counter(
+        json.loads(line)["unit"] for line in (work.folder / "log").read_text().splitlines()
+    )
+    again = [unit for unit, count in begun.items() if count > 1]
+    assert len(again) <= 1
+    assert sum(unit.deaths for unit in units) == len(again)
+    assert len(looks) > 10
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_study_runs_on_a_cluster_made_for_it(refuser, tmp_path):
+    prompts = {name: str(refuser / f"{name}.jsonl") for name in ("harmful", "harmless")}
+    small = Study.model_validate(
+        {
+            "name": "small",
+            "models": [str(refuser)],
+            "ablations": [{"part": "layer", "by": "zero"}],
+            "metrics": ["log_odds_harmful"],
+            "common": {"prompts": prompts},
+        }
+    )
+    done = run_study(small, tmp_path / "ray", engine="ray", workers=1)
+    assert done.pace.counts["finished"] == len(done.units)
+    alone = run_study(small, tmp_path / "local", workers=1)
+    rows = [[unit.result["rows"] for unit in each.units] for each in (done, alone)]
+    assert rows[0] == rows[1]
+
+
+def test_a_model_that_fits_on_no_node_is_refused_with_both_sizes():
+    class TwoNodes:
+        @staticmethod
+        def nodes():
+            return [
+                {"Alive": True, "Resources": {"memory": 16e9}},
+                {"Alive": False, "Resources": {"memory": 900e9}},
+            ]
+
+    assert _too_much(TwoNodes, Needs(1.0, 0.0, 15_000_000_000)) is None
+    said = _too_much(TwoNodes, Needs(1.0, 0.0, 800_000_000_000))
+    assert "800.0 GB" in said
+    assert "16.0 GB" in said
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_address_where_nobody_is(tmp_path):
+    work = replace(study(tmp_path / "study", "x"), address="127.0.0.1:1")
+    with pytest.raises(StorageError, match="no Ray cluster answers"):
+        RayEngine().work_off(work, lambda: None)
+
+
+def test_an_address_without_ray_is_refused(tmp_path):
+    small = Study.model_validate({"name": "x", "models": ["m"], "methods": ["basic"]})
+    with pytest.raises(UsageError, match="--address goes with --engine ray"):
+        run_study(small, tmp_path / "x", address="auto")
