@@ -40,10 +40,10 @@ types: install
 	$(BIN)/basedpyright
 
 unit: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real_model" -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real_model and not slow" -n auto --dist worksteal
 
 real: install
-	$(BIN)/python -m pytest -m real_model
+	$(BIN)/python -m pytest -m "real_model or slow"
 
 benchmarks: install
 	$(BIN)/python benchmarks/probe.py qwen2.5-coder-0.5b
