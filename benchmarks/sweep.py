@@ -3,8 +3,8 @@
     python benchmarks/sweep.py MODEL [--points 13] [--set KEY=VALUE ...]
 
 A separate run is ``obliterate`` at one of the strengths, from a cache in which the original is
-measured and the directions are found: what such a run adds for each strength. ``--runs`` of them are
-timed, at strengths spread over the range, and their median stands for each.
+measured and the directions are found: what such a run adds for each strength. ``--runs`` of them
+are timed, at strengths spread over the range, and their median stands for each.
 """
 
 import argparse

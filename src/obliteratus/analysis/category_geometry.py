@@ -79,8 +79,10 @@ def category_geometry(
     low, high = percentiles(replicates)
     outside = ~np.eye(len(inner), dtype=bool)
     mean = float("nan"), -1.0, 1.0
-    if has_direction and is_there.sum() > 1:
-        each = np.nanmean(replicates[:, outside], axis=1)
+    pairs = replicates[:, outside]
+    pairs = pairs[np.isfinite(pairs).any(axis=1)]  # a replicate may have no two that are there
+    if has_direction and is_there.sum() > 1 and len(pairs):
+        each = np.nanmean(pairs, axis=1)
         value = float(np.nanmean(cosine[outside]))
         ends = np.nanquantile(each, [1 - SIGNIFICANT / 2, SIGNIFICANT / 2])
         mean = tuple(np.clip([value, *(2 * value - ends)], -1, 1).tolist())
