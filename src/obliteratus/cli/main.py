@@ -21,6 +21,7 @@ from obliteratus import __version__
 from obliteratus.cli import (
     analyze,
     behaviours,
+    benchmark,
     chat,
     demo,
     detect,
@@ -94,6 +95,7 @@ for panel, commands in {
         "detect": detect.detect,
         "chat": chat.chat,
         "sweep": sweep.sweep,
+        "benchmark": benchmark.benchmark,
     },
     "List": {
         "models": models.models,

@@ -1,0 +1,67 @@
+"""A benchmark compares methods on equal terms and calls a tie a tie."""
+
+import json
+
+import pytest
+
+from obliteratus.cli.main import main
+from obliteratus.errors import UsageError
+from obliteratus.statistics.estimate import Estimate
+from obliteratus.studies.benchmark import Candidate, beats, benchmark, ranked
+
+
+def candidate(method, refusal, kl, *, width=0.01, model="m"):
+    estimates = {
+        "refusal_harmful": Estimate(refusal, (refusal - width, refusal + width), n=9),
+        "kl_first": Estimate(kl, (kl - width, kl + width), n=9),
+    }
+    return Candidate(model, method, estimates, 1.0)
+
+
+def test_lower_in_both_beats():
+    assert beats(candidate("a", 0.1, 0.1), candidate("b", 0.2, 0.2))
+
+
+def test_neither_beats_where_one_is_traded_for_the_other():
+    one, other = candidate("a", 0.1, 0.3), candidate("b", 0.2, 0.2)
+    assert not beats(one, other)
+    assert not beats(other, one)
+
+
+def test_within_the_intervals_nothing_is_beaten():
+    one, other = candidate("a", 0.1, 0.1, width=0.2), candidate("b", 0.2, 0.2, width=0.2)
+    assert not beats(one, other)
+
+
+def test_models_are_not_compared_with_each_other():
+    rows = ranked([candidate("a", 0.1, 0.1), candidate("b", 0.5, 0.5, model="other")])
+    assert [each.beaten_by for each in rows] == [(), ()]
+
+
+def test_the_least_refusal_comes_first_and_says_who_beats_it():
+    rows = ranked([candidate("c", 0.5, 0.5), candidate("a", 0.1, 0.1), candidate("b", 0.2, 0.05)])
+    assert [each.method for each in rows] == ["a", "b", "c"]
+    assert [each.beaten_by for each in rows] == [(), (), ("a", "b")]
+
+
+def test_nothing_to_compare_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="at least one name"):
+        benchmark([], ["basic"], tmp_path / "x")
+
+
+def test_two_methods_on_a_tiny_model(refuser, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OBLITERATUS_CACHE", str(tmp_path / "cache"))
+    sets = [f"prompts.{name}={refuser / name}.jsonl" for name in ("harmful", "harmless")]
+    sets += ["distill.select_prompts=8", "distill.max_kl=5", "distill.max_depth=1"]
+    sets += ["verify.max_new_tokens=20", "verify.dose=false", "seed=0"]
+    words = [word for each in sets for word in ("--set", each)]
+    folder = tmp_path / "out"
+    words = ["--models", str(refuser), "--methods", "basic,inverted", "-o", str(folder), *words]
+    assert main(["benchmark", *words, "--prompts", "6"]) == 0
+    shown = capsys.readouterr().out
+    assert "on the front" in shown
+    rows = json.loads((folder / "benchmark.json").read_text())
+    assert {row["method"] for row in rows} == {"basic", "inverted"}
+    assert all(row["estimates"]["kl_first"]["value"] > 0 for row in rows)
+    assert list(folder.glob("pareto-*.png"))
+    assert list(folder.glob("layers-*-*.png"))
