@@ -20,7 +20,7 @@ from obliteratus.hardening.curve import Curve, CurveRow
 from obliteratus.hardening.recipe import HardenSettings
 from obliteratus.measure.judges.base import Judge
 from obliteratus.operator.bases import orthonormalise
-from obliteratus.pipeline.analyze import analysis_code
+from obliteratus.pipeline.analyses import analysis_code
 from obliteratus.pipeline.stages import Laboratory
 from obliteratus.prompts.spread import limited
 from obliteratus.statistics.bootstrap import bootstrap_mean
