@@ -67,13 +67,13 @@ def _show(screen: Screen, found: "Benchmark", folder: Path) -> None:
 
     rows = [
         (
-            each.model,
+            Path(each.model).name,
             each.method,
             shown(each.estimates.get("refusal_harmful"), "share"),
             shown(each.estimates.get("kl_first"), "nats"),
             shown(each.estimates.get("perplexity_heldout"), "ratio"),
             duration(each.seconds),
-            f"beaten by {', '.join(each.beaten_by)}" if each.beaten_by else "on the front",
+            f"beaten by {', '.join(each.beaten_by)}" if each.beaten_by else "front",
         )
         for each in found.candidates
     ]
@@ -87,7 +87,7 @@ def _show(screen: Screen, found: "Benchmark", folder: Path) -> None:
         screen.say(listing("Failed", "", failed))
     screen.say(
         paragraph(
-            "95 % intervals. Beaten: another one is surely lower in refusal or divergence (the "
+            "95 % intervals. Front: beaten by none. Beaten: another one is surely lower in refusal or divergence (the "
             "intervals do not meet) and not higher in the other. The time is what was left to do "
             "with the cache as it was."
         )
