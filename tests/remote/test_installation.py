@@ -8,6 +8,7 @@ import pytest
 
 from obliteratus.cli.main import main
 from obliteratus.remote import environment
+from obliteratus.remote.package import this_package
 from obliteratus.store import default_root
 from obliteratus.testing.tiny import tiny_folder
 
@@ -20,8 +21,11 @@ def kept():
     """The folder there, kept with the cache: its libraries are named by their versions."""
     folder = default_root() / "remote-installation"
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("jobs", "inputs", "cache"):
+    for name in ("jobs", "inputs", "cache", "programs"):
         shutil.rmtree(folder / name, ignore_errors=True)
+    for libraries in folder.glob("environments/*"):
+        if not libraries.name.startswith(f"{this_package().libraries_identity}-"):
+            shutil.rmtree(libraries)  # of other versions: gigabytes that nobody looks for
     return folder
 
 
