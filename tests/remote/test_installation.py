@@ -12,8 +12,9 @@ from obliteratus.remote.package import this_package
 from obliteratus.store import default_root
 from obliteratus.testing.tiny import tiny_folder
 
-PASSED_ON = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_CONFIG_FILE")
-"""A login has an environment of its own; where pip gets its packages here, it gets them there."""
+PASSED_ON = ("PIP_", "SSL_CERT_", "REQUESTS_CA_BUNDLE")
+"""Beginnings of names. A login has an environment of its own; where pip gets its packages here, it
+gets them there."""
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,9 @@ def kept():
 def test_a_bare_machine_gets_the_program_and_runs_it(kept, server, capsys, tmp_path, monkeypatch):
     import os
 
-    given = [f"SetEnv {name}={os.environ[name]}" for name in PASSED_ON if name in os.environ]
+    given = [f'{key}="{value}"' for key, value in os.environ.items() if key.startswith(PASSED_ON)]
     server.stop()
-    server.start(*given)
+    server.start(*([f"SetEnv {' '.join(given)}"] if given else []))
     model = tiny_folder(tmp_path / "my-model")
     where = ["--remote", str(server.address), "--remote-dir", str(kept)]
     assert main([*where, "inspect", str(model), "-o", "seen", "--json"]) == 0, capsys.readouterr()
