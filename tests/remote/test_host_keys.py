@@ -1,6 +1,7 @@
 """Nothing is sent to a machine whose key is not trusted; every refusal says what to do."""
 
 import asyncio
+import errno
 
 import pytest
 
@@ -124,3 +125,19 @@ def test_a_link_that_stays_cut_gives_up(installed, wire):
 
     with pytest.raises(RemoteError, match=r"was cut for 1 s.*goes on"):
         asyncio.run(cut())
+
+
+def test_a_full_disk_here_is_not_taken_for_a_cut_link(server):
+    tries = []
+
+    async def write(_connection):
+        tries.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def fail():
+        async with Link(server.address, patience=1.0) as link:
+            await link.persistently(write)
+
+    with pytest.raises(OSError, match="No space left"):
+        asyncio.run(fail())
+    assert len(tries) == 1

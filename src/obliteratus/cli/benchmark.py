@@ -87,7 +87,8 @@ def _show(screen: Screen, found: "Benchmark", folder: Path) -> None:
         screen.say(listing("Failed", "", failed))
     screen.say(
         paragraph(
-            "95 % intervals. Front: beaten by none. Beaten: another one is surely lower in refusal or divergence (the "
+            "95 % intervals. Front: beaten by none. Beaten: another one is surely lower in refusal "
+            "or divergence (the "
             "intervals do not meet) and not higher in the other. The time is what was left to do "
             "with the cache as it was."
         )

@@ -50,7 +50,7 @@ def run_there(
     as_json, quiet = (bool(context.params.get(each)) for each in ("as_json", "quiet"))
     with rendering(as_json=as_json, quiet=quiet) as screen:
         columns = 0 if as_json or quiet else screen.console.width
-        job = submit(where, wanted, columns=columns, ask=_ask(screen, as_json or quiet))
+        job = submit(where, wanted, columns=columns, ask=_ask(as_json or quiet))
         if not detach:
             screen.title(f"{name} · on {where.address} · job {job.name}")
             _show(screen, job)
@@ -87,7 +87,7 @@ def cancel(job: JobName, *, as_json: options.Json = False, quiet: options.Quiet 
 
     with rendering(as_json=as_json, quiet=quiet) as screen:
         found = find(job)
-        end(found, ask=_ask(screen, as_json or quiet))
+        end(found, ask=_ask(as_json or quiet))
         screen.say(f" {found.name} has ended.")
         screen.result("remote", {"job": found.name, "cancelled": True})
 
@@ -131,7 +131,7 @@ def _show(screen: Screen, job: Any) -> None:
             emit(event)
 
     try:
-        code, paths = follow(job, hear, ask=_ask(screen, not sys.stdin.isatty()))
+        code, paths = follow(job, hear, ask=_ask(not sys.stdin.isatty()))
     except KeyboardInterrupt as interrupt:
         raise InterruptedRunError(
             f"Stopped watching; {job.name} goes on there. `obliteratus remote attach {job.name}` "
@@ -150,11 +150,10 @@ def _show(screen: Screen, job: Any) -> None:
         screen.path(path)
 
 
-def _ask(screen: Screen, nobody: bool) -> Callable[[str], bool] | None:
+def _ask(nobody: bool) -> Callable[[str], bool] | None:
     """Return a way to ask on the terminal, or None where nobody can answer."""
     if nobody or not (sys.stdin.isatty() and sys.stdout.isatty()):
         return None
-    del screen
     return lambda question: typer.confirm(question, default=False, err=True)
 
 

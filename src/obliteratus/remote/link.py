@@ -1,6 +1,8 @@
 """A connection to another machine that comes back after it was cut."""
 
+import errno
 import shlex
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -23,8 +25,12 @@ LOST = (
     asyncssh.SFTPConnectionLost,
     asyncssh.SFTPNoConnection,
     asyncssh.ChannelOpenError,
-    OSError,
+    ConnectionError,
+    TimeoutError,
+    socket.gaierror,
 )
+UNREACHABLE = (None, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
+"""Of an OSError; asyncio gives none where several addresses failed. A full disk is none."""
 REFUSED = (asyncssh.PermissionDenied, asyncssh.HostKeyNotVerifiable)
 
 
@@ -105,7 +111,7 @@ class Link:
         )
         try:
             return await retrying(self._once, work)
-        except Exception as error:
+        except (asyncssh.Error, OSError) as error:
             if not _is_lost(error):
                 raise
             raise RemoteError(
@@ -118,7 +124,7 @@ class Link:
             self._connection = await self._connect()
         try:
             return await work(self._connection)
-        except Exception as error:
+        except (asyncssh.Error, OSError) as error:
             if _is_lost(error):
                 self._connection.abort()
                 self._connection = None
@@ -172,7 +178,9 @@ def _is_lost(error: BaseException) -> bool:
         return False
     if isinstance(error, asyncssh.DisconnectError):
         return not isinstance(error, REFUSED)
-    return isinstance(error, LOST) and not isinstance(error, (FileNotFoundError, FileExistsError))
+    if isinstance(error, OSError) and not isinstance(error, LOST):
+        return error.errno in UNREACHABLE
+    return isinstance(error, LOST)
 
 
 def _words(error: BaseException) -> str:
