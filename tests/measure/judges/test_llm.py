@@ -226,7 +226,7 @@ def test_a_failure_shows_with_the_next_answer_and_ends_the_asking(server: Server
     sent = len(server.requests)
     time.sleep(0.5)
     assert len(server.requests) <= sent + 1  # the one under way
-    assert sent < 20
+    assert sent <= 2  # the first, and one that was begun as it failed
 
 
 def test_what_was_ruled_on_before_is_not_sent_when_it_is_expected(

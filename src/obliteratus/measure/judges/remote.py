@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
@@ -84,24 +84,30 @@ class Remote:
         return reply
 
     def _result(self, reply: Reply) -> str | None:
-        """Return a reply; where it failed, ask nothing more of what is waiting."""
+        """Return a reply; where it failed, forget what else was begun."""
         try:
             return reply.result()
         except MeasurementError:
-            for waiting in self._begun.values():
-                waiting.cancel()
             self._begun.clear()
             raise
 
     def _work(self) -> None:
         while True:
             question, reply = self._queue.get()
-            if not reply.set_running_or_notify_cancel():
-                continue
             try:
                 reply.set_result(self._one(question))
             except Exception as error:  # noqa: BLE001 - whoever reads the reply raises it
                 reply.set_exception(error)
+                self._fail_waiting(error)
+
+    def _fail_waiting(self, error: Exception) -> None:
+        """Give what waits the same error: a server that refuses one request gets no more."""
+        while True:
+            try:
+                _, reply = self._queue.get_nowait()
+            except Empty:
+                return
+            reply.set_exception(error)
 
     def _one(self, question: str) -> str | None:
         import openai
