@@ -15,6 +15,7 @@ from obliteratus.statistics.estimate import Estimate
 from obliteratus.store import read_json, write_json
 from obliteratus.testing.planted_measurement import Plant, bag_of_words, planted
 from obliteratus.verify import pictures
+from obliteratus.verify.claims import kept_claim
 from obliteratus.verify.compare import compare
 from obliteratus.verify.controls import Controls
 from obliteratus.verify.dose_picture import dose_response
@@ -153,6 +154,13 @@ def test_the_page_leads_with_the_verdict(page: str, report: Report):
     body = page[page.index("<body>") :]
     assert body.index(report.headline.split(" to ")[0]) < body.index("What changed")
     assert body.index("<h1>") < body.index('class="claims"') < body.index("<svg")
+
+
+def test_trained_weights_are_not_called_an_edit(report: Report):
+    kept = kept_claim(Estimate(0.0, (-0.01, 0.01), n=16))
+    trained = report.model_copy(update={"claims": (kept, *report.claims[1:])})
+    assert "The training does" in as_html(trained)
+    assert "The edit does" in as_html(report)
 
 
 def test_the_page_follows_the_reader_s_colours(page: str):

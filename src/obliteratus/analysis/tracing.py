@@ -117,7 +117,7 @@ def trace(patcher: Patcher, places: Sequence[Place], pairs: Pairs) -> Traced:
     runs: tuple[Run, Run] | None = None
     for batch, number in track(steps, task="trace", total=len(steps), unit="patches"):
         if number == 0:
-            runs = _both(patcher, pairs, batch)
+            runs = plain_runs(patcher, pairs, batch)
             estimated = first_order(patcher, places, pairs, batch, runs)
             for side, run in enumerate(runs):
                 scores[side, batch] = run.score.numpy()
@@ -166,7 +166,8 @@ def first_order(
     return found[0], found[1]
 
 
-def _both(patcher: Patcher, pairs: Pairs, batch: Sequence[int]) -> tuple[Run, Run]:
+def plain_runs(patcher: Patcher, pairs: Pairs, batch: Sequence[int]) -> tuple[Run, Run]:
+    """Run the harmful and the harmless side of the pairs ``batch`` as they are."""
     harmful, harmless = (
         patcher.run(patcher.rows([side[row] for row in batch]))
         for side in (pairs.harmful, pairs.harmless)

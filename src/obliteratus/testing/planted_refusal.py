@@ -59,8 +59,8 @@ unit below it -10, where act(-10) is 5e-4 or less."""
 OPEN = STEEP / 2
 ACTIVE = 0.5
 """Activation of a column that writes a direction. Its weights are then twice as long as what it
-writes, so that r holds as much energy in the weights as other directions do, as in trained models:
-controls of equal energy would otherwise have to lie near r."""
+writes, so that r holds more energy in the weights than any direction but the constant: what follows
+for controls of equal energy is in docs/design/ground-truth.md."""
 CONE_STEEP = 40.0
 CONE_FROM, CONE_TO = 0.35, 0.55
 """A reader of a cone begins and is saturated at these shares of β along its own direction: above

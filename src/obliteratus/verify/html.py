@@ -39,8 +39,8 @@ from obliteratus.verify.report import Claim, Report, Row
 
 HTML_FILE = "report.html"
 TITLES: dict[Verdict, str] = {
-    "supported": "The edit does what it claims",
-    "not_supported": "The edit does not do all that it claims",
+    "supported": "The {change} does what it claims",
+    "not_supported": "The {change} does not do all that it claims",
     "undetermined": "Not enough evidence for all claims",
 }
 ALL_CLAIMS = {"refusal": "refusal", "kl": "divergence", "perplexity": "perplexity",
@@ -50,7 +50,8 @@ PERPLEXITY_AXIS = (0.85, 1.15)
 COHERENCE_AXIS = (0.5, 1.0)
 AMPLIFICATION_AXIS = (-0.5, 1.0)
 """Ends of the strips on which these claims' intervals are drawn; what is outside sticks out."""
-ABOUT_CHANGE = ("amplification", "kept")  # what a defence claims of refusal
+KEPT = "kept"  # what training against attacks claims of refusal
+ABOUT_CHANGE = ("amplification", KEPT)
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,12 @@ def save_html(report: Report, path: Path) -> None:
         raise StorageError(f"cannot write {path}: {error}.") from error
 
 
+def title_of(report: Report) -> str:
+    """Return the verdict as a title; weights that were trained are not called an edit."""
+    is_trained = any(claim.key == KEPT for claim in report.claims)
+    return TITLES[report.verdict].format(change="training" if is_trained else "edit")
+
+
 def as_html(report: Report) -> str:
     """Return ``report`` as HTML; equal reports give equal text."""
     text = (resources.files("obliteratus.verify") / "templates" / "report.html.j2").read_text(
@@ -85,7 +92,7 @@ def as_html(report: Report) -> str:
     unmeasured = [word for key, word in ALL_CLAIMS.items() if key not in measured]
     return environment.from_string(text).render(
         report=report,
-        title=TITLES[report.verdict],
+        title=title_of(report),
         light=LIGHT,
         dark=DARK,
         claims=[_claim(claim, weaker) for claim in report.claims],

@@ -16,7 +16,7 @@ from obliteratus.verify.formatting import (
     reasoning_line,
     shown,
 )
-from obliteratus.verify.html import TITLES
+from obliteratus.verify.html import title_of
 from obliteratus.verify.layers import rank_line
 from obliteratus.verify.left import left_lines
 from obliteratus.verify.report import Claim, Report
@@ -33,7 +33,7 @@ def as_screen(report: Report) -> RenderableType:
     colour = COLOURS[report.verdict]
     title = Text.assemble(
         (f" {VERDICT_SIGNS[report.verdict]} ", f"bold reverse {colour}"),
-        (f" {TITLES[report.verdict]}", f"bold {colour}"),
+        (f" {title_of(report)}", f"bold {colour}"),
     )
     parts: list[RenderableType] = [title, Text(report.headline), Text(), _claims(report)]
     weaker = dose_line(report)
