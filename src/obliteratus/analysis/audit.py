@@ -63,13 +63,19 @@ def _verdicts(yes: str, no: str) -> Mapping[str, str]:
 
 
 def _rank(found: Findings) -> tuple[Estimate | None, str]:
+    """Answer by the verdict on the cone, beside what it rests on.
+
+    Categories whose directions differ a little can all refuse by one: their number is no answer
+    then, and what they do by themselves is.
+    """
     words = {
-        "linear": "one direction for all categories",
+        "linear": "one direction for all categories (selectivity)",
         "subspace": "several directions, which add up in one sense only",
         "cone": "several directions, and sums of them refuse too",
         "undetermined": "undetermined",
     }
-    return found.estimates.get("directions"), words[found.facts["verdict"]]
+    decides = "selectivity" if found.facts["verdict"] == "linear" else "directions"
+    return found.estimates.get(decides), words[found.facts["verdict"]]
 
 
 def _repair(found: Findings) -> tuple[Estimate | None, str]:
