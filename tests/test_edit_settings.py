@@ -64,6 +64,13 @@ def test_a_wrong_setting_is_refused_with_the_reason(assignment: str, message: st
         asked(assignment)
 
 
+@pytest.mark.parametrize("key", ["prompts", "sequence_prompts"])
+def test_one_prompt_has_no_interval_and_is_refused_at_once(key: str) -> None:
+    with pytest.raises(UsageError, match=f"verify.{key}"):
+        settings_from(with_overrides({}, [f"verify.{key}=1"]))
+    settings_from(with_overrides({}, [f"verify.{key}=2"]))
+
+
 def test_a_group_cannot_be_entered_through_a_number() -> None:
     with pytest.raises(UsageError, match=r"edit\.strengths\.layers cannot be set inside 3"):
         asked("strengths=3", "strengths.layers={1: 0}")

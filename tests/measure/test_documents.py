@@ -24,7 +24,15 @@ def texts(path: Path | str, most: int = 100) -> list[str]:
 
 
 def test_without_a_source_they_are_those_built_in() -> None:
-    assert documents(None, 3) == heldout()
+    assert documents(None, 200) == heldout()
+
+
+def test_fewer_of_those_built_in_are_of_every_genre() -> None:
+    """As many first ones would all be of one genre."""
+    some, every = documents(None, 6), heldout()
+    assert len(some) == len({document.genre for document in every}) == 6
+    assert {document.genre for document in some} == {document.genre for document in every}
+    assert len({document.genre for document in every[:6]}) == 1
 
 
 def passages(text: str, words: int = 8) -> set[tuple[str, ...]]:

@@ -51,7 +51,6 @@ SHORT = (
     "verify.max_new_tokens=8",
     "verify.over_refusal=0",
     "verify.random_controls=0",
-    "verify.text_documents=2",
     "verify.sequence_prompts=2",
     "verify.sequence_tokens=4",
 )

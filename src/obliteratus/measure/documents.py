@@ -14,6 +14,7 @@ from obliteratus.errors import MeasurementError, did_you_mean
 from obliteratus.events import Note, emit
 from obliteratus.prompts.hub import PREFIX, open_hub
 from obliteratus.prompts.records import text_column
+from obliteratus.prompts.spread import spread_indices
 
 HELDOUT_FILE = "heldout.jsonl"
 SELECT_FILE = "select_text.jsonl"
@@ -60,8 +61,9 @@ def _built_in(name: str) -> tuple[Document, ...]:
 
 @functools.lru_cache(maxsize=4)
 def documents(source: str | None, most: int) -> tuple[Document, ...]:
-    """Return the first ``most`` documents of ``source``; the built-in ones where it is None.
+    """Return the first ``most`` documents of ``source``; of the built-in ones where it is None.
 
+    Of these ``most`` are spread over the genres, in which they are ordered.
     ``source`` is a file or ``hub:owner/name[:split[:column]]``. In ``.txt`` and ``.md`` blank lines
     stand between documents; ``.csv``, ``.json``, ``.jsonl`` and ``.parquet`` have one in each row,
     in the column that prompts would be in. Texts shorter than :data:`SHORTEST` characters and
@@ -74,7 +76,8 @@ def documents(source: str | None, most: int) -> tuple[Document, ...]:
         PromptError: a data set of the Hub cannot be had, or no column holds the text.
     """
     if source is None:
-        return heldout()
+        own = heldout()
+        return tuple(own[index] for index in spread_indices(len(own), most))
     name, rows = _hub_rows(source) if source.startswith(PREFIX) else _file_rows(Path(source))
     found: dict[str, Document] = {}
     left_out = 0

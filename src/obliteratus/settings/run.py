@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from obliteratus.settings.analyze import AnalyzeSettings
 from obliteratus.settings.edit import EditSettings
@@ -133,9 +133,10 @@ class VerifySettings(Section):
     """VERIFY: how much is measured.
 
     Attributes:
-        prompts: Bounds the test prompts of each class; 0 takes all.
+        prompts: Bounds the test prompts of each class; 0 takes all, 1 would have no interval.
         max_new_tokens: Tokens of each answer.
-        sequence_prompts: Harmless prompts along whose answers the divergence is measured.
+        sequence_prompts: Harmless prompts along whose answers the divergence is measured; an
+            interval takes two.
         sequence_tokens: Tokens of each of these answers.
         random_controls: How many random directions are measured beside the edit.
         dose: Whether the edit is measured at shares of its strength (not of two models that are
@@ -151,7 +152,8 @@ class VerifySettings(Section):
         text: What perplexity is measured on: a file (``.txt`` and ``.md`` with blank lines between
             documents, or rows of ``.csv``, ``.json``, ``.jsonl``, ``.parquet``) or
             ``hub:owner/name[:split[:column]]``; null are the documents built in.
-        text_documents: How many of its documents are taken, from the first.
+        text_documents: How many of its documents are taken, from the first; of those built in, as
+            many of every genre.
         capability: Tasks: ``multiple_choice`` and ``word_problems`` are built in, others are tasks
             or groups of lm-eval, also of YAML files in the folder ``capability_files``.
         capability_items: How many items of each task are run; 0 runs all. More cost time and find
@@ -170,7 +172,7 @@ class VerifySettings(Section):
 
     prompts: int = Field(default=0, ge=0)
     max_new_tokens: int = Field(default=64, ge=1)
-    sequence_prompts: int = Field(default=64, ge=1)
+    sequence_prompts: int = Field(default=64, ge=2)
     sequence_tokens: int = Field(default=32, ge=1)
     random_controls: int = Field(default=3, ge=0)
     dose: bool = True
@@ -188,6 +190,13 @@ class VerifySettings(Section):
     thought_tokens: int = Field(default=512, ge=1)
     save_completions: bool = False
     judge: JudgeSettings = JudgeSettings()
+
+    @field_validator("prompts")
+    @classmethod
+    def _one_prompt_has_no_interval(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("an interval takes at least two prompts; 0 takes all")
+        return value
 
     @model_validator(mode="after")
     def _thoughts_stand_before_answers(self) -> "VerifySettings":
