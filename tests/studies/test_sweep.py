@@ -56,7 +56,7 @@ def test_a_point_is_what_an_edit_of_that_strength_does(refuser, settings, found)
     from obliteratus.edits.memory import excise
 
     store = Store(found[1] / "cache")
-    bench, planned = module._prepared(str(refuser), settings, 0, store)
+    bench, planned = module.prepared(str(refuser), settings, 0, store)
     point = next(p for p in found[0].points if p.strength == 1.0)
     _ = bench.original
     excise(bench.model, planned)
@@ -65,7 +65,7 @@ def test_a_point_is_what_an_edit_of_that_strength_does(refuser, settings, found)
 
 
 def test_the_model_is_as_it_was(refuser, settings, tmp_path):
-    bench, planned = module._prepared(str(refuser), settings, 4, Store(tmp_path))
+    bench, planned = module.prepared(str(refuser), settings, 4, Store(tmp_path))
     before = weights_fingerprint(bench.model)
     module._point(bench, planned, 1.5)
     assert weights_fingerprint(bench.model) == before

@@ -24,6 +24,7 @@ PANEL = 2.3  # inches: the height of a panel of lines
 DOT_ROW = 0.27  # inches for each row of dots ...
 HEAT_ROW = 0.17  # ... and of a matrix, at least
 MOST_ROWS = 40  # rows or columns of a matrix that are each named; of more, every k-th
+LABEL = 0.15  # of the range of points: about what a label takes
 TALLEST = 7.0  # inches of one panel
 SIGNED = LinearSegmentedColormap.from_list("signed", [LIGHT["edited"], "#ffffff", LIGHT["refusal"]])
 UNSIGNED = LinearSegmentedColormap.from_list("unsigned", ["#ffffff", LIGHT["edited"]])
@@ -116,9 +117,22 @@ def _points(axes: Axes, points: Points) -> None:
         axes.plot([x, x], [low, high], **ends)
     axes.plot(points.x, points.y, "o", color=LIGHT[points.role], markersize=4, alpha=0.8,
               linestyle="none", label=points.label)  # fmt: skip
-    for x, y, label in zip(points.x, points.y, points.labels, strict=False):
+    for place, label in enumerate(points.labels):
         if label:
-            axes.annotate(label, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7.5)
+            side = -1 if _has_neighbour(points, place) else 1
+            axes.annotate(label, (points.x[place], points.y[place]), xytext=(4 * side, 3),
+                          textcoords="offset points", fontsize=7.5,
+                          ha="left" if side > 0 else "right")  # fmt: skip
+
+
+def _has_neighbour(points: Points, place: int) -> bool:
+    """Say whether another point is where the label of this one would be, on its right."""
+    wide, high = (LABEL * (max(values) - min(values)) for values in (points.x, points.y))
+    x, y = points.x[place], points.y[place]
+    return any(
+        0 < other - x <= wide and abs(level - y) <= high / 2
+        for other, level in zip(points.x, points.y, strict=True)
+    )
 
 
 def _heat(axes: Axes, heat: Heat) -> None:

@@ -183,6 +183,7 @@ def picture(model: str, found: Sequence[Candidate]) -> Picture:
         title=f"{model}: refusal against divergence",
         caption="Nearer to the lower left is better; bars are 95 % intervals.",
         panels=(Panel(tuple(marks), "first-token KL on harmless prompts (nats)", "refused (%)"),),
+        heights=(1.6,),
     )
 
 

@@ -150,7 +150,7 @@ def sweep(
     check_range(low, high, points)
     check_target(output, replace=force)
     start = time.perf_counter()
-    bench, planned = _prepared(model, settings, prompts, store or Store())
+    bench, planned = prepared(model, settings, prompts, store or Store())
     tried, found = candidates(bench, planned), dict[float, Point]()
     for strengths in _rounds(first_points(low, high, min(FIRST, points)), points, found):
         begun = time.perf_counter()
@@ -208,9 +208,14 @@ def picture(found: Sweep) -> Picture:
     )
 
 
-def _prepared(
+def prepared(
     name: str, settings: RunSettings, prompts: int, store: Store
 ) -> tuple[StudyBench, EditPlan]:
+    """Load the model and find the direction; return what measures it, and the edit at share 1.
+
+    Raises:
+        ObliteratusError: see the stages.
+    """
     behaviour, journal = behaviour_of(settings), Journal(store)
     settings, _ = without_first_tokens(settings, behaviour)
     splits = split(contrast_set(settings.prompts, behaviour.contrast_set))
