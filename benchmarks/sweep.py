@@ -1,6 +1,6 @@
 """A sweep of some strengths against as many separate runs, on one model and one cache.
 
-    python benchmarks/sweep.py MODEL [--points 13] [--prompts 32] [--documents 48] [--set KEY=VALUE]
+    python benchmarks/sweep.py MODEL [--points 13] [--prompts 32] [--whole 1]
     python benchmarks/sweep.py MODEL --batches      # strengths in one batch against one by one
 
 Both are commands in processes of their own, with as many prompts and documents, and measure what
@@ -8,7 +8,8 @@ the sweep measures: refusal and log-odds, first-token KL, perplexity, similarity
 answers. A separate run is ``obliterate`` at one strength, from a cache in which the prompts are
 read, the direction is found and the original is measured; the sweep measures the original itself.
 ``--runs`` of them are timed, at strengths spread over the range, and their median stands for every
-strength.
+strength. ``--whole`` of them are timed as they are without further settings: they also measure
+safe look-alikes, doses, random controls and the divergence along answers.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from obliteratus.pipeline.methods import settings_for
@@ -56,8 +58,8 @@ def against_runs(asked: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work, cache = Path(folder), Path(folder) / "cache"
 
-        def run(name: str, strength: float) -> float:
-            chosen = [*sets, *SAME, f"verify.prompts={asked.prompts}", f"edit.strength={strength}"]
+        def run(name: str, strength: float, same: Sequence[str] = SAME) -> float:
+            chosen = [*sets, *same, f"verify.prompts={asked.prompts}", f"edit.strength={strength}"]
             words = [word for each in chosen for word in ("--set", each)]
             output = ["-m", asked.method, "-o", str(work / name), "--quiet"]
             return timed(cache, "obliterate", asked.model, *output, *words)
@@ -70,10 +72,18 @@ def against_runs(asked: argparse.Namespace) -> None:
         swept = timed(cache, "sweep", asked.model, *output, *limits, *words)
         print(f"| sweep of {asked.points} strengths | {swept:.1f} s |", flush=True)
         runs = [run(f"run{number}", STRENGTHS[number]) for number in range(asked.runs)]
+        _compare("a separate run that measures the same", runs, swept, asked.points)
+        if asked.whole:
+            run("whole", 1.0, ())  # fills the cache with the original's
+            more = [run(f"whole{n}", STRENGTHS[n], ()) for n in range(asked.whole)]
+            _compare("a separate run that measures all", more, swept, asked.points)
+
+
+def _compare(what: str, runs: Sequence[float], swept: float, points: int) -> None:
     each = statistics.median(runs)
     shown = ", ".join(f"{seconds:.1f}" for seconds in runs)
-    print(f"| a separate run, median of {shown} | {each:.1f} s |")
-    print(f"| {asked.points} times that, against the sweep | {asked.points * each / swept:.2f} |")
+    print(f"| {what}, median of {shown} | {each:.1f} s |")
+    print(f"| {points} times that, against the sweep | {points * each / swept:.2f} |", flush=True)
 
 
 def batches(asked: argparse.Namespace) -> None:
@@ -101,6 +111,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--points", type=int, default=13)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--whole", type=int, default=0)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--documents", type=int, default=48)
     parser.add_argument("--method", default="basic")

@@ -20,7 +20,7 @@ CLOSE = 1e-4  # in log-odds, of float32
 
 @pytest.fixture(scope="module")
 def settings(refuser):
-    return tiny_settings(refuser, "basic", "edit.layers=all")
+    return tiny_settings(refuser, "basic", "edit.layers=all", "verify.text_documents=4")
 
 
 @pytest.fixture(scope="module")
