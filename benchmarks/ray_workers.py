@@ -59,7 +59,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = Store(folder / "cache")
-        timed(same, folder / "first", 1, store)  # measures the original
+        one = study(asked.model, 1, asked.prompts, asked.documents)
+        timed(one, folder / "first", 1, store)  # measures the original
         found: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
         for number in range(asked.rounds):
             for workers in (1, 2) if number % 2 == 0 else (2, 1):

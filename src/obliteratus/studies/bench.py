@@ -174,10 +174,13 @@ class StudyBench:
         Raises:
             MeasurementError: logits are NaN, or there is nothing to measure.
         """
-        return self._read(None)[0]
+        with without_progress():
+            return self._read(None)[0]
 
     def read_shares(self, shares: Shares) -> tuple[Reading, ...]:
         """Measure the model under hooks that follow ``shares``, all of them in the same batches.
+
+        One Progress is emitted for each batch: this takes as long as many calls of :meth:`read`.
 
         Raises:
             MeasurementError: see :meth:`read`.
@@ -238,13 +241,12 @@ class StudyBench:
 
     @torch.no_grad()
     def _read(self, shares: Shares | None) -> tuple[Reading, ...]:
-        with without_progress():
-            found: list[dict[str, Any]] = [{} for _ in range(1 if shares is None else len(shares))]
-            self._ask(found, shares)
-            for number in range(len(found)):  # long texts fill a batch by themselves
-                if shares is not None:
-                    shares.turn_all(number)
-                found[number] |= self._documents_and_questions()
+        found: list[dict[str, Any]] = [{} for _ in range(1 if shares is None else len(shares))]
+        self._ask(found, shares)
+        for number in range(len(found)):  # long texts fill a batch by themselves
+            if shares is not None:
+                shares.turn_all(number)
+            found[number] |= self._documents_and_questions()
         return tuple(Reading(**each) for each in found)
 
     def _ask(self, found: list[dict[str, Any]], shares: Shares | None) -> None:
