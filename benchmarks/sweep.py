@@ -32,7 +32,7 @@ SAME = (
     "verify.dose=false",
     "verify.random_controls=0",
     "verify.over_refusal=0",
-    "verify.sequence_prompts=1",
+    "verify.sequence_prompts=2",
     "verify.sequence_tokens=1",
 )
 """What VERIFY measures beyond a sweep, left out."""

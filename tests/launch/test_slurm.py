@@ -20,7 +20,7 @@ from obliteratus.studies.ledger import LEDGER_FILE, Ledger
 SCRIPT = Path(__file__).parents[2] / "launch" / "slurm.sbatch"
 DAEMONS = ("slurmctld", "slurmd")
 PATHS = "/usr/sbin:/usr/bin:/sbin:/bin"
-SECONDS = 120.0  # for anything here: a machine may be busy
+SECONDS = 600.0  # for anything here: a machine may be busy
 CONFIG = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -48,7 +48,7 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 STUDY = """\
 name: lasting
 ablations: [{part: head, by: zero}, {part: layer, by: zero}, {part: layer, by: mean},
-            {part: mlp, by: zero}, {part: embedding, by: zero, ranges: 40}]
+            {part: mlp, by: zero}, {part: embedding, by: zero, ranges: 32}]
 metrics: [log_odds_harmful, refusal_harmful]
 """
 
@@ -161,8 +161,8 @@ def test_a_study_that_runs_out_of_time_is_queued_again_and_goes_on(cluster, refu
         units = ledger.units()
     assert Counter(unit.state for unit in units) == {"finished": total}
     assert {unit.entry.id: unit.result for unit in units if unit.entry.id in first} == first
-    rows = duckdb.sql(f"SELECT count(DISTINCT unit) FROM '{out}/results.parquet'").fetchone()
-    assert rows == (total,)
+    rows = duckdb.sql(f"SELECT count(DISTINCT unit) FROM '{out}/results.parquet'").fetchall()
+    assert rows == [(total,)]
 
 
 def test_a_command_that_fails_is_not_queued_again(cluster):
