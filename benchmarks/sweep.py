@@ -1,54 +1,124 @@
 """A sweep of some strengths against as many separate runs, on one model and one cache.
 
-    python benchmarks/sweep.py MODEL [--points 13] [--set KEY=VALUE ...]
+    python benchmarks/sweep.py MODEL [--points 13] [--prompts 32] [--whole 1]
+    python benchmarks/sweep.py MODEL --batches      # strengths in one batch against one by one
 
-A separate run is ``obliterate`` at one of the strengths, from a cache in which the original is
-measured and the directions are found: what such a run adds for each strength. ``--runs`` of them
-are timed, at strengths spread over the range, and their median stands for each.
+Both are commands in processes of their own, with as many prompts and documents, and measure what
+the sweep measures: refusal and log-odds, first-token KL, perplexity, similarity of harmless
+answers. A separate run is ``obliterate`` at one strength, from a cache in which the prompts are
+read, the direction is found and the original is measured; the sweep measures the original itself.
+``--runs`` of them are timed, at strengths spread over the range, and their median stands for every
+strength. ``--whole`` of them are timed as they are without further settings: they also measure
+safe look-alikes, doses, random controls and the divergence along answers.
 """
 
 import argparse
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from obliteratus.pipeline.methods import settings_for
-from obliteratus.pipeline.obliterate import obliterate
 from obliteratus.store import Store
-from obliteratus.studies.sweep import sweep
+from obliteratus.studies.candidates import InMemory, InOneBatch
+from obliteratus.studies.sweep import prepared
+
+STRENGTHS = (0.4, 1.3, 0.7, 1.7, 0.2)
+SAME = (
+    "verify.dose=false",
+    "verify.random_controls=0",
+    "verify.over_refusal=0",
+    "verify.sequence_prompts=2",
+    "verify.sequence_tokens=1",
+)
+"""What VERIFY measures beyond a sweep, left out."""
+
+
+def timed(cache: Path, *words: str) -> float:
+    """Run a command in its own process; return its seconds."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "obliteratus.cli.main", *words],
+        env={**os.environ, "OBLITERATUS_CACHE": str(cache)},
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)} ended with {done.returncode}")
+    return time.perf_counter() - start
+
+
+def against_runs(asked: argparse.Namespace) -> None:
+    """Print the times of the sweep and of the runs, and their ratio."""
+    sets = [*asked.assignments, f"verify.text_documents={asked.documents}"]
+    with tempfile.TemporaryDirectory() as folder:
+        work, cache = Path(folder), Path(folder) / "cache"
+
+        def run(name: str, strength: float, same: Sequence[str] = SAME) -> float:
+            chosen = [*sets, *same, f"verify.prompts={asked.prompts}", f"edit.strength={strength}"]
+            words = [word for each in chosen for word in ("--set", each)]
+            output = ["-m", asked.method, "-o", str(work / name), "--quiet"]
+            return timed(cache, "obliterate", asked.model, *output, *words)
+
+        first = run("first", 1.0)
+        print(f"the first run, which fills the cache: {first:.1f} s", flush=True)
+        words = [word for each in sets for word in ("--set", each)]
+        limits = ["--points", str(asked.points), "--prompts", str(asked.prompts)]
+        output = ["-m", asked.method, "-o", str(work / "sweep"), "--quiet"]
+        swept = timed(cache, "sweep", asked.model, *output, *limits, *words)
+        print(f"| sweep of {asked.points} strengths | {swept:.1f} s |", flush=True)
+        runs = [run(f"run{number}", STRENGTHS[number]) for number in range(asked.runs)]
+        _compare("a separate run that measures the same", runs, swept, asked.points)
+        if asked.whole:
+            run("whole", 1.0, ())  # fills the cache with the original's
+            more = [run(f"whole{n}", STRENGTHS[n], ()) for n in range(asked.whole)]
+            _compare("a separate run that measures all", more, swept, asked.points)
+
+
+def _compare(what: str, runs: Sequence[float], swept: float, points: int) -> None:
+    each = statistics.median(runs)
+    shown = ", ".join(f"{seconds:.1f}" for seconds in runs)
+    print(f"| {what}, median of {shown} | {each:.1f} s |")
+    print(f"| {points} times that, against the sweep | {points * each / swept:.2f} |", flush=True)
+
+
+def batches(asked: argparse.Namespace) -> None:
+    """Print the seconds per strength of six strengths in one batch, and one by one, in turns."""
+    settings = settings_for(
+        asked.method, [*asked.assignments, f"verify.text_documents={asked.documents}"]
+    )
+    bench, planned = prepared(asked.model, settings, asked.prompts, Store())
+    _ = bench.original
+    shares = [-1.0, -0.5, 0.5, 1.0, 1.5, 2.0]
+    ways = {"one batch": InOneBatch(bench, planned), "one by one": InMemory(bench, planned, "")}
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(asked.runs):
+        for name in list(ways) if number % 2 == 0 else list(ways)[::-1]:
+            start = time.perf_counter()
+            assert len(list(ways[name].measured(shares))) == len(shares)
+            found[name].append((time.perf_counter() - start) / len(shares))
+    for name, seconds in found.items():
+        print(f"| {name} | {statistics.median(seconds):.2f} s per strength |", flush=True)
 
 
 def main() -> None:
-    """Print a table of both times and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model")
     parser.add_argument("--points", type=int, default=13)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--whole", type=int, default=0)
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--documents", type=int, default=48)
     parser.add_argument("--method", default="basic")
+    parser.add_argument("--batches", action="store_true")
     parser.add_argument("--set", action="append", default=[], dest="assignments")
     asked = parser.parse_args()
-    settings = settings_for(asked.method, asked.assignments)
-    with tempfile.TemporaryDirectory() as folder:
-        work, store = Path(folder), Store(Path(folder) / "cache")
-        start = time.perf_counter()
-        obliterate(asked.model, work / "warm", settings, store=store)
-        first = time.perf_counter() - start
-        start = time.perf_counter()
-        found = sweep(asked.model, work / "sweep", settings, points=asked.points, store=store)
-        swept = time.perf_counter() - start
-        runs: list[float] = []
-        for number in range(asked.runs):
-            share = 0.4 + 0.3 * number
-            at = settings_for(asked.method, [*asked.assignments, f"edit.strength={share}"])
-            start = time.perf_counter()
-            obliterate(asked.model, work / f"run{number}", at, store=store)
-            runs.append(time.perf_counter() - start)
-    each = statistics.median(runs)
-    print(f"{asked.model}, {asked.method}: first run {first:.1f} s")
-    print(f"| sweep of {len(found.points)} strengths | {swept:.1f} s |")
-    print(f"| a separate run (median of {[round(r, 1) for r in runs]}) | {each:.1f} s |")
-    print(f"| ratio | {len(found.points) * each / swept:.2f} |")
+    (batches if asked.batches else against_runs)(asked)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,16 @@ def drawn(screen, width=100):
     return console.file.getvalue()
 
 
+def test_a_line_that_says_the_same_again_comes_once_a_minute(capsys):
+    with rendering():
+        emit(StageStarted("study", "2 units"))
+        for seconds in range(0, 200, 5):
+            emit(Progress("study", int(seconds >= 150), 2, "units", elapsed=float(seconds)))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "/2 units" in line]
+    assert [line for line in lines if "0/2" in line] == [lines[0]] * 3  # at 10, 70 and 130 s
+    assert len([line for line in lines if "1/2" in line]) == 1
+
+
 def test_plain_lines_show_each_stage_note_and_deviation_once(capsys):
     with rendering() as screen:
         screen.title("tiny")

@@ -5,6 +5,7 @@ import threading
 import time
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from obliteratus.cli.main import main
@@ -171,3 +172,41 @@ def test_detach_without_remote_is_refused(capsys):
 @pytest.mark.parametrize("words", [["chat", "x"], ["remote", "list"], ["methods"]])
 def test_what_runs_where_you_sit_is_refused(installed, capsys, words):
     assert remote(installed, *words) == 2
+
+
+MINE = """\
+name: mine
+ablations: [{part: layer, by: zero}]
+metrics: [kl_first]
+prompts: 4
+"""
+
+
+def test_a_study_is_sent_and_its_results_arrive(installed, capsys, tmp_path):
+    model = tiny_folder(tmp_path / "my-model", "llama")
+    Path("mine.yaml").write_text(MINE)
+    words = ["study", "run", "mine.yaml", str(model), "--json"]
+    assert remote(installed, *words, "-o", "there") == 0
+    heard = lines(capsys)
+    assert heard[-1]["folder"] == "there"
+    assert heard[-1]["units"]["finished"] > 1
+    assert heard[-1]["units"]["failed"] == 0
+    assert list(installed.root.glob("inputs/*/mine.yaml"))
+    assert main([*words, "-o", "here"]) == 0
+
+    def found(folder):
+        query = f"SELECT name, value, value_low, original FROM '{folder}/results.parquet'"
+        return {row[0]: row[1:] for row in duckdb.sql(query).fetchall()}
+
+    assert found("there") == found("here")
+    assert len(set(found("there").values())) == len(found("there"))  # units are told apart
+    capsys.readouterr()
+    assert main(["study", "show", "there"]) == 0
+    assert "mine" in capsys.readouterr().out
+
+
+def test_a_unit_that_fails_there_is_an_error_here_and_its_ledger_arrives(installed, capsys):
+    Path("mine.yaml").write_text(MINE.replace("kl_first", "no_such_metric"))
+    assert remote(installed, "study", "run", "mine.yaml", "smollm2-135m", "-o", "there") != 0
+    assert "no_such_metric" in capsys.readouterr().err
+    assert not Path("there").exists()

@@ -1,13 +1,16 @@
 """A benchmark compares methods on equal terms and calls a tie a tie."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from obliteratus.cli.main import main
 from obliteratus.errors import UsageError
+from obliteratus.pictures.drawn import drawn
+from obliteratus.pictures.interactive import interactive
 from obliteratus.statistics.estimate import Estimate
-from obliteratus.studies.benchmark import Candidate, beats, benchmark, ranked
+from obliteratus.studies.benchmark import Candidate, beats, benchmark, picture, ranked
 
 
 def candidate(method, refusal, kl, *, width=0.01, model="m"):
@@ -42,6 +45,27 @@ def test_the_least_refusal_comes_first_and_says_who_beats_it():
     rows = ranked([candidate("c", 0.5, 0.5), candidate("a", 0.1, 0.1), candidate("b", 0.2, 0.05)])
     assert [each.method for each in rows] == ["a", "b", "c"]
     assert [each.beaten_by for each in rows] == [(), (), ("a", "b")]
+
+
+def test_the_picture_has_the_intervals_of_the_table():
+    found = ranked([candidate("a", 0.1, 0.2, width=0.05), candidate("b", 0.5, 0.9)])
+    front, beaten = picture("m", found).panels[0].marks
+    assert front.x_intervals == (found[0].estimates["kl_first"].interval,)
+    assert front.y_intervals == pytest.approx([(5.0, 15.0)])
+    assert beaten.x_intervals != front.x_intervals
+
+
+def test_bars_are_drawn_by_both_painters():
+    shown = picture("m", ranked([candidate("a", 0.1, 0.2, width=0.05)]))
+    lines = [line.get_xydata().tolist() for line in drawn(shown).axes[0].lines]
+    low, high = pytest.approx([0.15, 10.0]), pytest.approx([0.25, 10.0])
+    assert [low, high] in lines
+    (trace,) = interactive(shown).data
+    assert list(trace.error_y.array) == pytest.approx([5.0])
+    bare = replace(shown.panels[0].marks[0], x_intervals=(), y_intervals=())
+    without = replace(shown, panels=(replace(shown.panels[0], marks=(bare,)),))
+    assert len(drawn(without).axes[0].lines) == len(lines) - 2
+    assert interactive(without).data[0].error_y.array is None
 
 
 def test_nothing_to_compare_is_refused(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from obliteratus.statistics.estimate import Estimate
-from obliteratus.studies.bend import FINEST, first_points, next_point
+from obliteratus.studies.bend import FINEST, first_points, next_points
 
 
 def curve(function, places, noise=0.0):
@@ -13,13 +13,13 @@ def curve(function, places, noise=0.0):
     }
 
 
-def swept(function, low, high, count, noise=0.0):
+def swept(function, low, high, count, noise=0.0, together=1):
     places = list(first_points(low, high, 7))
     while len(places) < count:
-        following = next_point([curve(function, places, noise)])
-        if following is None:
+        following = next_points([curve(function, places, noise)], together)
+        if not following:
             break
-        places.append(following)
+        places.extend(following)
     return sorted(places)
 
 
@@ -76,4 +76,22 @@ def test_the_sharper_of_two_curves_decides():
     places = first_points(0.0, 6.0, 7)
     flat = curve(lambda x: x, places)
     bent = curve(lambda x: float(x > 4), places)
-    assert next_point([flat, bent]) in (3.5, 4.5)
+    assert next_points([flat, bent], 1)[0] in (3.5, 4.5)
+
+
+@pytest.mark.parametrize("together", [2, 3])
+def test_points_that_are_chosen_together_gather_at_a_step_as_well(together):
+    def step(x):
+        return float(1 / (1 + np.exp(-40 * (x - 0.62))))
+
+    points = swept(step, -1.0, 2.0, 13, together=together)
+    near = [each for each in points if abs(each - 0.62) <= 0.3]
+    even = [each for each in np.linspace(-1, 2, 13) if abs(each - 0.62) <= 0.3]
+    assert len(near) >= 2 * len(even)
+
+
+def test_points_that_are_chosen_together_differ():
+    places = first_points(0.0, 6.0, 7)
+    chosen = next_points([curve(lambda x: float(x > 4), places)], 3)
+    assert len(set(chosen)) == len(chosen) == 3
+    assert not set(chosen) & set(places)

@@ -12,11 +12,23 @@ from pathlib import Path
 import pytest
 
 from obliteratus.errors import StorageError, UsageError
-from obliteratus.studies.engines.ray import Needs, RayEngine, _too_much
+from obliteratus.studies.engines.ray import RayEngine
 from obliteratus.studies.ledger import Entry, Ledger
+from obliteratus.studies.placement import (
+    PROGRAMS,
+    USABLE,
+    Accelerators,
+    Needs,
+    accelerators,
+    gpus_for,
+    needs,
+    spread,
+    too_much,
+)
 from obliteratus.studies.run import run_study
 from obliteratus.studies.schema import Study
 from obliteratus.studies.work import Runner, Work
+from obliteratus.testing.refuser import tiny_settings
 
 ray = pytest.importorskip("ray", reason="Ray comes with the dev extra (tests/QUARANTINES.md)")
 
@@ -122,19 +134,106 @@ def test_a_study_runs_on_a_cluster_made_for_it(refuser, tmp_path):
     assert rows[0] == rows[1]
 
 
-def test_a_model_that_fits_on_no_node_is_refused_with_both_sizes():
-    class TwoNodes:
-        @staticmethod
-        def nodes():
-            return [
-                {"Alive": True, "Resources": {"memory": 16e9}},
-                {"Alive": False, "Resources": {"memory": 900e9}},
-            ]
+class TwoNodes:
+    """A cluster of which one node is dead."""
 
-    assert _too_much(TwoNodes, Needs(1.0, 0.0, 15_000_000_000)) is None
-    said = _too_much(TwoNodes, Needs(1.0, 0.0, 800_000_000_000))
+    @staticmethod
+    def nodes():
+        return [
+            {"Alive": True, "Resources": {"memory": 16e9, "GPU": 2.0}},
+            {"Alive": False, "Resources": {"memory": 900e9, "GPU": 8.0}},
+        ]
+
+
+def test_a_model_that_fits_on_no_node_is_refused_with_both_sizes():
+    none = Accelerators()
+    assert too_much(TwoNodes, Needs(1.0, 0, 15_000_000_000), none) is None
+    said = too_much(TwoNodes, Needs(1.0, 0, 800_000_000_000), none)
     assert "800.0 GB" in said
     assert "16.0 GB" in said
+
+
+def test_a_model_that_needs_more_gpus_than_a_node_has_is_refused():
+    gpus = Accelerators(2, 80_000_000_000)
+    assert too_much(TwoNodes, Needs(1.0, 2, 1, 140_000_000_000), gpus) is None
+    said = too_much(TwoNodes, Needs(1.0, 3, 1, 160_000_000_000), gpus)
+    assert "3 GPUs of 80.0 GB" in said
+    assert "no node has more than 2" in said
+
+
+@pytest.mark.parametrize(
+    ("size", "memory", "count"),
+    [(1e9, 80e9, 1), (70e9, 80e9, 1), (72e9, 80e9, 2), (141e9, 80e9, 2), (145e9, 80e9, 3)],
+)
+def test_a_model_gets_as_few_gpus_as_hold_it(size, memory, count):
+    assert gpus_for(int(size), int(memory)) == count
+
+
+def spec_of(refuser, **model):
+    settings = tiny_settings(refuser, "basic").model_dump(mode="json")
+    settings["model"] |= model
+    return {"model": str(refuser), "settings": settings}
+
+
+def test_gpus_are_asked_for_by_need_and_by_the_device_map(refuser):
+    total = {"CPU": 8.0}
+    plenty = needs(total, 2, spec_of(refuser), Accelerators(4, 80_000_000_000))
+    assert (plenty.gpus, plenty.cpus) == (1, 4.0)
+    narrow = Accelerators(4, int((PROGRAMS + plenty.model / 2.5) / USABLE))
+    assert needs(total, 2, spec_of(refuser), narrow).gpus == 3
+    assert needs(total, 2, spec_of(refuser, device_map="auto"), narrow).gpus == 3
+    assert needs(total, 2, spec_of(refuser, device_map="cuda:0"), narrow).gpus == 1
+    assert needs(total, 2, spec_of(refuser, device_map="cpu"), narrow).gpus == 0
+    wide = needs(total, 2, spec_of(refuser, dtype="float32"), narrow)
+    assert wide.gpus > 3
+    assert wide.model > plenty.model
+    none = needs(total, 2, spec_of(refuser), Accelerators(4, 0))
+    assert (none.gpus, none.memory) == (0, PROGRAMS + none.model)
+
+
+def test_a_model_is_spread_over_several_gpus_unless_its_place_is_named(refuser):
+    assert spread(spec_of(refuser), 2)["settings"]["model"]["device_map"] == "auto"
+    assert spread(spec_of(refuser), 1) == spec_of(refuser)
+    named = spec_of(refuser, device_map="balanced")
+    assert spread(named, 2) == named
+
+
+def where() -> Runner:
+    """Make units that say how many GPUs they have and where their model is to be."""
+
+    def run(entry: Entry) -> dict[str, object]:
+        import ray
+
+        return {
+            "gpus": len(ray.get_gpu_ids()),
+            "device_map": entry.spec["settings"]["model"]["device_map"],
+        }
+
+    return run
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_unit_gets_the_gpus_that_its_model_needs(refuser, tmp_path, monkeypatch):
+    from obliteratus.studies.engines import ray as module
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    small = needs({}, 1, spec_of(refuser), Accelerators(4, 80_000_000_000)).model
+    folder = tmp_path / "study"
+    folder.mkdir()
+    with Ledger(folder, create=True) as ledger:
+        ledger.add([Entry("u", "fake", "model", spec_of(refuser))], {})
+    ray.init(num_cpus=1, num_gpus=4, include_dashboard=False, log_to_driver=False)
+    try:
+        assert accelerators(ray) == Accelerators(4, 0)  # Ray says four and torch can use none
+        memory = int((PROGRAMS + small / 2.5) / USABLE)
+        monkeypatch.setattr(module, "accelerators", lambda _: Accelerators(4, memory))
+        RayEngine().work_off(Work(folder, where, workers=1), lambda: None)
+    finally:
+        ray.shutdown()
+    with Ledger(folder) as ledger:
+        (unit,) = ledger.units()
+    assert unit.error is None
+    assert unit.result == {"gpus": 3, "device_map": "auto"}
 
 
 @pytest.mark.filterwarnings("ignore")

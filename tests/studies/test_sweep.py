@@ -1,6 +1,7 @@
 """A sweep measures what runs at its strengths would, and leaves the model as it was."""
 
 import json
+from functools import partial
 
 import pytest
 
@@ -10,6 +11,7 @@ from obliteratus.errors import StorageError, UsageError
 from obliteratus.models.summon import summon
 from obliteratus.store import Store
 from obliteratus.studies import sweep as module
+from obliteratus.studies.candidates import InMemory, InOneBatch
 from obliteratus.studies.sweep import sweep
 from obliteratus.testing.refuser import tiny_settings
 from obliteratus.verify.identity import weights_fingerprint
@@ -17,7 +19,7 @@ from obliteratus.verify.identity import weights_fingerprint
 
 @pytest.fixture(scope="module")
 def settings(refuser):
-    found = tiny_settings(refuser, "basic")
+    found = tiny_settings(refuser, "basic", "verify.text_documents=4")
     verify = found.verify.model_copy(update={"coherence": False})
     return found.model_copy(update={"verify": verify})
 
@@ -56,26 +58,38 @@ def test_a_point_is_what_an_edit_of_that_strength_does(refuser, settings, found)
     from obliteratus.edits.memory import excise
 
     store = Store(found[1] / "cache")
-    bench, planned = module._prepared(str(refuser), settings, 0, store)
+    bench, planned = module.prepared(str(refuser), settings, 0, store)
     point = next(p for p in found[0].points if p.strength == 1.0)
     _ = bench.original
     excise(bench.model, planned)
     rows = {row.key: row for row in bench.rows(bench.read())}
-    assert rows == point.rows
+    assert set(rows) == set(point.rows)
+    for key, row in rows.items():
+        assert row.edited.value == pytest.approx(point.rows[key].edited.value, abs=1e-4, rel=1e-4)
 
 
-def test_the_model_is_as_it_was(refuser, settings, tmp_path):
-    bench, planned = module._prepared(str(refuser), settings, 4, Store(tmp_path))
+@pytest.mark.parametrize("way", [InOneBatch, partial(InMemory, alone="asked")])
+def test_the_model_is_as_it_was(refuser, settings, tmp_path, way):
+    bench, planned = module.prepared(str(refuser), settings, 4, Store(tmp_path))
     before = weights_fingerprint(bench.model)
-    module._point(bench, planned, 1.5)
-    assert weights_fingerprint(bench.model) == before
+    for _ in way(bench, planned).measured((1.5, -1.0)):
+        assert weights_fingerprint(bench.model) == before
     assert before == weights_fingerprint(summon(str(refuser), settings.model))
+
+
+def test_strengths_that_cannot_share_batches_are_swept_one_by_one(refuser, settings, tmp_path):
+    edit = settings.edit.model_copy(update={"norm": "row"})
+    kept = settings.model_copy(update={"edit": edit})
+    found = sweep(str(refuser), tmp_path / "out", kept, points=3, prompts=4, store=Store(tmp_path))
+    assert "rescales" in str(found.alone)
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text())["one_by_one_because"]
 
 
 def test_what_is_written_can_be_read(found):
     written = json.loads((found[1] / "out" / "sweep.json").read_text())
     assert [p["strength"] for p in written["points"]] == [p.strength for p in found[0].points]
     assert written["split"] == "select"
+    assert written["one_by_one_because"] is None
     assert (found[1] / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 

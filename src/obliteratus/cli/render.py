@@ -31,6 +31,7 @@ from obliteratus.events import (
 )
 
 SECONDS_BETWEEN_LINES = 10.0  # a log that is read afterwards needs no more
+SECONDS_STANDING = 60.0  # between lines that would say the same again
 SECONDS_BETWEEN_JSON = 0.1  # ten a second are enough for any display
 FILE_WIDTH = 100  # of tables in a pipe or a file, which have no width of their own
 COLUMNS_VARIABLE = "OBLITERATUS_SCREEN_COLUMNS"  # set where a person elsewhere sees our JSON
@@ -95,7 +96,7 @@ class LineScreen(Screen):
     def __init__(self, stream: Stream) -> None:
         super().__init__(stream)
         self._task = ""
-        self._shown_at = 0.0
+        self._shown_at, self._shown = 0.0, -1
 
     @override
     def title(self, text: str) -> None:
@@ -116,9 +117,10 @@ class LineScreen(Screen):
 
     def _progress(self, event: Progress) -> None:
         if event.task != self._task or event.elapsed < self._shown_at:
-            self._task, self._shown_at = event.task, 0.0
-        if event.done < event.total and event.elapsed - self._shown_at >= SECONDS_BETWEEN_LINES:
-            self._shown_at = event.elapsed
+            self._task, self._shown_at, self._shown = event.task, 0.0, -1
+        least = SECONDS_STANDING if event.done == self._shown else SECONDS_BETWEEN_LINES
+        if event.done < event.total and event.elapsed - self._shown_at >= least:
+            self._shown_at, self._shown = event.elapsed, event.done
             self._line(self.stage.upper() if self.stage else "", progress_text(event))
 
     def _line(self, label: str, text: str) -> None:

@@ -19,6 +19,7 @@ from obliteratus.measure.answer_cache import answer_cache
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.probe.forward import automatic_batch_tokens, prefix_length
 from obliteratus.probe.prefix import SharedPrefix, can_share_prefix
+from obliteratus.probe.variants import Variants
 
 WORTH_DROPPING = 0.9  # rows are dropped when this share of a batch is enough: it copies the cache
 CACHE_NAMES = ("past_key_values", "cache_params")
@@ -26,11 +27,19 @@ CACHE_NAMES = ("past_key_values", "cache_params")
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts that are answered together, the tokens that they share, and how long answers get."""
+    """Prompts that are answered together, the tokens that they share, and how long answers get.
+
+    ``variants`` are those of the prompts by their place here; the prefix has a row for each then.
+    """
 
     prompts: Sequence[tuple[int, ...]]
     prefix: SharedPrefix | None
     max_new_tokens: int
+    variants: Variants | None = None
+
+    def prefix_for(self, rows: Sequence[int]) -> SharedPrefix | None:
+        """Return the prefix of the next pass, which is over ``rows``."""
+        return self.prefix if self.variants is None else self.variants.begin(rows, self.prefix)
 
 
 @dataclass
@@ -89,8 +98,9 @@ def prefill(model: LoadedModel, batch: Batch) -> tuple[Float[Tensor, "row d_mode
     if can_share_prefix(model):
         width = len(prompts[0]) - prefix_length(prefix)
         rows = max(1, automatic_batch_tokens(model) // width)
+        places = range(len(prompts))
         parts = [
-            _run(model, prompts[start : start + rows], prefix)
+            _run(model, prompts[start : start + rows], batch.prefix_for(places[start:][:rows]))
             for start in range(0, len(prompts), rows)
         ]
         hidden = torch.cat([states for states, _ in parts])
@@ -98,7 +108,7 @@ def prefill(model: LoadedModel, batch: Batch) -> tuple[Float[Tensor, "row d_mode
         columns, shift = torch.arange(int(lengths.max())), lengths.max() - lengths[:, None]
         mask = (columns >= shift).long().to(model.device)
     else:
-        hidden, cache = _run(model, prompts, None)
+        hidden, cache = _run(model, prompts, batch.prefix_for(range(len(prompts))))
         tokens = torch.tensor(prompts, device=model.device) if cache is None else None
     return hidden, Rows(
         index=list(range(len(prompts))),
@@ -136,9 +146,13 @@ def _run(
     return output.last_hidden_state[rows, last], cache
 
 
-def step(model: LoadedModel, rows: Rows) -> Float[Tensor, "row d_model"]:
-    """Run one token per row."""
+def step(
+    model: LoadedModel, rows: Rows, variants: Variants | None = None
+) -> Float[Tensor, "row d_model"]:
+    """Run one token per row, each of its variant."""
     backbone = _backbone(model)
+    if variants is not None:
+        variants.begin(rows.index, None)
     if rows.cache is None:
         return backbone(input_ids=rows.tokens).last_hidden_state[:, -1]
     takes_positions = "position_ids" in inspect.signature(backbone.forward).parameters

@@ -16,7 +16,8 @@ from obliteratus.measure.writing import Completion, Limits, Writing
 from obliteratus.models.chat import Encoded
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.probe.forward import is_out_of_memory
-from obliteratus.probe.prefix import SharedPrefix, can_share_prefix, shared_prefix
+from obliteratus.probe.prefix import SharedPrefix, can_share_prefix
+from obliteratus.probe.variants import Variants, prefix_of_all
 
 CPU_ROWS = 128
 FEWEST_CPU_ROWS = 16
@@ -46,6 +47,8 @@ Enough = Callable[[int, tuple[int, ...], str], bool]
 """Says of a prompt's index, its answer's tokens so far and their text whether they are enough."""
 Finished = Callable[[int, Completion], None]
 """Is told of a prompt's index and its answer as soon as that is complete."""
+Opened = Callable[[int, Tensor], None]
+"""Is told of a prompt's index and the final-norm output, [d_model], that its answer begins with."""
 
 
 def generate(
@@ -57,7 +60,9 @@ def generate(
     batch_rows: int = 0,
     enough: Enough | None = None,
     finished: Finished | None = None,
+    opened: Opened | None = None,
     thought_tokens: int = 0,
+    variants: Variants | None = None,
 ) -> tuple[Completion, ...]:
     """Return the most probable continuation of each prompt, token by token, in prompt order.
 
@@ -74,7 +79,12 @@ def generate(
     ``enough`` is asked about every unfinished answer when it has 4, 8, ... 32, 36, 40, 45, ...
     tokens (the distance grows by an eighth, so that all its texts together are linear in the
     longest), and stops it where it says so. ``finished`` is told of each answer once, in the order
-    in which they end, while others are still being written.
+    in which they end, while others are still being written. ``opened`` is told what the model makes
+    of each prompt before it answers: what
+    :func:`obliteratus.probe.forward.last_hidden` would run all prompts for once more.
+
+    ``variants`` says of every prompt which variant of the model answers it (a strength of an edit
+    by hooks, say); prompts of all variants share batches.
 
     Raises:
         MeasurementError: there are no prompts, one is empty, ``max_new_tokens`` is below 1, a
@@ -84,7 +94,7 @@ def generate(
     limits = Limits(max_new_tokens, thought_tokens if encoded.thinks else 0)
     lengths = _checked_lengths(model, encoded, limits)
     head = head_of(model)
-    prefix = _prefix(model, encoded, min(lengths) - 1)
+    prefix = _prefix(model, encoded, min(lengths) - 1, variants)
     limit = batch_rows or automatic_rows(model, max(lengths) + limits.all)
     waiting = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     found: dict[int, Completion] = {}
@@ -92,11 +102,13 @@ def generate(
     start = time.perf_counter()
     while waiting:
         rows = _next_rows(model, waiting, lengths, limit)
-        batch = Batch([encoded.ids[row] for row in rows], prefix, limits.all)
+        own = None if variants is None else variants.among(rows)
+        batch = Batch([encoded.ids[row] for row in rows], prefix, limits.all, own)
         pens = [Writing.after(encoded, model.tokenizer, stops, limits) for _ in rows]
         asked = None if enough is None else _about(rows, pens, enough)
+        told = None if opened is None else _renumbered(rows, opened)
         try:
-            for index in _decode(model, head, batch, pens, asked):
+            for index in _decode(model, head, batch, pens, asked, told):
                 found[rows[index]] = pens[index].completion()
                 if finished is not None:
                     finished(rows[index], found[rows[index]])
@@ -143,6 +155,11 @@ def _about(rows: Sequence[int], pens: Sequence[Writing], enough: Enough) -> Call
     return asked
 
 
+def _renumbered(rows: Sequence[int], opened: Opened) -> Opened:
+    """Return ``opened`` as it is told of the rows of a batch."""
+    return lambda index, state: opened(rows[index], state)
+
+
 def check_lengths(max_new_tokens: int) -> frozenset[int]:
     """Return the lengths at which an answer is asked about, below ``max_new_tokens``."""
     found, length = list[int](), FIRST_CHECK
@@ -159,10 +176,14 @@ def _decode(
     batch: Batch,
     pens: Sequence[Writing],
     enough: Callable[[int], bool] | None,
+    opened: Opened | None,
 ) -> Iterator[int]:
     """Write a completion behind every prompt; yield the rows as they finish, or are ``enough``."""
     fewest = FEWEST_CPU_ROWS if model.device.type == "cpu" else 1
     hidden, rows = prefill(model, batch)
+    if opened is not None:
+        for row, state in enumerate(hidden):
+            opened(row, state)
     while True:
         chosen = _most_probable(head, hidden)
         for row, token in enumerate(chosen.tolist()):
@@ -176,7 +197,7 @@ def _decode(
             return
         rows.append(chosen)
         rows.drop_finished(fewest)
-        hidden = step(model, rows)
+        hidden = step(model, rows, batch.variants)
 
 
 def _most_probable(head: Head, hidden: Float[Tensor, "row d_model"]) -> Int[Tensor, " row"]:
@@ -206,11 +227,13 @@ def _checked_lengths(model: LoadedModel, encoded: Encoded, limits: Limits) -> li
     return lengths
 
 
-def _prefix(model: LoadedModel, encoded: Encoded, longest: int) -> SharedPrefix | None:
+def _prefix(
+    model: LoadedModel, encoded: Encoded, longest: int, variants: Variants | None
+) -> SharedPrefix | None:
     length = min(encoded.shared_prefix, longest)
     if length < 1 or len(encoded.ids) < 2 or not can_share_prefix(model):
         return None
-    return shared_prefix(model, encoded.ids[0][:length])
+    return prefix_of_all(model, encoded.ids[0][:length], variants)
 
 
 def _next_rows(model: LoadedModel, waiting: list[int], lengths: list[int], limit: int) -> list[int]:

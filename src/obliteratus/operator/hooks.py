@@ -32,8 +32,10 @@ from obliteratus.shapes import Layer
 
 Change = Callable[[Tensor], Tensor | None]
 """From the residual stream to what is added to it; None leaves it as it is."""
-Gain = Callable[[WeightEdit | StreamEdit], float]
-"""By how much an edit counts right now; 0 leaves everything as it is."""
+Factor = float | Float[Tensor, " row"]
+"""By how much an edit counts in a pass, or in each row of its batch; 0 leaves all as it is."""
+Gain = Callable[[WeightEdit | StreamEdit], Factor]
+"""By how much an edit counts right now."""
 
 
 @contextlib.contextmanager
@@ -51,12 +53,14 @@ def edited(
     compute in float32 or better and cast back once. What an edit changes in the bias of a LayerNorm
     behind its module is added to the output of that norm. An edit of the stream acts where the
     stream changes otherwise (:class:`StreamEdit`). ``gain`` gives γ and is asked at every pass (1
-    without it); where it is 0 nothing is touched. Edits of strength 0 without a shift install
-    nothing. All hooks are gone when the block ends, also by an exception.
+    without it); where it is 0 nothing is touched. One γ for each row of a batch runs several
+    strengths of an edit in one pass. Edits of strength 0 without a shift install nothing. All hooks
+    are gone when the block ends, also by an exception.
 
     Raises:
         EditError: an edit keeps a norm, which only an edit of weights can do (``ignore_norm`` lets
-            it through without), or two edits of one module differ.
+            it through without), two edits of one module differ, or γ is given by row to an edit of
+            the stream or to a module that does not return ``[row, token, d_model]`` (at the pass).
     """
     all_edits = tuple(edits)
     of_stream = [edit for edit in all_edits if isinstance(edit, StreamEdit)]
@@ -69,7 +73,7 @@ def edited(
         stack.enter_context(hooked(_norm_bias_hook(model, edit, gain) for edit in biased))
         for edit in of_stream:
             if bool(edit.strengths.any()):
-                stack.enter_context(hooked(stream_hooks(model, edit, _gain_of(edit, gain))))
+                stack.enter_context(hooked(stream_hooks(model, edit, _number(edit, gain))))
         yield
 
 
@@ -128,7 +132,7 @@ class _WriteHook:
         self,
         edit: WeightEdit,
         device: torch.device,
-        gain: Callable[[], float],
+        gain: Callable[[], Factor],
     ) -> None:
         self._gain = gain
         self._bases = (edit.write_basis, edit.read_basis, edit.strengths)
@@ -142,18 +146,19 @@ class _WriteHook:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         del module, args
         gain = self._gain()
-        if gain == 0:
+        if _is_zero(gain):
             return output
         return with_block_output(output, self._edit(block_output(output), gain))
 
     def on_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         del module
         gain = self._gain()
-        return args if gain == 0 else (self._edit(args[0], gain), *args[1:])
+        return args if _is_zero(gain) else (self._edit(args[0], gain), *args[1:])
 
-    def _edit(self, write: Tensor, gain: float) -> Tensor:
+    def _edit(self, write: Tensor, gain: Factor) -> Tensor:
         wide = write.to(torch.promote_types(write.dtype, torch.float32))
         u, v, strengths, shift = self._in(wide.dtype)
+        gain = _along(gain, wide)
         change = ((wide @ v.T) * (gain * strengths)) @ u
         result = wide - change if shift is None else wide - change + gain * shift
         return result.to(write.dtype)
@@ -196,8 +201,39 @@ class _Change:
         return changed if self._anatomy is None else with_the_stream(self._anatomy, hidden, changed)
 
 
-def _gain_of(edit: WeightEdit | StreamEdit, gain: Gain | None) -> Callable[[], float]:
+def _gain_of(edit: WeightEdit | StreamEdit, gain: Gain | None) -> Callable[[], Factor]:
     return (lambda: 1.0) if gain is None else (lambda: gain(edit))
+
+
+def _number(edit: StreamEdit, gain: Gain | None) -> Callable[[], float]:
+    """Return the gain of an edit of the stream, whose place may not have the rows of a batch."""
+
+    def turn() -> float:
+        factor = _gain_of(edit, gain)()
+        if isinstance(factor, Tensor):
+            raise EditError(
+                f"the edit of the stream at '{edit.site.module}' has one strength at a time; run "
+                "one strength after the other."
+            )
+        return factor
+
+    return turn
+
+
+def _is_zero(gain: Factor) -> bool:
+    return not bool(gain.any()) if isinstance(gain, Tensor) else gain == 0
+
+
+def _along(gain: Factor, written: Tensor) -> float | Float[Tensor, "row 1 1"]:
+    """Return ``gain`` as it multiplies what a module wrote for each row of a batch."""
+    if not isinstance(gain, Tensor):
+        return gain
+    if written.ndim != 3 or written.shape[0] != len(gain):
+        raise EditError(
+            f"{len(gain)} strengths are given for a batch, and a module writes "
+            f"{tuple(written.shape)}, not [row, token, d_model]; run one strength after the other."
+        )
+    return gain.to(written)[:, None, None]
 
 
 def _write_hook(model: LoadedModel, edit: WeightEdit, gain: Gain | None) -> RemovableHandle:
@@ -219,7 +255,7 @@ def _norm_bias_hook(model: LoadedModel, edit: WeightEdit, gain: Gain | None) -> 
 
     def change(stream: Tensor) -> Tensor | None:
         factor = turn()
-        return None if factor == 0 else factor * constant.to(stream)
+        return None if _is_zero(factor) else _along(factor, stream) * constant.to(stream)
 
     step = _Change(change)
     norm = model.module.get_submodule(edit.norm_bias.rpartition(".")[0])

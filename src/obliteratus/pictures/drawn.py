@@ -1,7 +1,7 @@
 """A picture drawn by matplotlib, for a page (SVG that follows its colours) or a file (PNG)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,6 +24,7 @@ PANEL = 2.3  # inches: the height of a panel of lines
 DOT_ROW = 0.27  # inches for each row of dots ...
 HEAT_ROW = 0.17  # ... and of a matrix, at least
 MOST_ROWS = 40  # rows or columns of a matrix that are each named; of more, every k-th
+LABEL = 0.12  # of the axes: about what a label takes
 TALLEST = 7.0  # inches of one panel
 SIGNED = LinearSegmentedColormap.from_list("signed", [LIGHT["edited"], "#ffffff", LIGHT["refusal"]])
 UNSIGNED = LinearSegmentedColormap.from_list("unsigned", ["#ffffff", LIGHT["edited"]])
@@ -67,6 +68,7 @@ def _panel(axes: Axes, panel: Panel) -> None:
         (axes.axvline if has_dots else axes.axhline)(0, color=LIGHT["muted"], linewidth=0.8)
     for mark in panel.marks:
         _mark(axes, mark)
+    _name_points(axes, [mark for mark in panel.marks if isinstance(mark, Points)])
     axes.set_ylabel(panel.y_label)
     if is_matrix:
         return
@@ -109,11 +111,25 @@ def _dots(axes: Axes, dots: Dots) -> None:
 
 
 def _points(axes: Axes, points: Points) -> None:
+    ends = {"color": LIGHT[points.role], "linewidth": 1.2, "alpha": 0.45, "zorder": 1.5}
+    for y, (low, high) in zip(points.y, points.x_intervals, strict=False):
+        axes.plot([low, high], [y, y], **ends)
+    for x, (low, high) in zip(points.x, points.y_intervals, strict=False):
+        axes.plot([x, x], [low, high], **ends)
     axes.plot(points.x, points.y, "o", color=LIGHT[points.role], markersize=4, alpha=0.8,
               linestyle="none", label=points.label)  # fmt: skip
-    for x, y, label in zip(points.x, points.y, points.labels, strict=False):
-        if label:
-            axes.annotate(label, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7.5)
+
+
+def _name_points(axes: Axes, marks: Sequence[Points]) -> None:
+    """Write the labels, to the left of a point where another one is in the way on the right."""
+    places = [place for each in marks for place in zip(each.x, each.y, strict=True)]
+    wide, high = (LABEL * abs(end - start) for start, end in (axes.get_xlim(), axes.get_ylim()))
+    for each in marks:
+        for x, y, label in zip(each.x, each.y, each.labels, strict=False):
+            is_taken = any(0 < a - x <= wide and abs(b - y) <= high / 3 for a, b in places)
+            side: Literal["left", "right"] = "right" if is_taken else "left"
+            axes.annotate(label, (x, y), xytext=(-4 if is_taken else 4, 3), ha=side,
+                          textcoords="offset points", fontsize=7.5)  # fmt: skip
 
 
 def _heat(axes: Axes, heat: Heat) -> None:

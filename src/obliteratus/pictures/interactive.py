@@ -1,11 +1,12 @@
 """A picture drawn by plotly: the same data, to zoom into and to read values from."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from obliteratus.pictures.spec import Dots, Heat, Line, Mark, Panel, Picture, Points
+from obliteratus.pictures.spec import Dots, Heat, Interval, Line, Mark, Panel, Picture, Points
 from obliteratus.pictures.style import BAND, LIGHT
 
 PANEL = 260  # pixels: the height of a panel
@@ -90,16 +91,11 @@ def _line(line: Line) -> list[Any]:
 
 
 def _dots(dots: Dots) -> Any:
-    error = {
-        "type": "data",
-        "symmetric": False,
-        "array": [high - value for value, high in zip(dots.values, dots.high, strict=True)],
-        "arrayminus": [value - low for value, low in zip(dots.values, dots.low, strict=True)],
-    }
+    intervals = tuple(zip(dots.low, dots.high, strict=True))
     return go.Scatter(
         x=dots.values,
         y=dots.names,
-        error_x=error,
+        error_x=_bars(dots.values, intervals),
         mode="markers",
         marker={"color": [LIGHT[role] for role in dots.roles], "size": 8},
         showlegend=False,
@@ -111,12 +107,29 @@ def _points(points: Points) -> Any:
     return go.Scatter(
         x=points.x,
         y=points.y,
+        error_x=_bars(points.x, points.x_intervals),
+        error_y=_bars(points.y, points.y_intervals),
         mode="markers",
         marker={"color": LIGHT[points.role]},
         text=labels,
         name=points.label,
         showlegend=bool(points.label),
     )
+
+
+def _bars(values: Sequence[float], intervals: Sequence[Interval]) -> dict[str, Any] | None:
+    """Return the error bars of plotly, or None where there are no intervals."""
+    if not intervals:
+        return None
+    pairs = list(zip(values, intervals, strict=True))
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - value for value, (_, high) in pairs],
+        "arrayminus": [value - low for value, (low, _) in pairs],
+        "thickness": 1.2,
+        "width": 0,
+    }
 
 
 def _heat(heat: Heat) -> Any:

@@ -47,15 +47,23 @@ class Dots:
     roles: tuple[Role, ...]
 
 
+Interval = tuple[float, float]
+
+
 @dataclass(frozen=True)
 class Points:
-    """Single points; ``labels`` name some of them (empty where there is no name)."""
+    """Single points; ``labels`` name some of them (empty where there is no name).
+
+    ``x_intervals`` and ``y_intervals``, from low to high, are drawn as bars where they are given.
+    """
 
     label: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     labels: tuple[str, ...] = ()
     role: Role = "edited"
+    x_intervals: tuple[Interval, ...] = ()
+    y_intervals: tuple[Interval, ...] = ()
 
 
 @dataclass(frozen=True)

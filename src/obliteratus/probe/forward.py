@@ -18,7 +18,8 @@ from obliteratus.events import Note, Progress, emit
 from obliteratus.models.chat import Encoded
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.memory import mlp_width
-from obliteratus.probe.prefix import SharedPrefix, can_share_prefix, shared_prefix
+from obliteratus.probe.prefix import SharedPrefix, can_share_prefix
+from obliteratus.probe.variants import Variants, prefix_of_all
 
 CPU_BATCH_TOKENS = 512
 """Measured: matrix products are near their full rate, and the temporaries of a block (10 MB each at
@@ -53,20 +54,22 @@ def forward_batches(
     *,
     batch_tokens: int = 0,
     task: str,
+    variants: Variants | None = None,
 ) -> Iterator[tuple[Batch, Float[Tensor, "batch token d_model"]]]:
     """Yield every batch with its hidden states after the final norm, longest prompts first.
 
     The prefix that all prompts share is run when the first batch is asked for, under the hooks that
-    are active then; hooks must not change between batches. ``batch_tokens`` bounds the padded
-    tokens of a batch (0 chooses by speed and free memory); a batch that does not fit into memory is
-    halved, with a Note. One Progress of ``task`` is emitted per batch, in prompts.
+    are active then; hooks must not change between batches, unless ``variants`` says of every prompt
+    which variant of the model it is for. ``batch_tokens`` bounds the padded tokens of a batch (0
+    chooses by speed and free memory); a batch that does not fit into memory is halved, with a Note.
+    One Progress of ``task`` is emitted per batch, in prompts.
 
     Raises:
         MeasurementError: there is nothing to run, a prompt is empty or longer than the model takes,
             or one prompt alone does not fit into memory.
     """
     lengths = _checked_lengths(model, encoded)
-    prefix = _prefix(model, encoded, min(lengths) - 1)
+    prefix = _prefix(model, encoded, min(lengths) - 1, variants)
     limit = batch_tokens or automatic_batch_tokens(model)
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     start, done = time.perf_counter(), 0
@@ -74,7 +77,8 @@ def forward_batches(
         width = lengths[order[done]] - prefix_length(prefix)
         rows = tuple(order[done : done + max(1, limit // width)])
         batch = _batch(model, encoded, rows, prefix_length(prefix))
-        hidden = _run(model, batch, prefix)
+        own = prefix if variants is None else variants.begin(rows, prefix)
+        hidden = _run(model, batch, own)
         if hidden is None:
             limit = _halved(len(rows), width)
             continue
@@ -84,7 +88,12 @@ def forward_batches(
 
 
 def last_hidden(
-    model: LoadedModel, encoded: Encoded, *, batch_tokens: int = 0, task: str
+    model: LoadedModel,
+    encoded: Encoded,
+    *,
+    batch_tokens: int = 0,
+    task: str,
+    variants: Variants | None = None,
 ) -> Float[Tensor, "prompt d_model"]:
     """Return the final-norm output at each prompt's last token, in prompt order, for the head.
 
@@ -92,7 +101,9 @@ def last_hidden(
         MeasurementError: see :func:`forward_batches`.
     """
     found: list[Tensor | None] = [None] * len(encoded.ids)
-    for batch, hidden in forward_batches(model, encoded, batch_tokens=batch_tokens, task=task):
+    for batch, hidden in forward_batches(
+        model, encoded, batch_tokens=batch_tokens, task=task, variants=variants
+    ):
         rows = torch.arange(len(batch.rows), device=hidden.device)
         last = hidden[rows, batch.lengths.to(hidden.device) - 1]
         for row, vector in zip(batch.rows, last, strict=True):
@@ -142,7 +153,9 @@ def _checked_lengths(model: LoadedModel, encoded: Encoded) -> list[int]:
     return lengths
 
 
-def _prefix(model: LoadedModel, encoded: Encoded, longest: int) -> SharedPrefix | None:
+def _prefix(
+    model: LoadedModel, encoded: Encoded, longest: int, variants: Variants | None
+) -> SharedPrefix | None:
     """Run the shared prefix, of at most ``longest`` tokens; None when it would not pay."""
     length = min(encoded.shared_prefix, longest)
     if length < 1 or len(encoded.ids) < 2:
@@ -155,7 +168,7 @@ def _prefix(model: LoadedModel, encoded: Encoded, longest: int) -> SharedPrefix 
             )
         )
         return None
-    return shared_prefix(model, encoded.ids[0][:length])
+    return prefix_of_all(model, encoded.ids[0][:length], variants)
 
 
 def _batch(model: LoadedModel, encoded: Encoded, rows: tuple[int, ...], prefix: int) -> Batch:

@@ -1,10 +1,12 @@
 """The token prefix that all prompts share, run once; its keys and values serve every batch.
 
 Attention is causal, so the keys and values of a common prefix are the same for every prompt: they
-are computed with batch 1 and broadcast to each batch. Every layer keeps the whole prefix, sliding
+are computed with batch 1 (one row for each variant of the model, where there are several) and
+broadcast to each batch. Every layer keeps the whole prefix, sliding
 windows included: their masks go by absolute position, so nothing outside a window is attended to.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +29,7 @@ class PrefixLayer(DynamicLayer):
     """Keys and values of the prefix, read by every row of a batch and never changed."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
-        """``keys`` and ``values`` have the axes ``1 head token d_head``."""
+        """``keys`` and ``values`` have the axes ``row head token d_head``, with one row or all."""
         super().__init__()
         self.lazy_initialization(keys, values)
         self.keys = self._prefix_keys = keys
@@ -45,7 +47,10 @@ class PrefixLayer(DynamicLayer):
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """Keys and values of ``token_ids`` per layer, with the axes ``1 head token d_head``."""
+    """Keys and values of ``token_ids`` per layer, with the axes ``row head token d_head``.
+
+    There is one row for every batch, or one for each variant of a model.
+    """
 
     token_ids: tuple[int, ...]
     keys: tuple[Tensor, ...]
@@ -53,6 +58,15 @@ class SharedPrefix:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    def at(self, rows: Sequence[int]) -> "SharedPrefix":
+        """Return the prefix of a batch whose rows take those of ``rows`` here."""
+        index = torch.tensor(rows, device=self.keys[0].device)
+        keys, values = (
+            tuple(part.index_select(0, index.to(part.device)) for part in parts)
+            for parts in (self.keys, self.values)
+        )
+        return SharedPrefix(self.token_ids, keys, values)
 
     def cache(self) -> Cache:
         """Return a cache that any number of batches can read, one after the other."""
@@ -89,11 +103,12 @@ def can_share_prefix(model: LoadedModel) -> bool:
 
 
 def shared_prefix(
-    model: LoadedModel, token_ids: tuple[int, ...], *, gradients: bool = False
+    model: LoadedModel, token_ids: tuple[int, ...], *, rows: int = 1, gradients: bool = False
 ) -> SharedPrefix:
     """Run ``token_ids`` once, under whatever hooks are active, and keep its keys and values.
 
-    With ``gradients`` they keep their graph, for one backward pass.
+    ``rows`` run it so many times in one batch, where hooks make a difference between rows. With
+    ``gradients`` they keep their graph, for one backward pass.
 
     Raises:
         MeasurementError: the model keeps other state than keys and values
@@ -108,7 +123,7 @@ def shared_prefix(
     backbone = model.module.get_submodule(model.anatomy.backbone)
     with torch.set_grad_enabled(gradients):
         backbone(
-            input_ids=torch.tensor([token_ids], device=model.device),
+            input_ids=torch.tensor([token_ids] * rows, device=model.device),
             past_key_values=cache,
             use_cache=True,
         )

@@ -19,21 +19,20 @@ from obliteratus.measure.capability import ItemScores
 from obliteratus.measure.coherence import embed
 from obliteratus.measure.divergence import first_token_kl
 from obliteratus.measure.documents import Document, documents
-from obliteratus.measure.generation import generate
 from obliteratus.measure.head import Head, head_of
 from obliteratus.measure.judges.base import Asked, Outcome, checked
 from obliteratus.measure.judges.base import Bench as JudgeBench
 from obliteratus.measure.likelihood import document_nll
-from obliteratus.measure.writing import Completion
-from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
-from obliteratus.probe.forward import automatic_batch_tokens, last_hidden
+from obliteratus.operator.shares import Shares
+from obliteratus.probe.forward import automatic_batch_tokens
 from obliteratus.prompts.contrast import ContrastSet, Prompt, Splits
 from obliteratus.prompts.rewrites import widened
 from obliteratus.settings import RunSettings
 from obliteratus.store import Store, content_key
+from obliteratus.studies.questions import TASK, Questions
 from obliteratus.studies.rows import Numbers, Outcomes, changed_rows
-from obliteratus.studies.schema import SPOKEN, Metric
+from obliteratus.studies.schema import Metric
 from obliteratus.verify.files import load_part, save_part
 from obliteratus.verify.identity import (
     code_fingerprint,
@@ -47,8 +46,6 @@ from obliteratus.verify.measurement import Capability, Part
 from obliteratus.verify.report import Row
 from obliteratus.verify.sections import prompt_log_odds
 from obliteratus.verify.verify import calibrated
-
-TASK = "study"
 
 
 @dataclass(frozen=True)
@@ -177,8 +174,18 @@ class StudyBench:
         Raises:
             MeasurementError: logits are NaN, or there is nothing to measure.
         """
-        with without_progress(), torch.no_grad():
-            return self._read()
+        with without_progress():
+            return self._read(None)[0]
+
+    def read_shares(self, shares: Shares) -> tuple[Reading, ...]:
+        """Measure the model under hooks that follow ``shares``, all of them in the same batches.
+
+        One Progress is emitted for each batch: this takes as long as many calls of :meth:`read`.
+
+        Raises:
+            MeasurementError: see :meth:`read`.
+        """
+        return self._read(shares)
 
     def rows(self, after: Reading) -> tuple[Row, ...]:
         """Return what ``after`` changed, metric by metric, paired by prompt or document.
@@ -232,65 +239,76 @@ class StudyBench:
         asked = [each for each in every if each[0] in self._metrics]
         return [each for each in asked if each[2] != "lookalikes" or self._lookalikes]
 
-    def _read(self) -> Reading:
-        wanted, model, head = self._metrics, self.model, head_of(self.model)
-        found: dict[str, Any] = {}
-        spoken = SPOKEN.intersection(wanted)
-        sides: dict[str, Tensor] = {}
-        if "log_odds_harmful" in wanted:
-            sides["harmful"] = self._states(self._prompts.harmful)
-        if {"log_odds_harmless", "kl_first"}.intersection(wanted):
-            sides["harmless"] = self._states(self._prompts.harmless)
-        for side, hidden in sides.items():
-            if f"log_odds_{side}" in wanted and self.tokens is not None:
-                found[f"log_odds_{side}"] = prompt_log_odds(hidden, head, self.tokens)
-        if "kl_first" in wanted:
-            found["harmless"] = sides["harmless"].cpu()
-        if "perplexity_heldout" in wanted:
-            read = document_nll(model, [t.text for t in self._texts], task=TASK, head=head)
-            found |= {"nll": read.nll, "tokens": read.tokens}
-        if spoken.difference({"coherence"}):
-            found["outcomes"] = self._outcomes()
-        if "coherence" in wanted:
-            said = self._said(self._encoded(self._prompts.harmless))
-            found["meanings"] = embed([each.text for each in said])
-        if "multiple_choice" in wanted:
-            task = BUILT_IN["multiple_choice"](self.settings.verify.capability_items)
-            found["questions"] = task.score(model, self._system, progress=TASK)
-        return Reading(**found)
+    @torch.no_grad()
+    def _read(self, shares: Shares | None) -> tuple[Reading, ...]:
+        found: list[dict[str, Any]] = [{} for _ in range(1 if shares is None else len(shares))]
+        self._ask(found, shares)
+        for number in range(len(found)):  # long texts fill a batch by themselves
+            if shares is not None:
+                shares.turn_all(number)
+            found[number] |= self._documents_and_questions()
+        return tuple(Reading(**each) for each in found)
 
-    def _outcomes(self) -> dict[str, tuple[Outcome, ...]]:
-        needed = {side for _, _, side, _ in self._shares()}
-        asked = {
+    def _ask(self, found: list[dict[str, Any]], shares: Shares | None) -> None:
+        """Put the prompts to every variant, and add to its ``found`` what it made of them."""
+        head, wanted = head_of(self.model), set(self._metrics)
+        classes = {
             "harmful": self._prompts.harmful,
             "harmless": self._prompts.harmless,
             "lookalikes": self._lookalikes,
         }
-        return {side: self._ruled(asked[side]) for side in asked if side in needed and asked[side]}
+        ruled = {side for _, _, side, _ in self._shares()}
+        speaking = (ruled if self._judge.reads_answers else set[str]()) | (
+            {"harmless"} if "coherence" in wanted else set[str]()
+        )
+        for side, prompts in classes.items():
+            if not prompts:
+                continue
+            questions = Questions(
+                self.model,
+                prompts,
+                self._system,
+                self._batch,
+                self.settings.verify.max_new_tokens,
+                shares,
+            )
+            if side in speaking:
+                _ = questions.answers  # first: the states come with them
+            if f"log_odds_{side}" in wanted and self.tokens is not None:
+                for each, hidden in zip(found, questions.states, strict=True):
+                    each[f"log_odds_{side}"] = prompt_log_odds(hidden, head, self.tokens)
+            if side == "harmless" and "kl_first" in wanted:
+                for each, hidden in zip(found, questions.states, strict=True):
+                    each["harmless"] = hidden.cpu()
+            if side == "harmless" and "coherence" in wanted:
+                for each, said in zip(found, questions.answers, strict=True):
+                    each["meanings"] = embed([answer.text for answer in said])
+            if side in ruled:
+                for number, each in enumerate(found):
+                    each.setdefault("outcomes", {})[side] = self._ruled(questions, number)
 
-    def _ruled(self, prompts: tuple[Prompt, ...]) -> tuple[Outcome, ...]:
-        """Let the model answer and the judge rule; the answers are dropped."""
-        encoded = self._encoded(prompts)
-        texts = tuple(prompt.text for prompt in prompts)
+    def _documents_and_questions(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if "perplexity_heldout" in self._metrics:
+            texts = [document.text for document in self._texts]
+            read = document_nll(self.model, texts, task=TASK)
+            found |= {"nll": read.nll, "tokens": read.tokens}
+        if "multiple_choice" in self._metrics:
+            task = BUILT_IN["multiple_choice"](self.settings.verify.capability_items)
+            found["questions"] = task.score(self.model, self._system, progress=TASK)
+        return found
+
+    def _ruled(self, questions: Questions, number: int) -> tuple[Outcome, ...]:
+        """Let the judge rule on what a variant did; its answers are dropped."""
         asked = Asked(
             self.model,
-            texts,
-            encoded,
-            lambda: self._said(encoded),
-            lambda: self._states(prompts),
+            tuple(prompt.text for prompt in questions.prompts),
+            questions.encoded,
+            lambda: questions.answers[number],
+            lambda: questions.states[number],
         )
-        rulings = checked(self._judge, self._judge.judge(asked), len(prompts))
+        rulings = checked(self._judge, self._judge.judge(asked), len(questions.prompts))
         return tuple(ruling.outcome for ruling in rulings)
-
-    def _said(self, encoded: Encoded) -> tuple[Completion, ...]:
-        most = self.settings.verify.max_new_tokens
-        return generate(self.model, encoded, max_new_tokens=most, task=TASK)
-
-    def _states(self, prompts: tuple[Prompt, ...]) -> Float[Tensor, "prompt d_model"]:
-        return last_hidden(self.model, self._encoded(prompts), batch_tokens=self._batch, task=TASK)
-
-    def _encoded(self, prompts: tuple[Prompt, ...]) -> Encoded:
-        return encode(self.model, [prompt.text for prompt in prompts], system=self._system)
 
 
 def check_metrics(metrics: Sequence[Metric], rows: Sequence[Row], behaviour: str) -> None:

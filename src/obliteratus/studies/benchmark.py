@@ -175,13 +175,21 @@ def picture(model: str, found: Sequence[Candidate]) -> Picture:
                     tuple(100 * each.estimates[REFUSAL].value for each in chosen),
                     tuple(each.method for each in chosen),
                     "refusal" if is_front else "muted",
+                    tuple(each.estimates[DIVERGENCE].interval for each in chosen),
+                    tuple(_percent(each.estimates[REFUSAL].interval) for each in chosen),
                 )
             )
     return Picture(
         title=f"{model}: refusal against divergence",
-        caption="Nearer to the lower left is better. Intervals are in the table.",
+        caption="Nearer to the lower left is better; bars are 95 % intervals.",
         panels=(Panel(tuple(marks), "first-token KL on harmless prompts (nats)", "refused (%)"),),
+        heights=(1.6,),
     )
+
+
+def _percent(interval: tuple[float, float]) -> tuple[float, float]:
+    low, high = interval
+    return 100 * low, 100 * high
 
 
 def _estimate(row: Mapping[str, Any]) -> Estimate:

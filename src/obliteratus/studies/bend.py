@@ -22,27 +22,21 @@ def first_points(low: float, high: float, count: int) -> tuple[float, ...]:
     return tuple(round(each, 6) for each in grid)
 
 
-def next_point(curves: Sequence[Mapping[float, Estimate]]) -> float | None:
-    """Return the strength to measure next, or None where the grid is as fine as it may be.
+def next_points(curves: Sequence[Mapping[float, Estimate]], count: int) -> tuple[float, ...]:
+    """Return at most ``count`` strengths to measure next; none where the grid is fine enough.
 
     A curve bends at a point that lies off the line between its neighbours by more than half of its
-    own interval; of the two gaps beside the sharpest bend (as a share of the curve's range) the
-    wider one is halved. Where no curve bends beyond noise, the gap over which a curve changes most
-    is.
+    own interval. Gaps beside the sharpest bends (as a share of the curve's range) are halved, of
+    two beside one bend the wider one first. Where no curve bends beyond noise, the gaps over which
+    a curve changes most are.
     """
     places = sorted(curves[0])
     least = (places[-1] - places[0]) / FINEST
     wide = [gap for gap in itertools.pairwise(places) if gap[1] - gap[0] >= 2 * least]
-    if not wide:
-        return None
-    scores = dict.fromkeys(wide, 0.0)
-    for gap in wide:
-        for curve in curves:
-            scores[gap] = max(scores[gap], _bend_beside(curve, places, gap))
-    if not any(scores.values()):
-        scores = {gap: max(_step(curve, gap) for curve in curves) for gap in wide}
-    low, high = max(wide, key=lambda gap: (scores[gap], gap[1] - gap[0]))
-    return round((low + high) / 2, 6)
+    bends = {gap: max(_bend_beside(curve, places, gap) for curve in curves) for gap in wide}
+    steps = {gap: max(_step(curve, gap) for curve in curves) for gap in wide}
+    ordered = sorted(wide, key=lambda gap: (bends[gap], steps[gap], gap[1] - gap[0]), reverse=True)
+    return tuple(round((low + high) / 2, 6) for low, high in ordered[:count])
 
 
 def _bend_beside(

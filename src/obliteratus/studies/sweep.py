@@ -1,21 +1,20 @@
 """Dose and response: one direction, one loaded model, many strengths, each measured.
 
-The edit of a method is carried out in memory at a multiple of its strengths, measured as a study
-measures, and undone bit for bit. A strength that is read off the curve is a choice, so all of it is
-measured on the select prompts: the test prompts stay for the run at the strength that was chosen.
+Several multiples of a method's strengths are run in the same batches by hooks, where these do what
+the edit of the weights does; otherwise each is carried out in memory and undone bit for bit
+(:mod:`obliteratus.studies.candidates`). A strength that is read off the curve is a choice, so all
+of it is measured on the select prompts: the test prompts stay for the run at that strength.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
-from obliteratus.edits.undo import undone
 from obliteratus.errors import UsageError
-from obliteratus.events import Progress, emit, without_progress
+from obliteratus.events import Progress, emit
 from obliteratus.measure.head import head_of
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.summon import summon
@@ -33,7 +32,8 @@ from obliteratus.settings import RunSettings
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.store import Store, atomic_folder, check_target, write_json
 from obliteratus.studies.bench import StudyBench
-from obliteratus.studies.bend import FIRST, first_points, next_point
+from obliteratus.studies.bend import FIRST, first_points, next_points
+from obliteratus.studies.candidates import candidates
 from obliteratus.studies.schema import Metric
 from obliteratus.verify.report import Row, Unit
 
@@ -62,17 +62,21 @@ UNITS: dict[str, Unit] = {
     "perplexity_heldout": "ratio",
     "coherence": "similarity",
 }
+ROUND = 3  # points that are chosen together: more share their batches and know less of the curve
 FEWEST = 3  # points: two make a line, whatever lies between
 WIDEST = 4.0  # of a strength, either way: beyond it nothing is left of the model
 
 
 @dataclass(frozen=True)
 class Point:
-    """What one strength does: rows by the keys of ``report.json``, and the seconds they took."""
+    """What one strength does: rows by the keys of ``report.json``.
+
+    ``seconds`` are those of its round, divided by the points of it.
+    """
 
     strength: float
     rows: Mapping[str, Row]
-    seconds: float
+    seconds: float = 0.0
 
     def curve(self, key: str) -> Estimate | None:
         """Return what is drawn of a row: of a change the change, else the value after the edit."""
@@ -85,7 +89,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The points of a sweep in order of strength, and what they were measured on."""
+    """The points of a sweep in order of strength, and what they were measured on.
+
+    ``alone`` says why each strength was measured by itself; None where they shared batches.
+    """
 
     model: str
     method: str
@@ -94,6 +101,7 @@ class Sweep:
     prompts: int
     strengths: str
     seconds: float
+    alone: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
@@ -104,6 +112,7 @@ class Sweep:
             "split": "select",
             "prompts": self.prompts,
             "strengths_of_the_method": self.strengths,
+            "one_by_one_because": self.alone,
             "seconds": round(self.seconds, 3),
             "points": [
                 {
@@ -131,8 +140,8 @@ def sweep(
     """Measure the edit of ``settings`` at ``points`` multiples of its strengths in [low, high].
 
     1 is the edit as the method makes it, 0 the original, below 0 it amplifies. The first seven are
-    even; each of the others goes where a curve bends. ``prompts`` limits the select prompts of each
-    class; 0 takes all.
+    even; the others go where a curve bends, a few in each round. ``prompts`` limits the select
+    prompts of each class; 0 takes all.
 
     Raises:
         UsageError: the range is empty or beyond ±4, or there are fewer than three points.
@@ -141,12 +150,15 @@ def sweep(
     check_range(low, high, points)
     check_target(output, replace=force)
     start = time.perf_counter()
-    bench, planned = _prepared(model, settings, prompts, store or Store())
-    grid = first_points(low, high, min(FIRST, points))
-    found: dict[float, Point] = {}
-    for strength in _ordered(grid, points, found):
-        found[strength] = _point(bench, planned, strength)
-        emit(Progress("strengths", len(found), points, "points", time.perf_counter() - start))
+    bench, planned = prepared(model, settings, prompts, store or Store())
+    tried, found = candidates(bench, planned), dict[float, Point]()
+    for strengths in _rounds(first_points(low, high, min(FIRST, points)), points, found):
+        begun = time.perf_counter()
+        for strength, rows in tried.measured(strengths):
+            found[strength] = Point(strength, {row.key: row for row in rows})
+            emit(Progress("strengths", len(found), points, "points", time.perf_counter() - start))
+        each = (time.perf_counter() - begun) / len(strengths)
+        found |= {key: replace(found[key], seconds=each) for key in strengths}
     result = Sweep(
         model=model,
         method=settings.method,
@@ -155,6 +167,7 @@ def sweep(
         prompts=len(bench.widened.origins),
         strengths=planned.strength_range,
         seconds=time.perf_counter() - start,
+        alone=tried.alone,
     )
     with atomic_folder(output, replace=force) as work:
         write_json(work / SWEEP_FILE, result.as_json())
@@ -195,9 +208,14 @@ def picture(found: Sweep) -> Picture:
     )
 
 
-def _prepared(
+def prepared(
     name: str, settings: RunSettings, prompts: int, store: Store
 ) -> tuple[StudyBench, EditPlan]:
+    """Load the model and find the direction; return what measures it, and the edit at share 1.
+
+    Raises:
+        ObliteratusError: see the stages.
+    """
     behaviour, journal = behaviour_of(settings), Journal(store)
     settings, _ = without_first_tokens(settings, behaviour)
     splits = split(contrast_set(settings.prompts, behaviour.contrast_set))
@@ -226,12 +244,14 @@ def _bench(
     return StudyBench(model, chosen, behaviour, settings, METRICS, count, store, head=own)
 
 
-def _ordered(grid: Sequence[float], count: int, found: Mapping[float, Point]) -> Any:
-    """Yield the strengths of the grid and then, by what was found, the others."""
-    yield from grid
+def _rounds(
+    grid: Sequence[float], count: int, found: Mapping[float, Point]
+) -> Iterator[Sequence[float]]:
+    """Yield the strengths of the grid and then, by what was found so far, the others."""
+    yield grid
     while len(found) < count:
-        following = next_point(_curves(found))
-        if following is None:
+        following = next_points(_curves(found), min(ROUND, count - len(found)))
+        if not following:
             return
         yield following
 
@@ -244,16 +264,3 @@ def _curves(found: Mapping[float, Point]) -> list[dict[float, Estimate]]:
         if len(whole) == len(found):
             curves.append(whole)
     return curves
-
-
-def _point(bench: StudyBench, planned: EditPlan, strength: float) -> Point:
-    start = time.perf_counter()
-    if strength == 0:
-        rows = bench.rows(bench.original)
-    else:
-        _ = bench.original  # before the weights change
-        with undone(bench.model):
-            with without_progress():
-                excise(bench.model, planned.scaled(strength))
-            rows = bench.rows(bench.read())
-    return Point(strength, {row.key: row for row in rows}, time.perf_counter() - start)

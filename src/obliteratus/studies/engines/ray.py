@@ -1,7 +1,8 @@
 """The engine of many machines: workers of a Ray cluster, the ledger where the study was started.
 
 The ledger is a file here, so this process claims, beats and finishes for the workers, each of which
-is an actor that keeps its model. A worker is placed where the memory of its model fits. One that is
+is an actor that keeps its model. A worker is placed where its model fits
+(:mod:`obliteratus.studies.placement`). One that is
 gone (a node died, memory ran out) loses its unit, which the ledger gives to another.
 """
 
@@ -11,33 +12,23 @@ import socket
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from typing_extensions import override
 
 from obliteratus.errors import StorageError, UsageError
-from obliteratus.settings import RunSettings
-from obliteratus.store import Store, is_disk_full
+from obliteratus.store import is_disk_full
 from obliteratus.studies.engine import ENGINES, Engine
 from obliteratus.studies.ledger import Claim, Entry, LeaseLostError, Ledger, owner_here
+from obliteratus.studies.placement import Needs, accelerators, needs, spread, too_much
 from obliteratus.studies.work import BEATS, MakeRunner, Work, in_words
 
 FRUITLESS = 5
 """Workers that may die in a row without a unit ended in between."""
 LOOK_SECONDS = 0.05  # between looks at what has ended
 SECONDS_TO_CONNECT = 10.0
-PROGRAMS = 1_000_000_000  # bytes of libraries in every worker
 MISSING = "the engine 'ray' needs Ray. Install it with `pip install 'obliteratus[ray]'`."
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a worker asks of the cluster: processors, GPUs, and bytes of memory."""
-
-    cpus: float
-    gpus: float
-    memory: int
 
 
 @dataclass(frozen=True)
@@ -66,8 +57,10 @@ class _Hand:
 class Worker:
     """What runs in an actor: a runner that is made there, and does one unit at a time."""
 
-    def __init__(self, make_runner: MakeRunner) -> None:
+    def __init__(self, make_runner: MakeRunner, gpus: int = 0) -> None:
+        """``gpus`` are this worker's: a model is spread over them where they are several."""
         self._runner = make_runner()
+        self._gpus = gpus
 
     def begin(self) -> None:
         """Return when this worker is there."""
@@ -80,7 +73,7 @@ class Worker:
         """
         start = time.perf_counter()
         try:
-            result = self._runner(entry)
+            result = self._runner(replace(entry, spec=spread(entry.spec, self._gpus)))
         except Exception as error:  # the edge of a worker (style.md 4)
             if is_disk_full(error):
                 raise StorageError(f"the disk of a node is full ({error}).") from error
@@ -118,6 +111,7 @@ class _Crew:
         self._beaten = time.monotonic()
         self._remote = ray.remote(Worker)
         self._needs: dict[str, Needs] = {}
+        self._gpus = accelerators(ray)
         self._fruitless = 0
 
     def counts_left(self) -> bool:
@@ -189,15 +183,18 @@ class _Crew:
             idle = None
         if idle is None:
             if affinity not in self._needs:
-                self._needs[affinity] = _needs(self._ray, self._work, claim.entry.spec)
-            needs = self._needs[affinity]
-            too_much = _too_much(self._ray, needs)
-            if too_much is not None:
-                self._ledger.fail(claim, too_much, 0.0)
+                total = self._ray.cluster_resources()
+                self._needs[affinity] = needs(
+                    total, self._work.workers, claim.entry.spec, self._gpus
+                )
+            asked = self._needs[affinity]
+            reason = too_much(self._ray, asked, self._gpus)
+            if reason is not None:
+                self._ledger.fail(claim, reason, 0.0)
                 return True
             actor = self._remote.options(
-                num_cpus=needs.cpus, num_gpus=needs.gpus, memory=needs.memory, max_restarts=0
-            ).remote(self._work.make_runner)
+                num_cpus=asked.cpus, num_gpus=asked.gpus, memory=asked.memory, max_restarts=0
+            ).remote(self._work.make_runner, asked.gpus)
             idle = _Hand(actor, affinity, actor.begin.remote())
             self._hands.append(idle)
         idle.claim, idle.ended = claim, idle.actor.do.remote(claim.entry)
@@ -279,34 +276,3 @@ def _connect(ray: Any, work: Work) -> None:
         place = (host.removeprefix("ray://"), int(port))
         socket.create_connection(place, SECONDS_TO_CONNECT).close()
     ray.init(address=work.address, **quiet)
-
-
-def _needs(ray: Any, work: Work, spec: Mapping[str, Any]) -> Needs:
-    """Return what a worker for the model of ``spec`` asks for; one without a model, for CPUs."""
-    from obliteratus.models.memory import memory_needed  # torch: workers import this file as well
-    from obliteratus.models.sources import resolve
-    from obliteratus.models.summon import outline
-
-    total = ray.cluster_resources()
-    cpus = max(1.0, float(int(total.get("CPU", 1.0) / work.workers)))
-    if "settings" not in spec:
-        return Needs(cpus, 0.0, 0)
-    settings = RunSettings.model_validate(spec["settings"]).model
-    on_gpu = total.get("GPU", 0.0) >= 1 and settings.device_map != "cpu"
-    folder = resolve(spec["model"], settings, store=Store()).folder
-    bytes_needed = memory_needed(outline(folder, settings), quantize=settings.quantize).total
-    # A model on a GPU passes through the memory of its node on the way there, shard by shard.
-    memory = PROGRAMS if on_gpu else PROGRAMS + bytes_needed
-    return Needs(cpus, 1.0 if on_gpu else 0.0, memory)
-
-
-def _too_much(ray: Any, needs: Needs) -> str | None:
-    """Return why no node can ever take a worker with these needs; None where one can."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    largest = max((node.get("memory", 0.0) for node in nodes), default=0.0)
-    if needs.memory <= largest:
-        return None
-    return (
-        f"the model needs {needs.memory / 1e9:.1f} GB of memory, and the largest node of the "
-        f"cluster has {largest / 1e9:.1f} GB for Ray. Add a node, or start its Ray with --memory."
-    )
