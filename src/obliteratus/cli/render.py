@@ -29,6 +29,7 @@ from obliteratus.events import (
     StageStarted,
     listening,
 )
+from obliteratus.processes import is_first
 
 SECONDS_BETWEEN_LINES = 10.0  # a log that is read afterwards needs no more
 SECONDS_BETWEEN_JSON = 0.1  # ten a second are enough for any display
@@ -140,6 +141,14 @@ class QuietScreen(Screen):
             self._stream.flush()
 
 
+class NoScreen(Screen):
+    """Nothing at all: of several processes only the first one speaks."""
+
+    @override
+    def say(self, *parts: RenderableType) -> None:
+        pass
+
+
 class JsonScreen(Screen):
     """Newline-delimited JSON: every event, and last the result or the error.
 
@@ -227,6 +236,8 @@ def rendering(
 
 
 def _screen(stream: Stream, *, as_json: bool, quiet: bool, stages: Sequence[Stage]) -> Screen:
+    if not is_first():
+        return NoScreen(stream)
     if as_json:
         return JsonScreen(stream)
     if quiet:
