@@ -14,7 +14,7 @@ from obliteratus.errors import UnsupportedArchitectureError, UsageError
 from obliteratus.models.describe import family_of
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.plumbing import capture
-from obliteratus.processes import count, from_first, gathered, join, launched, number_here
+from obliteratus.processes import from_first, gathered, join, launched, number_here
 from obliteratus.settings import ModelSettings
 from obliteratus.shapes import Layer
 
@@ -80,9 +80,9 @@ def check_divisible(outline: PreTrainedModel, name: str) -> None:
         return
     for what in ("num_attention_heads", "num_key_value_heads"):
         heads = getattr(config, what, None)
-        if heads is not None and heads % count():
+        if heads is not None and heads % launched():
             raise UsageError(
-                f"{name} has {what} = {heads}, which {count()} processes cannot share evenly. "
+                f"{name} has {what} = {heads}, which {launched()} processes cannot share evenly. "
                 f"Start a number that divides {heads}."
             )
 
@@ -90,7 +90,7 @@ def check_divisible(outline: PreTrainedModel, name: str) -> None:
 def split_between(config: PretrainedConfig) -> DistributedConfig:
     """Return what tells ``from_pretrained`` to split a model of ``config``, all but its head."""
     head = family_of(config).head.weight.rpartition(".")[0]
-    return DistributedConfig(tp_size=count(), tp_plan={head: WHOLE})
+    return DistributedConfig(tp_size=launched(), tp_plan={head: WHOLE})
 
 
 @torch.no_grad()
