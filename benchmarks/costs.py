@@ -29,8 +29,8 @@ class Shape:
 
     ``experts`` of ``expert_mlp`` (``active`` of them for each token, ``shared`` ones for all) stand
     in all blocks but the first ``dense``, which have an MLP of ``mlp``. The tensor plan of
-    transformers splits MLPs and experts, and attention unless it is ``latent``; embedding and head
-    stay whole in every process.
+    transformers splits MLPs, experts and the embedding, and attention unless it is ``latent``; the
+    head stays whole in every process.
     """
 
     name: str
@@ -90,8 +90,8 @@ class Shape:
 
     def held(self, n: int) -> int:
         """Return the parameters that one of ``n`` processes holds under the tensor plan."""
-        split = self.mlp_of(self.experts)
-        whole = 2 * self.embedding + self.width * self.experts * self.routed
+        split = self.mlp_of(self.experts) + self.embedding
+        whole = self.embedding + self.width * self.experts * self.routed
         attention = self.attention * self.layers
         return whole + split // n + (attention // n if self.latent is None else attention)
 
@@ -111,7 +111,7 @@ class Shape:
     def sums(self) -> int:
         """Return how many sums over the processes one forward pass takes."""
         of_mlps = self.layers + (self.routed if self.shared else 0)
-        return of_mlps + (self.layers if self.latent is None else 0)
+        return 1 + of_mlps + (self.layers if self.latent is None else 0)
 
     def moved(self, n: int) -> int:
         """Return the numbers that one token moves between products in one of ``n`` processes.
@@ -125,6 +125,11 @@ class Shape:
         mlp = (self.mlp * (self.layers - self.routed)) // n
         mlp += self.expert_mlp * (self.active + self.shared) * self.routed // n
         return self.layers * (20 * self.width + 14 * heads) + 5 * mlp
+
+    @property
+    def alive(self) -> int:
+        """The numbers of one token that are in memory at the peak of a batch, as PROBE counts."""
+        return self.width * (12 + self.layers) + 4 * self.mlp
 
     def cached(self, n: int) -> int:
         """Return the numbers that one token leaves in the cache of one of ``n`` processes."""
@@ -211,8 +216,14 @@ def forward(
         "dispatch": shape.layers * machine.dispatch,
         "sums": (shape.sums() * machine.latency if n > 1 else 0) + on_wire / machine.link,
     }
-    alive = rows * size * (shape.width * (12 + shape.layers) + 4 * shape.mlp // n)
+    alive = rows * size * shape.alive
     return Cost(seconds, shape.held(n) * size + alive, network=on_wire)
+
+
+def batch_that_fits(shape: Shape, machine: Machine, fastest: int) -> int:
+    """Return the tokens of a batch: at most ``fastest``, and a quarter of the memory left."""
+    left = machine.room - shape.held(machine.n) * machine.number
+    return max(1, min(fastest, int(left / 4 / (shape.alive * machine.number))))
 
 
 def probing(shape: Shape, machine: Machine, tokens: int, *, batch: int, split: bool = True) -> Cost:

@@ -1,12 +1,12 @@
 """What PROBE, EXCISE and VERIFY cost at any size: measured here, predicted, and planned.
 
     python benchmarks/scale.py constants FOLDER      measures this machine, on nothing that is run
-    python benchmarks/scale.py check FOLDER          runs two processes and a 10 GB edit, and
-                                                     compares them with what was predicted
+    python benchmarks/scale.py processes FOLDER      runs two processes beside what was predicted
+    python benchmarks/scale.py disk FOLDER           edits 10 GB beside what was predicted
     python benchmarks/scale.py page docs/scale.md    puts the comparison and the plans there
 
-FOLDER is on the disk that is measured and needs 25 GB. ``constants`` and ``check`` store what they
-find in benchmarks/results/scale/. The model of the costs is benchmarks/costs.py.
+FOLDER is on the disk that is measured and needs 22 GB. The first three store what they find in
+benchmarks/results/scale/. The model of the costs is benchmarks/costs.py.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from typing import Any
 import shards
 import torch
 from costs import Cost, Machine, Shape, answering, editing, probing
+from plans import planned
 from torch import distributed, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -58,9 +59,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands: Mapping[str, Callable[[Path], None]] = {
         "constants": constants,
-        "check": check,
+        "processes": processes,
+        "disk": disk,
         "page": page,
-        "processes": measure_process,
+        "constants-of-one": measure_process,
         "tensor": lambda folder: measure_run(folder, "tensor"),
         "data": lambda folder: measure_run(folder, "data"),
     }
@@ -73,38 +75,48 @@ def main() -> None:
 def constants(folder: Path) -> None:
     """Measure what the model of the costs needs, with both processes busy as in a run."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = {**launched(2, "processes", folder), **of_the_disk(folder), **of_an_edit()}
+    found = {**launched(2, "constants-of-one", folder), **of_the_disk(folder), **of_an_edit()}
     machine = Machine(name="two cores here", n=2, number=4, **found)
     store("machine", asdict(machine))
     for name, value in asdict(machine).items():
         print(f"{name:10} {value if isinstance(value, str | int) else f'{value:.3g}'}")
 
 
-def check(folder: Path) -> None:
-    """Run what was predicted, and print both."""
-    machine = Machine(**load("machine"))
+def processes(folder: Path) -> None:
+    """Run two processes as predicted, and print both."""
     model = folder / "0.5B"
     if not (model / "config.json").is_file():
         write_model(model)
     tensor, data = (launched(2, each, model) for each in ("tensor", "data"))
-    rows = expected(machine, tensor["tokens"], tensor["prompt"])
-    measured = {
-        "PROBE, two processes, tensor": tensor["probe"],
-        "PROBE, two processes, data": data["probe"],
-        "answers, two processes, tensor": tensor["answers"],
-    }
+    measured = (tensor["probe"], data["probe"], tensor["answers"])
+    rows = expected(Machine(**load("machine")), tensor["tokens"], tensor["prompt"])
+    settle("processes", rows, dict(zip(rows, measured, strict=True)))
+
+
+def disk(folder: Path) -> None:
+    """Edit 10 GB on disk as predicted, and print both."""
     seconds, size, changed = edited_on_disk(folder)
     name = f"edit of {size / 1e9:.1f} GB on disk"
-    rows[name], measured[name] = editing(size, changed, machine), seconds
-    table = [[name, cost.total, measured[name], cost.limit] for name, cost in rows.items()]
-    store("check", table)
+    cost = editing(size, changed, Machine(**load("machine")))
+    settle("disk", {name: cost}, {name: seconds})
+
+
+def settle(name: str, rows: Mapping[str, Cost], measured: Mapping[str, float]) -> None:
+    """Keep and print what was predicted beside what was measured."""
+    table = [[row, cost.total, measured[row], cost.limit] for row, cost in rows.items()]
+    store(name, table)
+    for row, cost in rows.items():
+        print(row, {part: round(seconds, 2) for part, seconds in cost.seconds.items()})
     print("\n".join(compared(table)))
 
 
 def page(path: Path) -> None:
     """Put the comparison and the plans between the marks of the page."""
     text = path.read_text()
-    for mark, lines in (("check", compared(load("check"))), ("plan", planned())):
+    for mark, lines in (
+        ("check", compared([*load("processes"), *load("disk")])),
+        ("plan", planned(Machine(**load("machine")))),
+    ):
         begin, end = f"<!-- {mark}: benchmarks/scale.py page -->", f"<!-- end of {mark} -->"
         before, _, rest = text.partition(begin)
         text = "\n".join([before + begin, "", *lines, "", end + rest.partition(end)[2]])
@@ -313,11 +325,6 @@ def edited_on_disk(folder: Path) -> tuple[float, float, float]:
     )
     size = sum(path.stat().st_size for path in files)
     return sorted(found)[len(found) // 2], size, 2 * shape.written
-
-
-def planned() -> list[str]:
-    """Return the plans as lines of the page."""
-    return []
 
 
 def store(name: str, value: object) -> None:

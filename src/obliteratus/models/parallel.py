@@ -7,10 +7,11 @@ head stays whole in each, because measurements turn states into logits without t
 
 import torch
 from torch.distributed.tensor import DTensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.distributed import DistributedConfig
 
 from obliteratus.errors import UnsupportedArchitectureError, UsageError
+from obliteratus.models.anatomy import Anatomy
 from obliteratus.models.describe import family_of
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.plumbing import capture
@@ -87,10 +88,16 @@ def check_divisible(outline: PreTrainedModel, name: str) -> None:
             )
 
 
-def split_between(config: PretrainedConfig) -> DistributedConfig:
-    """Return what tells ``from_pretrained`` to split a model of ``config``, all but its head."""
-    head = family_of(config).head.weight.rpartition(".")[0]
-    return DistributedConfig(tp_size=launched(), tp_plan={head: WHOLE})
+def split_between(anatomy: Anatomy) -> DistributedConfig:
+    """Return what tells ``from_pretrained`` to split a model, all but its head.
+
+    The plan of transformers would split the head, and an embedding by its vocabulary; one that is
+    tied to the head stays whole with it.
+    """
+    head = next(site for site in anatomy.sites if site.component == "head")
+    whole = [head, *(site for site in anatomy.sites if site.tied_to == head.name)]
+    plan = {site.name.rpartition(".")[0]: WHOLE for site in whole}
+    return DistributedConfig(tp_size=launched(), tp_plan=plan)
 
 
 @torch.no_grad()

@@ -266,7 +266,8 @@ def _load_module(
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=code, local_files_only=True)
         if settings.parallel == "tensor":
-            placement = {"dtype": placement["dtype"], "distributed_config": split_between(config)}
+            split = split_between(describe(outline(folder, settings)))
+            placement = {"dtype": placement["dtype"], "distributed_config": split}
         loaded: Any = (auto_class(config) or AutoModelForCausalLM).from_pretrained(
             folder,
             trust_remote_code=code,
