@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import obliteratus
+from obliteratus.cli.errors import report
 from obliteratus.cli.main import main
 from obliteratus.edits.memory import excise
 from obliteratus.errors import EditError, UnsupportedArchitectureError, UsageError
@@ -172,7 +173,6 @@ def test_a_process_that_fails_ends_the_others_and_leaves_nothing(refuser, tmp_pa
     run = torchrun(CHILD, "failing", *asked, cache=cache)
     assert run.returncode != 0
     assert "error: process 1 of 2: the second process has found something." in run.stderr
-    assert "error: another process of this run has ended" in run.stderr
     assert "This is a bug" not in run.stderr
     assert not output.exists()
     assert not list(cache.glob("probe-*"))
@@ -207,6 +207,17 @@ def test_a_number_of_processes_that_torchrun_did_not_start_is_none(monkeypatch):
 
 def test_an_error_of_one_process_alone_is_no_lost_process():
     assert not is_lost(RuntimeError("Connection closed by peer"))
+
+
+def test_a_lost_process_is_told_as_one(started, monkeypatch, capsys):
+    lost = RuntimeError("[../third_party/gloo/pair.cc:547] Connection closed by peer")
+    monkeypatch.setattr("obliteratus.processes.count", lambda: 2)
+    started(2)
+    assert report(lost) == 1
+    assert "error: another process of this run has ended" in capsys.readouterr().err
+    started(2, number=1)
+    assert report(lost) == 1
+    assert capsys.readouterr().err == ""
 
 
 def test_parallel_without_torchrun_says_how_to_start_it():

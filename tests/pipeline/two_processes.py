@@ -46,7 +46,8 @@ if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
     if what == "failing":
         capture._check_finite = fail_in_the_second
-        sys.exit(main(arguments))
+        sys.argv[1:] = arguments
+        sys.exit(main())
     if what in {"unsummed", "unchecked"}:
         leave_parts_unsummed()
     if what == "unchecked":
