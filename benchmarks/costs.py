@@ -142,8 +142,9 @@ class Shape:
 class Machine:
     """One process of a run, in seconds and bytes; ``disk`` and ``hash`` are of the whole machine.
 
-    ``dispatch`` is per block and forward pass. ``copy`` reads and writes a file, ``edit`` is the
-    arithmetic on bytes that change, by all threads together.
+    ``dispatch`` is per block and forward pass. ``copy`` reads and writes a file, for which all
+    cores together take ``handle`` seconds a byte; ``edit`` is their arithmetic on bytes that
+    change.
     """
 
     name: str
@@ -158,9 +159,9 @@ class Machine:
     disk: float
     hash: float
     copy: float
+    handle: float
     edit: float
     room: float = 0.0
-    start: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -226,13 +227,19 @@ def batch_that_fits(shape: Shape, machine: Machine, fastest: int) -> int:
     return max(1, min(fastest, int(left / 4 / (shape.alive * machine.number))))
 
 
-def probing(shape: Shape, machine: Machine, tokens: int, *, batch: int, split: bool = True) -> Cost:
-    """Return PROBE over ``tokens`` tokens in batches of ``batch``.
+def probing(
+    shape: Shape, machine: Machine, tokens: int, *, batch: int, prefix: int = 0, split: bool = True
+) -> Cost:
+    """Return PROBE over ``tokens`` tokens in batches of ``batch``, behind a ``prefix`` run once.
 
     Without ``split`` each process has the whole model and takes its share of the tokens.
     """
-    own = tokens if split else tokens / machine.n
-    return forward(shape, machine, min(batch, round(own)), split=split).times(own / batch)
+    own = tokens if split else -(-tokens // machine.n)
+    whole, rest = divmod(own, batch)
+    cost = forward(shape, machine, batch, split=split).times(whole) if whole else Cost({})
+    for rows in (rest, prefix):
+        cost += forward(shape, machine, rows, split=split) if rows else Cost({})
+    return cost
 
 
 def answering(
@@ -260,8 +267,10 @@ def summoning(shape: Shape, machine: Machine, *, hashed: bool = True) -> Cost:
 def editing(size: float, changed: float, machine: Machine) -> Cost:
     """Return EXCISE on disk of ``size`` bytes, of which ``changed`` change.
 
-    Threads do arithmetic while others wait for the disk, so the longer of the two counts.
+    Some threads compute, or have the kernel copy, while others wait for the disk: the longer of the
+    two counts.
     """
-    disk, arithmetic = size / machine.copy, changed / machine.edit
-    longer = {"disk": disk} if disk > arithmetic else {"arithmetic": arithmetic}
-    return Cost({**longer, "start": machine.start}, disk=2 * size)
+    disk = {"disk": size / machine.copy}
+    cores = {"arithmetic": changed / machine.edit, "copying": (size - changed) * machine.handle}
+    longer = disk if disk["disk"] > sum(cores.values()) else cores
+    return Cost(longer, disk=2 * size)

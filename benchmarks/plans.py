@@ -48,8 +48,13 @@ EDIT_CORES = 2  # more cores than here with which the editor's four threads comp
 
 def machines(here: Machine) -> Iterator[Machine]:
     """Yield the machines of the plans; what one core does is as ``here``."""
-    common = {"number": SIZE, "hash": here.hash, "dispatch": here.dispatch, "start": here.start}
-    disk = {"disk": 6e9, "copy": 2e9, "edit": EDIT_CORES * here.edit}
+    common = {"number": SIZE, "hash": here.hash, "dispatch": here.dispatch}
+    disk = {
+        "disk": 6e9,
+        "copy": 2e9,
+        "edit": EDIT_CORES * here.edit,
+        "handle": here.handle / EDIT_CORES,
+    }
     gpu = {
         "read": SIZE / (0.7 * 4.8e12),
         "product": 2 / (0.5 * 989e12),

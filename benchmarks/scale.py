@@ -20,15 +20,16 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import shards
 import torch
-from costs import Cost, Machine, Shape, answering, editing, probing
+from costs import Cost, Machine, Shape, answering, editing, forward, probing
 from plans import planned
 from torch import distributed, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from obliteratus.edits.rewrite import THREADS
 from obliteratus.measure.generation import generate
@@ -49,9 +50,12 @@ RESULTS = Path(__file__).parent / "results" / "scale"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 TRIED = Shape("0.5B", 16, 1536, 12, 4, 128, 4096, 32768)
 """What the two processes run: random numbers in the shape of a Llama."""
+BLOCK = Shape("block", 2, 1024, 8, 4, 128, 3072, 64)
+TINY = Shape("dispatch", 16, 32, 2, 2, 16, 64, 64)
 PROMPTS, LETTERS, ANSWERED, NEW_TOKENS = 48, 40, 32, 24
 GIGABYTES = 10.0
 REPEATS = 3
+CORES = 2
 
 
 def main() -> None:
@@ -89,7 +93,7 @@ def processes(folder: Path) -> None:
         write_model(model)
     tensor, data = (launched(2, each, model) for each in ("tensor", "data"))
     measured = (tensor["probe"], data["probe"], tensor["answers"])
-    rows = expected(Machine(**load("machine")), tensor["tokens"], tensor["prompt"])
+    rows = expected(Machine(**load("machine")), tensor["prompt"], tensor["prefix"])
     settle("processes", rows, dict(zip(rows, measured, strict=True)))
 
 
@@ -123,15 +127,17 @@ def page(path: Path) -> None:
     path.write_text(text)
 
 
-def expected(machine: Machine, tokens: int, prompt: int) -> dict[str, Cost]:
+def expected(machine: Machine, prompt: int, prefix: int) -> dict[str, Cost]:
     """Return the costs of what the two processes run."""
-    batch = CPU_BATCH_TOKENS // prompt * prompt
+    batch, tokens = CPU_BATCH_TOKENS // prompt * prompt, PROMPTS * prompt
+    reading = partial(probing, TRIED, machine, tokens, batch=batch, prefix=prefix)
+    answers = answering(
+        TRIED, machine, ANSWERED, NEW_TOKENS, prompt=prompt, batch=batch, rows=ANSWERED
+    )
     return {
-        "PROBE, two processes, tensor": probing(TRIED, machine, tokens, batch=batch),
-        "PROBE, two processes, data": probing(TRIED, machine, tokens, batch=batch, split=False),
-        "answers, two processes, tensor": answering(
-            TRIED, machine, ANSWERED, NEW_TOKENS, prompt=prompt, batch=batch, rows=ANSWERED
-        ),
+        "PROBE, two processes, tensor": reading(),
+        "PROBE, two processes, data": reading(split=False),
+        "answers, two processes, tensor": answers + forward(TRIED, machine, prefix),
     }
 
 
@@ -163,34 +169,45 @@ def say(found: Mapping[str, float]) -> None:
 
 
 def measure_process(_: Path) -> None:
-    """Measure products, memory, dispatch and sums, while the other process does the same."""
+    """Measure products, blocks, dispatch and sums, while the other process does the same.
+
+    What stands between products is measured as it runs: a block of another shape than that of
+    ``TRIED``, less its products. A sum is measured behind a product, because the processes do not
+    come to it at the same moment.
+    """
     join("gloo")
-    slow, fast = products(32), products(512)
-    product = (fast - slow) / (512 - 32)
-    a, b = torch.randn(512, 1024), torch.randn(512, 1024)
-    small = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=64,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=16,
-            num_attention_heads=2,
-        )
-    ).eval()
-    token = torch.zeros(1, 1, dtype=torch.long)
+    rows = 512
+    slow, fast = products(32), products(rows)
+    product = (fast - slow) / (rows - 32)
+    small, large = (block_seconds(shape, tokens) for shape, tokens in ((TINY, 1), (BLOCK, rows)))
+    of_products = BLOCK.multiplied(1) / BLOCK.layers * fast
+    moved = 4 * rows * BLOCK.moved(1) / BLOCK.layers
+    work, states = nn.Linear(1024, 3072, bias=False), torch.randn(rows, 1024)
     little, much = torch.randn(1024), torch.randn(1 << 20)
+
+    def summed(value: torch.Tensor) -> float:
+        return timed(lambda: (work(states), distributed.all_reduce(value)), 30)
+
     with torch.no_grad():
-        latency = timed(lambda: distributed.all_reduce(little), 50)
+        alone = timed(lambda: work(states), 30)
+        latency = summed(little) - alone
         say(
             {
                 "product": product,
                 "read": slow - 32 * product,
-                "memory": 3 * a.nbytes / timed(lambda: a * b, 50),
-                "dispatch": timed(lambda: small.model(token, use_cache=False), 20) / 16,
+                "memory": moved / (large - of_products),
+                "dispatch": small,
                 "latency": latency,
-                "link": much.nbytes / (timed(lambda: distributed.all_reduce(much), 20) - latency),
+                "link": much.nbytes / (summed(much) - alone - latency),
             }
         )
+
+
+@torch.no_grad()
+def block_seconds(shape: Shape, tokens: int) -> float:
+    """Return the seconds of one block of a Llama of ``shape`` for ``tokens`` tokens."""
+    model, ids = LlamaModel(config_of(shape)).eval(), torch.zeros(1, tokens, dtype=torch.long)
+    return timed(lambda: model(ids, use_cache=False), 10) / shape.layers
 
 
 def products(rows: int) -> float:
@@ -224,7 +241,9 @@ def of_the_disk(folder: Path) -> dict[str, float]:
                 file.write(block)
     size = sum(path.stat().st_size for path in files)
     shards.forget(files)
+    before = core_seconds()
     copied = shards.copy(files, folder / "filler-copy")
+    handled = (core_seconds() - before) / CORES
     shards.forget(files)
     start = time.perf_counter()
     with files[0].open("rb", buffering=0) as file:
@@ -236,7 +255,18 @@ def of_the_disk(folder: Path) -> dict[str, float]:
     hashed = time.perf_counter() - start
     for path in files:
         path.unlink()
-    return {"disk": size / 2 / read, "copy": size / copied, "hash": len(block) / hashed}
+    return {
+        "disk": size / 2 / read,
+        "copy": size / copied,
+        "handle": handled / size,
+        "hash": len(block) / hashed,
+    }
+
+
+def core_seconds() -> float:
+    """Return the seconds that cores have spent on this process and those that it waited for."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def of_an_edit() -> dict[str, float]:
@@ -244,51 +274,52 @@ def of_an_edit() -> dict[str, float]:
     row = orthonormalise(torch.randn(1, 1024, dtype=torch.float64))
     operator = Operator(row, row, torch.ones(1, dtype=torch.float64))
     matrices = [torch.randn(1024, 2048).to(torch.bfloat16) for _ in range(64)]
+    run = partial(edit_matrix, operator=operator, in_place=True)
     with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(run, matrices[:8]))
         start = time.perf_counter()
-        list(pool.map(lambda weight: edit_matrix(weight, operator, in_place=True), matrices))
+        list(pool.map(run, matrices))
         seconds = time.perf_counter() - start
     return {"edit": sum(weight.nbytes for weight in matrices) / seconds}
 
 
+def config_of(shape: Shape) -> LlamaConfig:
+    """Return the configuration of a Llama of ``shape``."""
+    return LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head,
+    )
+
+
 def write_model(folder: Path) -> None:
     """Write random numbers in the shape of ``TRIED``, with a tokenizer of bytes."""
-    tokenizer = tiny_tokenizer()
-    config = LlamaConfig(
-        vocab_size=TRIED.vocabulary,
-        hidden_size=TRIED.width,
-        intermediate_size=TRIED.mlp,
-        num_hidden_layers=TRIED.layers,
-        num_attention_heads=TRIED.heads,
-        num_key_value_heads=TRIED.kv_heads,
-        head_dim=TRIED.head,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    LlamaForCausalLM(config_of(TRIED)).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
 
 
 def measure_run(folder: Path, parallel: str) -> None:
-    """Time PROBE and, where the model is split, answers."""
+    """Time PROBE and, where the model is split, answers: the median of some repeats."""
     model = summon(str(folder), ModelSettings.model_validate({"parallel": parallel}))
     texts = [f"{index:02d}" + "lorem ipsum dolor sit amet " * 2 for index in range(PROMPTS)]
     prompts = tuple(Prompt(f"p{i}", text[:LETTERS]) for i, text in enumerate(texts))
     half = PROMPTS // 2
-    probe(model, ContrastSet("few", prompts[:2], prompts[2:4], is_paired=False))
     contrast = ContrastSet("many", prompts[:half], prompts[half:], is_paired=False)
-    distributed.barrier()
-    start = time.perf_counter()
-    probe(model, contrast)
-    found: dict[str, float] = {"probe": time.perf_counter() - start}
-    encoded = encode(model, [prompt.text for prompt in prompts])
-    own = len(encoded.ids[0]) - encoded.shared_prefix
-    found |= {"tokens": encoded.shared_prefix + own * PROMPTS, "prompt": own}
+    encoded, some = (
+        encode(model, [prompt.text for prompt in chosen])
+        for chosen in (prompts, prompts[:ANSWERED])
+    )
+    prefix = encoded.shared_prefix
+    found: dict[str, float] = {"prefix": prefix, "prompt": len(encoded.ids[0]) - prefix}
+    found["probe"] = timed(lambda: probe(model, contrast), REPEATS)
     if parallel == "tensor":
-        some = encode(model, [prompt.text for prompt in prompts[:ANSWERED]])
-        distributed.barrier()
-        start = time.perf_counter()
-        generate(model, some, max_new_tokens=NEW_TOKENS, task="answers")
-        found["answers"] = time.perf_counter() - start
+        found["answers"] = timed(
+            lambda: generate(model, some, max_new_tokens=NEW_TOKENS, task="answers"), REPEATS
+        )
     say(found)
 
 
