@@ -54,11 +54,12 @@ def join_processes(settings: ModelSettings) -> None:
                 f"--{flag} does not go with --parallel: each process takes one device, and "
                 "packed weights are not split. Leave it out."
             )
-    accelerator = None
-    if torch.accelerator.is_available():
-        accelerator = torch.accelerator.current_accelerator()
-        torch.accelerator.set_device_index(number_here())
-    join("gloo" if accelerator is None else BACKENDS[accelerator.type])
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device is None or device.type not in BACKENDS:
+        join("gloo")
+        return
+    torch.accelerator.set_device_index(number_here())
+    join(BACKENDS[device.type])
 
 
 def check_divisible(outline: PreTrainedModel, name: str) -> None:
