@@ -22,6 +22,7 @@ HEAVY = (
 FASTEST = 0.5  # seconds of processor time, which does not depend on what else the machine does
 COMMANDS = (
     *("obliterate", "verify", "harden", "export", "demo", "inspect", "analyze", "detect", "chat"),
+    "probe",
     *("models", "methods", "behaviours", "study", "sweep", "benchmark"),
 )
 ATTEMPTS = 5  # a busy machine shares its caches and its clock

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from obliteratus.cli.render import Screen
 from obliteratus.errors import StorageError, UsageError
 from obliteratus.events import Note, emit
+from obliteratus.processes import is_first
 from obliteratus.settings import RunSettings, settings_from, with_overrides
 from obliteratus.store import Store, atomic_folder
 from obliteratus.verify.report import Report
@@ -76,7 +77,7 @@ def run(
         seed=settings.seed,
         store=Store(),
     )
-    if output is not None:
+    if output is not None and is_first():
         _write(report, output)
     show_report(screen, report)
     if output is not None:

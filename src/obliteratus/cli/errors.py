@@ -10,6 +10,7 @@ import typer
 
 from obliteratus.errors import ObliteratusError
 from obliteratus.events import Stage
+from obliteratus.processes import count, is_first, is_lost, number
 
 USAGE, FAILURE = 2, 1
 NARROW, WIDE = 40, 100  # a paragraph on a terminal is folded within these widths
@@ -46,6 +47,16 @@ class InterruptedRunError(ObliteratusError):
         return cls(f"Stopped during {stage.upper()}; nothing was written.")
 
 
+class LostProcessError(ObliteratusError):
+    """Another process of the run has ended, and this one cannot go on without it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another process of this run has ended, and says why in a line of its own. Nothing was "
+            "written; finished stages are cached, run the same command again to go on."
+        )
+
+
 class OutputClosedError(Exception):
     """Whoever read our output went away (``| head``); there is nobody left to tell."""
 
@@ -53,20 +64,35 @@ class OutputClosedError(Exception):
 def report(error: Exception, *, debug: bool = False) -> int:
     """Write ``error`` to stderr as one paragraph and return the exit code of the program.
 
-    With ``debug`` the traceback comes first.
+    With ``debug`` the traceback comes first. Of several processes the first one speaks; another
+    tells only what has happened to it alone, with its number.
     """
     if isinstance(error, OutputClosedError):
         _discard_output()
         return FAILURE
+    if not is_first() and is_told_elsewhere(error):
+        return explain(error)[1]
     if debug:
         traceback.print_exception(error, file=sys.stderr)
     message, code = explain(error)
-    write_paragraph(message, sys.stderr)
+    who = "" if is_first() else f"process {number()} of {count()}: "
+    write_paragraph(who + message, sys.stderr)
     return code
+
+
+def is_told_elsewhere(error: Exception) -> bool:
+    """Say whether ``error`` is one that the first process, or the one that ended, tells as well.
+
+    What is wrong with the request is found in all of them, and before they are a group each goes
+    through the same.
+    """
+    return count() == 1 or is_lost(error) or explain(error)[1] == USAGE
 
 
 def explain(error: Exception) -> tuple[str, int]:
     """Return what to tell the user about ``error``, and the exit code."""
+    if is_lost(error):
+        error = LostProcessError()
     if isinstance(error, ObliteratusError):
         return str(error), error.exit_code
     if isinstance(error, typer.TyperException):

@@ -31,6 +31,7 @@ from obliteratus.cli import (
     methods,
     models,
     obliterate,
+    probe,
     remote,
     study,
     sweep,
@@ -39,9 +40,11 @@ from obliteratus.cli import (
 from obliteratus.cli.errors import FAILURE, InterruptedRunError, report
 from obliteratus.cli.options import NO_VALUE
 from obliteratus.errors import UsageError
+from obliteratus.processes import launched, leave
 
 DEBUG_FLAG, DEBUG_VARIABLE = "--debug", "OBLITERATUS_DEBUG"
 REMOTE_PANEL = "On another machine"
+SHARED = ("probe", "verify")  # what several processes can do together
 INTERRUPTED = 130  # what typer makes of Ctrl-C outside of a run; we report it as a failure
 HELP = """Map, edit and verify how a language model refuses.
 
@@ -57,6 +60,11 @@ class Commands(TyperGroup):
         """Find the command that ``args`` begin with; with ``--remote``, run it there and exit."""
         name, command, rest = super().resolve_command(ctx, args)
         given = ctx.params
+        if launched() > 1 and name not in SHARED:
+            raise UsageError(
+                f"torchrun started {launched()} processes, and {name} runs in one: several share "
+                f"the work of {' and '.join(SHARED)}. Start it without torchrun."
+            )
         if given["address"] is not None and command is not None:
             while isinstance(command, TyperGroup) and rest and rest[0] in command.commands:
                 name, command, rest = f"{name} {rest[0]}", command.commands[rest[0]], rest[1:]
@@ -91,6 +99,7 @@ for panel, commands in {
     },
     "Look": {
         "inspect": inspect.inspect,
+        "probe": probe.probe,
         "analyze": analyze.analyze,
         "detect": detect.detect,
         "chat": chat.chat,
@@ -197,6 +206,7 @@ def _run(words: Sequence[str], *, debug: bool) -> int:
     try:
         code = command.main(args=list(words), prog_name="obliteratus", standalone_mode=False)
         sys.stdout.flush()
+        leave()
     except SystemExit as ended:  # typer, when the reader of our output is gone
         return FAILURE if ended.code else 0
     except Exception as error:  # noqa: BLE001 - the edge of the program (style.md 4)

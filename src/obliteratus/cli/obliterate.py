@@ -12,7 +12,8 @@ from obliteratus.errors import UsageError
 DEFAULT_METHOD = "advanced"
 
 
-def _method_names(incomplete: str) -> list[str]:
+def method_names(incomplete: str) -> list[str]:
+    """Return the methods whose names begin with ``incomplete``, for the shell."""
     from obliteratus.pipeline.methods import methods
 
     return [method.name for method in methods() if method.name.startswith(incomplete)]
@@ -30,7 +31,7 @@ def obliterate(
             "-m",
             metavar="NAME",
             help=f"basic, advanced, aggressive or tuned; {DEFAULT_METHOD} if not given.",
-            autocompletion=_method_names,
+            autocompletion=method_names,
         ),
     ] = None,
     repeated: Annotated[

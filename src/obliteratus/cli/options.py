@@ -45,6 +45,14 @@ Quantize = Annotated[str | None, _model("--quantize", help="4bit or 8bit.", meta
 Revision = Annotated[
     str | None, _model("--revision", help="Branch, tag or commit on the Hub.", metavar="REV")
 ]
+Parallel = Annotated[
+    str | None,
+    _model(
+        "--parallel",
+        help="What the processes of torchrun share: the model (tensor) or the prompts (data).",
+        metavar="WHAT",
+    ),
+]
 TrustRemoteCode = Annotated[
     bool, _model("--trust-remote-code", help="Run Python code that comes with the model.")
 ]

@@ -29,6 +29,7 @@ from obliteratus.events import (
     StageStarted,
     listening,
 )
+from obliteratus.processes import is_first
 
 SECONDS_BETWEEN_LINES = 10.0  # a log that is read afterwards needs no more
 SECONDS_STANDING = 60.0  # between lines that would say the same again
@@ -142,6 +143,14 @@ class QuietScreen(Screen):
             self._stream.flush()
 
 
+class NoScreen(Screen):
+    """Nothing at all: of several processes only the first one speaks."""
+
+    @override
+    def say(self, *parts: RenderableType) -> None:
+        pass
+
+
 class JsonScreen(Screen):
     """Newline-delimited JSON: every event, and last the result or the error.
 
@@ -229,6 +238,8 @@ def rendering(
 
 
 def _screen(stream: Stream, *, as_json: bool, quiet: bool, stages: Sequence[Stage]) -> Screen:
+    if not is_first():
+        return NoScreen(stream)
     if as_json:
         return JsonScreen(stream)
     if quiet:

@@ -33,9 +33,9 @@ def excise(model: LoadedModel, plan: EditPlan) -> Receipt:
         What was done to each matrix, with every deviation from the plan.
 
     Raises:
-        EditError: the model is quantised or offloaded, an edit does not fit its matrix, a tensor
-            would be edited twice, a tied tensor that is not the head would change, or the result is
-            not finite.
+        EditError: the model is quantised, offloaded or split between processes, an edit does not
+            fit its matrix, a tensor would be edited twice, a tied tensor that is not the head would
+            change, or the result is not finite.
     """
     active = [edit for edit in plan if _is_active(edit)]
     _check(model, active)
@@ -81,6 +81,11 @@ def _is_active(edit: WeightEdit) -> bool:
 
 
 def _check(model: LoadedModel, active: list[WeightEdit]) -> None:
+    if model.parallel == "tensor":
+        raise EditError(
+            "the processes of this run hold parts of the matrices, and a part is not edited by "
+            "itself. Edit the checkpoint on disk: obliteratus obliterate MODEL --stream."
+        )
     if model.quantization is not None:
         raise EditError(
             f"the model is loaded in {model.quantization}, and requantising an edited matrix puts "

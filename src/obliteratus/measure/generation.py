@@ -18,6 +18,7 @@ from obliteratus.models.loaded import LoadedModel
 from obliteratus.probe.forward import is_out_of_memory
 from obliteratus.probe.prefix import SharedPrefix, can_share_prefix
 from obliteratus.probe.variants import Variants, prefix_of_all
+from obliteratus.processes import from_first, gathered
 
 CPU_ROWS = 128
 FEWEST_CPU_ROWS = 16
@@ -115,8 +116,8 @@ def generate(
                 elapsed = time.perf_counter() - start
                 emit(Progress(task, len(found), len(lengths), "prompts", elapsed))
         except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
+            if model.parallel == "tensor" or not is_out_of_memory(error):
+                raise  # the other processes are in the middle of this batch
             limit = _halved(len(rows), max(lengths) + limits.all)
         waiting = [row for row in waiting if row not in found]
     return tuple(found[row] for row in range(len(lengths)))
@@ -186,6 +187,8 @@ def _decode(
             opened(row, state)
     while True:
         chosen = _most_probable(head, hidden)
+        if model.parallel == "tensor":  # rounding of another machine must not part the ways
+            chosen = from_first(chosen.cpu).to(chosen.device)
         for row, token in enumerate(chosen.tolist()):
             if not rows.is_live[row]:
                 continue
@@ -257,7 +260,8 @@ def automatic_rows(model: LoadedModel, tokens: int) -> int:
     else:
         free = psutil.virtual_memory().available
         fastest = CPU_ROWS if model.device.type == "cpu" else ACCELERATOR_ROWS
-    return max(1, min(fastest, int(MEMORY_SHARE * free) // need))
+    chosen = max(1, min(fastest, int(MEMORY_SHARE * free) // need))
+    return min(gathered(chosen)) if model.parallel == "tensor" else chosen
 
 
 def _halved(rows: int, tokens: int) -> int:

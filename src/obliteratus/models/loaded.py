@@ -51,13 +51,16 @@ class LoadedModel(ModelOutline):
 
     ``quantization`` says how the weights are packed in memory, ``unpacked_from`` how those of an
     ordinary module were packed before (fp8, mxfp4, bitsandbytes, 4bit, 8bit, ...).
-    ``chat_template_sha256`` is None for a base model without a chat template.
+    ``chat_template_sha256`` is None for a base model without a chat template. ``parallel`` says
+    what the processes of this run share: the matrices (``tensor``), so that those in ``module`` are
+    parts, or the prompts (``data``).
     """
 
     tokenizer: PreTrainedTokenizerBase
     quantization: Literal["4bit", "8bit"] | None = None
     chat_template_sha256: str | None = None
     unpacked_from: str | None = None
+    parallel: Literal["tensor", "data"] | None = None
 
     @property
     def device(self) -> torch.device:

@@ -30,6 +30,12 @@ from obliteratus.models.catalogue import catalogue
 from obliteratus.models.describe import describe
 from obliteratus.models.folders import read_config
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.models.parallel import (
+    check_divisible,
+    check_streams,
+    join_processes,
+    split_between,
+)
 from obliteratus.models.quantised import (
     check_unpackable,
     keep_packing,
@@ -40,6 +46,7 @@ from obliteratus.models.quantised import (
 )
 from obliteratus.models.quiet import quiet
 from obliteratus.models.sources import DEFAULTS, resolve
+from obliteratus.processes import from_first
 from obliteratus.settings import ModelSettings
 from obliteratus.store import Store
 
@@ -58,6 +65,8 @@ def summon(
     accelerator, or to the CPU. Float32 weights on the CPU are mapped from the file, so that pages
     that nothing has touched take no memory; editing them changes the memory and never the file.
     Weights that are stored in fp8, mxfp4 or by bitsandbytes are unpacked to ``dtype``, with a Note.
+    With ``parallel`` the processes that torchrun started load it together: the first one finds the
+    model, and each takes its part of it, or all.
 
     Raises:
         UsageError: the name means nothing, or a setting is malformed or lacks its package.
@@ -70,14 +79,18 @@ def summon(
             f"'{name}' makes sentence embeddings: it is no language model and cannot be probed or "
             "edited. `obliteratus models` lists those that can."
         )
+    join_processes(settings)
     placement = _placement(settings)
 
     def check(folder: Path) -> None:
         if settings.trust_remote_code and any(folder.glob("*.py")):
             emit(Note(f"the Python files that come with {name} are run (trust_remote_code)."))
-        describe(outline(folder, settings))
+        drawn = outline(folder, settings)
+        describe(drawn)
+        if settings.parallel == "tensor":
+            check_divisible(drawn, name)
 
-    resolved = resolve(name, settings, store=store, check=check)
+    resolved = from_first(lambda: resolve(name, settings, store=store, check=check))
     packed = _stored_packed(resolved.folder, name, settings)
     with quiet():
         tokenizer = _load_tokenizer(resolved.folder, name, settings)
@@ -92,7 +105,7 @@ def summon(
         emit(Note(f"{name}: its weights are stored in {packed} and were unpacked to {dtype}."))
     module.eval()
     module.requires_grad_(False)
-    return LoadedModel(
+    model = LoadedModel(
         module=module,
         tokenizer=tokenizer,
         anatomy=describe(module),
@@ -101,7 +114,11 @@ def summon(
         quantization=settings.quantize,
         chat_template_sha256=_template_sha256(tokenizer),
         unpacked_from=packed,
+        parallel=settings.parallel,
     )
+    if model.parallel == "tensor":
+        check_streams(model)
+    return model
 
 
 def outline(folder: Path, settings: ModelSettings = DEFAULTS) -> PreTrainedModel:
@@ -222,6 +239,11 @@ def _stored_packed(folder: Path, name: str, settings: ModelSettings) -> str | No
             f"the weights of {name} are stored in {method} and are unpacked when they are loaded. "
             "Leave --quantize out."
         )
+    if method is not None and settings.parallel == "tensor":
+        raise UsageError(
+            f"the weights of {name} are stored in {method}, which is not split between processes. "
+            "Give a copy of it in bfloat16."
+        )
     return method
 
 
@@ -243,6 +265,9 @@ def _load_module(
     code = settings.trust_remote_code
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=code, local_files_only=True)
+        if settings.parallel == "tensor":
+            split = split_between(describe(outline(folder, settings)))
+            placement = {"dtype": placement["dtype"], "distributed_config": split}
         loaded: Any = (auto_class(config) or AutoModelForCausalLM).from_pretrained(
             folder,
             trust_remote_code=code,

@@ -19,7 +19,7 @@ from obliteratus.edits.exactness import prove_saved
 from obliteratus.edits.leaks import prove_edit
 from obliteratus.edits.planner import check_architecture, plan
 from obliteratus.edits.targets import check_targets
-from obliteratus.errors import ModelSourceError
+from obliteratus.errors import ModelSourceError, UsageError
 from obliteratus.events import Deviation, DeviationRecorded, Note, emit
 from obliteratus.measure.behaviour import Behaviour
 from obliteratus.measure.capability_tasks import capability_tasks
@@ -42,16 +42,18 @@ from obliteratus.pipeline.passes import Pass, carry_out
 from obliteratus.pipeline.record import run_record
 from obliteratus.pipeline.refinement import Reference, check_extractor, later_settings, next_pass
 from obliteratus.pipeline.regularize import ONE_PASS, dosed
-from obliteratus.pipeline.stages import ACTIVATIONS_FILE, Laboratory
+from obliteratus.pipeline.stages import ACTIVATIONS_FILE, DIRECTIONS_FILE, Laboratory
 from obliteratus.probe.activations import Activations
 from obliteratus.probe.files import save_activations
+from obliteratus.processes import is_first, launched
 from obliteratus.prompts.contrast import Splits
 from obliteratus.prompts.load import contrast_set
 from obliteratus.prompts.split import split
 from obliteratus.release.card import write_card
+from obliteratus.release.directions_file import save_directions
 from obliteratus.release.save import RECORDS, releasing, write_edit, write_model, write_records
 from obliteratus.settings import ModelSettings, RunSettings
-from obliteratus.store import Store, check_target
+from obliteratus.store import Store, atomic_folder, check_target, write_json
 from obliteratus.verify.compare import compare
 from obliteratus.verify.controls import Controls, measure_controls
 from obliteratus.verify.html import save_html
@@ -125,6 +127,45 @@ def edit_in_place(
     check_architecture(model.anatomy)
     check_targets(model.anatomy, settings.edit)
     return _Run(settings, behaviour_of(settings), store or Store()).edit(model, splits)
+
+
+@dataclass(frozen=True)
+class FoundDirections:
+    """What was found without an edit: the folder with the file, the directions, the seconds."""
+
+    folder: Path
+    directions: Directions
+    seconds: float
+
+
+def find_directions(
+    model: str,
+    output: Path,
+    settings: RunSettings,
+    *,
+    force: bool = False,
+    store: Store | None = None,
+) -> FoundDirections:
+    """Read the prompts (PROBE), find the directions (DISTILL) and write them to ``output``.
+
+    They are those along which :func:`obliterate` edits in its first pass, and what an edit of the
+    checkpoint on disk takes. In a run of several processes the first one writes.
+
+    Raises:
+        UsageError: a search is to run in several processes, or see :func:`obliterate`.
+        ObliteratusError: see the stages. ``output`` is as it was before the call.
+    """
+    check_target(output, replace=force)
+    run = _Run(settings, behaviour_of(settings), store or Store())
+    start = time.perf_counter()
+    directions, activations = run.find(model)
+    if is_first():
+        with atomic_folder(output, replace=force) as work:
+            save_directions(directions, work / DIRECTIONS_FILE)
+            write_json(work / "settings.json", settings.model_dump(mode="json"))
+            if settings.probe.save_activations:
+                save_activations(activations, work / ACTIVATIONS_FILE)
+    return FoundDirections(output, directions, time.perf_counter() - start)
 
 
 class _Run:
@@ -219,6 +260,24 @@ class _Run:
         )
         passes = self._excise(model, splits, tokens, directions, planned)
         return EditedInPlace(tuple(passes), tuple(self.journal.deviations))
+
+    def find(self, name: str) -> tuple[Directions, Activations]:
+        distill, informs = self.settings.distill, self.settings.informed.enabled
+        if launched() > 1 and (informs or distill != distill.without_search):
+            raise UsageError(
+                f"the method {self.settings.method} searches, and a search runs in one process. "
+                "Use another --method, such as advanced, or leave torchrun out."
+            )
+        check_extractor(self.settings)
+        splits = split(contrast_set(self.settings.prompts, self.behaviour.contrast_set))
+        for deviation in self.changed:
+            emit(DeviationRecorded(deviation))
+        laboratory = Laboratory(self._summon(name, splits), splits, self.settings, self.store)
+        activations = self._probe(laboratory)
+        if informs:
+            settings, _ = informed(laboratory, activations, self.journal)
+            laboratory = laboratory.under(settings)
+        return self._distill(laboratory, activations)[1], activations
 
     def _summon(self, name: str, splits: Splits) -> LoadedModel:
         with self.journal.stage("summon", f"load {name}") as note:

@@ -15,6 +15,7 @@ from obliteratus.models.plumbing import capture
 from obliteratus.probe.activations import Activations, ClassActivations, Moments, PromptClass
 from obliteratus.probe.forward import Batch, forward_batches
 from obliteratus.probe.moments import MomentsAccumulator
+from obliteratus.processes import gathered
 from obliteratus.prompts.contrast import ContrastSet, Prompt
 from obliteratus.settings import ProbeSettings
 from obliteratus.shapes import Layer
@@ -37,7 +38,8 @@ def probe(
     after the user's text (``settings.positions``). Both classes run together, so that they share
     one prefix and are treated alike. ``keep="prompts"`` keeps every prompt's activations (float32,
     prompts x positions x layers x d_model values); moments are accumulated in float64 either way,
-    from the activations in the model's own precision.
+    from the activations in the model's own precision. The processes of a data-parallel run share
+    the prompts, and each returns what all have read.
 
     Raises:
         UsageError: post-instruction positions are asked of a model without a chat template.
@@ -54,13 +56,17 @@ def probe(
     harmful = _Collector(contrast.harmful, layers, keep == "prompts")
     harmless = _Collector(contrast.harmless, layers, keep == "prompts")
     with capture(model, layers) as stream:
-        batches = forward_batches(model, encoded, batch_tokens=settings.batch_tokens, task="probe")
+        batches = forward_batches(
+            model, encoded, batch_tokens=settings.batch_tokens, task="probe", is_shared=True
+        )
         for batch, _ in batches:
             for layer in layers:
                 chosen = _at_positions(stream[layer], batch, positions)
                 _check_finite(chosen, layer, [prompts[row] for row in batch.rows])
                 harmful.add(layer, chosen, batch.rows)
                 harmless.add(layer, chosen, [row - len(contrast.harmful) for row in batch.rows])
+    if model.parallel == "data":
+        harmful, harmless = harmful.with_others(), harmless.with_others()
     return Activations(
         harmful=harmful.result(),
         harmless=harmless.result(),
@@ -148,6 +154,7 @@ class _Collector:
     keeps_prompts: bool
     kept: dict[Layer, Tensor] = field(default_factory=dict)
     moments: dict[Layer, MomentsAccumulator] = field(default_factory=dict)
+    rows: set[int] = field(default_factory=set)
 
     def add(
         self, layer: Layer, chosen: Float[Tensor, "batch position d_model"], rows: Sequence[int]
@@ -155,12 +162,27 @@ class _Collector:
         """Take the rows of ``chosen`` that are this class's: those with an index in its range."""
         mine = [(place, row) for place, row in enumerate(rows) if 0 <= row < len(self.prompts)]
         places = torch.tensor([place for place, _ in mine], dtype=torch.long)
-        own = chosen[places]
+        own, index = chosen[places], [row for _, row in mine]
+        self.rows.update(index)
         self.moments.setdefault(layer, MomentsAccumulator()).add(own)
         if self.keeps_prompts:
             if layer not in self.kept:
                 self.kept[layer] = torch.empty(len(self.prompts), *chosen.shape[1:])
-            self.kept[layer][[row for _, row in mine]] = own.float()
+            self.kept[layer][index] = own.float()
+
+    def with_others(self) -> "_Collector":
+        """Return what all processes have collected, which between them saw every prompt."""
+        rows = sorted(self.rows)
+        kept = {layer: values[rows] for layer, values in self.kept.items()}
+        every = _Collector(self.prompts, self.layers, self.keeps_prompts)
+        for others, theirs, moments in gathered((rows, kept, self.moments)):
+            every.rows.update(others)
+            for layer, seen in moments.items():
+                every.moments.setdefault(layer, MomentsAccumulator()).merge(seen)
+            for layer, values in theirs.items():
+                shape = (len(self.prompts), *values.shape[1:])
+                every.kept.setdefault(layer, torch.empty(shape))[others] = values
+        return every
 
     def result(self) -> ClassActivations:
         """Return what was collected, in the order of the class's prompts."""

@@ -20,6 +20,7 @@ from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.memory import mlp_width
 from obliteratus.probe.prefix import SharedPrefix, can_share_prefix
 from obliteratus.probe.variants import Variants, prefix_of_all
+from obliteratus.processes import count, gathered, number
 
 CPU_BATCH_TOKENS = 512
 """Measured: matrix products are near their full rate, and the temporaries of a block (10 MB each at
@@ -55,6 +56,7 @@ def forward_batches(
     batch_tokens: int = 0,
     task: str,
     variants: Variants | None = None,
+    is_shared: bool = False,
 ) -> Iterator[tuple[Batch, Float[Tensor, "batch token d_model"]]]:
     """Yield every batch with its hidden states after the final norm, longest prompts first.
 
@@ -62,7 +64,9 @@ def forward_batches(
     are active then; hooks must not change between batches, unless ``variants`` says of every prompt
     which variant of the model it is for. ``batch_tokens`` bounds the padded tokens of a batch (0
     chooses by speed and free memory); a batch that does not fit into memory is halved, with a Note.
-    One Progress of ``task`` is emitted per batch, in prompts.
+    One Progress of ``task`` is emitted per batch, in prompts. ``is_shared`` says that the processes
+    of a data-parallel run share the prompts, so that each yields its own; the caller gathers what
+    they find.
 
     Raises:
         MeasurementError: there is nothing to run, a prompt is empty or longer than the model takes,
@@ -72,6 +76,8 @@ def forward_batches(
     prefix = _prefix(model, encoded, min(lengths) - 1, variants)
     limit = batch_tokens or automatic_batch_tokens(model)
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    if is_shared and model.parallel == "data":
+        order = order[number() :: count()]
     start, done = time.perf_counter(), 0
     while done < len(order):
         width = lengths[order[done]] - prefix_length(prefix)
@@ -100,15 +106,24 @@ def last_hidden(
     Raises:
         MeasurementError: see :func:`forward_batches`.
     """
-    found: list[Tensor | None] = [None] * len(encoded.ids)
-    for batch, hidden in forward_batches(
-        model, encoded, batch_tokens=batch_tokens, task=task, variants=variants
-    ):
+    found: dict[int, Tensor] = {}
+    batches = forward_batches(
+        model,
+        encoded,
+        batch_tokens=batch_tokens,
+        task=task,
+        variants=variants,
+        is_shared=True,
+    )
+    for batch, hidden in batches:
         rows = torch.arange(len(batch.rows), device=hidden.device)
         last = hidden[rows, batch.lengths.to(hidden.device) - 1]
-        for row, vector in zip(batch.rows, last, strict=True):
-            found[row] = vector
-    return torch.stack([vector for vector in found if vector is not None])
+        found.update(zip(batch.rows, last, strict=True))
+    if model.parallel == "data":
+        own = {row: vector.cpu() for row, vector in found.items()}
+        for part in gathered(own):
+            found |= {row: vector.to(model.device) for row, vector in part.items()}
+    return torch.stack([found[row] for row in range(len(encoded.ids))])
 
 
 def prefix_length(prefix: SharedPrefix | None) -> int:
@@ -123,8 +138,8 @@ def automatic_batch_tokens(model: LoadedModel) -> int:
     hooks may keep), in the model's dtype.
     """
     config = model.module.config.get_text_config()
-    count = 1 if model.anatomy.streams is None else model.anatomy.streams.count
-    copies = STREAM_COPIES * count + model.anatomy.n_layers
+    streams = 1 if model.anatomy.streams is None else model.anatomy.streams.count
+    copies = STREAM_COPIES * streams + model.anatomy.n_layers
     values = copies * model.anatomy.d_model + MLP_COPIES * mlp_width(config)
     per_token = values * torch.empty((), dtype=model.dtype).element_size()
     if model.device.type == "cuda":
@@ -133,7 +148,8 @@ def automatic_batch_tokens(model: LoadedModel) -> int:
         free, fastest = psutil.virtual_memory().available, CPU_BATCH_TOKENS
     else:
         free, fastest = psutil.virtual_memory().available, ACCELERATOR_BATCH_TOKENS
-    return max(1, min(fastest, int(MEMORY_SHARE * free) // per_token))
+    chosen = max(1, min(fastest, int(MEMORY_SHARE * free) // per_token))
+    return min(gathered(chosen)) if model.parallel == "tensor" else chosen
 
 
 def _checked_lengths(model: LoadedModel, encoded: Encoded) -> list[int]:
@@ -188,8 +204,8 @@ def _run(model: LoadedModel, batch: Batch, prefix: SharedPrefix | None) -> Tenso
             input_ids=batch.input_ids, past_key_values=cache, use_cache=cache is not None
         )
     except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
+        if model.parallel == "tensor" or not is_out_of_memory(error):
+            raise  # the other processes are in the middle of this batch
         return None
     return output.last_hidden_state
 

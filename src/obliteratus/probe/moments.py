@@ -26,7 +26,14 @@ class MomentsAccumulator:
             return
         rows = chunk.to(device="cpu", dtype=torch.float64)
         mean = rows.mean(dim=0)
-        new = Moments(len(rows), mean, (rows - mean).square().sum(dim=0))
+        self._take(Moments(len(rows), mean, (rows - mean).square().sum(dim=0)))
+
+    def merge(self, other: "MomentsAccumulator") -> None:
+        """Add everything that ``other`` has seen."""
+        if other._moments is not None:
+            self._take(other._moments)
+
+    def _take(self, new: Moments) -> None:
         self._moments = new if self._moments is None else merged(self._moments, new)
 
     def result(self) -> Moments:

@@ -13,7 +13,11 @@ from obliteratus.settings.section import Section
 
 
 class ModelSettings(Section):
-    """SUMMON: how the model is loaded."""
+    """SUMMON: how the model is loaded.
+
+    ``parallel`` is what the processes that torchrun started share: the model's matrices
+    (``tensor``) or the prompts that are read (``data``).
+    """
 
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
@@ -21,6 +25,7 @@ class ModelSettings(Section):
     max_memory: str | None = None
     quantize: Literal["4bit", "8bit"] | None = None
     trust_remote_code: bool = False
+    parallel: Literal["tensor", "data"] | None = None
 
 
 class PromptSettings(Section):

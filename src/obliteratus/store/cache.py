@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import platformdirs
 
+from obliteratus.processes import from_first, is_first
 from obliteratus.store.files import atomic_folder
 
 T = TypeVar("T")
@@ -65,18 +66,20 @@ class Store:
         """Return the value under ``key`` and whether it was there already.
 
         A new value is computed, saved and returned as computed; ``load(folder)`` must give an
-        equal value after ``save(value, folder)``.
+        equal value after ``save(value, folder)``. In a run of several processes all of them find it
+        or all compute it, as the first one says, and that one saves it.
         """
         start, before = time.perf_counter(), self.saved
-        folder = self.find(key)
-        if folder is not None:
+        if from_first(lambda: self.find(key) is not None):
+            folder = self.root / key
             value = load(folder)
             took = float((folder / SECONDS_FILE).read_text(encoding="utf-8"))
             self.saved += took - (time.perf_counter() - start)
             return value, True
         value = compute()
         took = time.perf_counter() - start + self.saved - before
-        with self.write(key) as work:
-            save(value, work)
-            (work / SECONDS_FILE).write_text(repr(took), encoding="utf-8")
+        if is_first():
+            with self.write(key) as work:
+                save(value, work)
+                (work / SECONDS_FILE).write_text(repr(took), encoding="utf-8")
         return value, False

@@ -15,11 +15,19 @@ from torch import Tensor
 from obliteratus.measure.generation import stop_tokens
 from obliteratus.measure.head import Head
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.processes import count
 
 WORDS = 1 << 18  # int64 words folded at once: 2 MiB stays in a CPU's cache
 MULTIPLIER_SEED = 20240617  # fixed for ever: another one would change every fingerprint
 PACKAGES = ("obliteratus", "torch", "transformers", "tokenizers")
-VOLATILE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+VOLATILE = (
+    "_name_or_path",
+    "transformers_version",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "distributed_config",
+)
 """Configuration keys that say where a model came from and not what it computes."""
 CODE = ("obliteratus.measure", "obliteratus.probe", "obliteratus.models")
 
@@ -88,13 +96,16 @@ def weights_fingerprint(model: LoadedModel) -> str:
 
     It sees an edit in place, which the fingerprint of the source cannot; two folders with the same
     weights share it. Tensors that are offloaded (they cannot be edited in place) and quantised
-    models (whose scales are not parameters) are represented by the source.
+    models (whose scales are not parameters) are represented by the source, and so is a model that
+    several processes hold in parts.
     """
     config = model.module.config.to_dict()
     parts: list[Any] = [
         {key: value for key, value in config.items() if key not in VOLATILE},
         sorted(stop_tokens(model)),
     ]
+    if model.parallel == "tensor":
+        return digest([*parts, model.source.fingerprint, model.parallel, count()])
     seen: dict[tuple[int, tuple[int, ...]], str] = {}
     tensors = (*model.module.named_parameters(), *model.module.named_buffers())
     is_elsewhere = model.quantization is not None or any(tensor.is_meta for _, tensor in tensors)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from obliteratus.directions.directions import Directions
 from obliteratus.edits.controls import matched_random
-from obliteratus.errors import MeasurementError
+from obliteratus.errors import MeasurementError, UsageError
 from obliteratus.events import (
     Deviation,
     DeviationRecorded,
@@ -19,6 +19,7 @@ from obliteratus.events import (
     emit,
 )
 from obliteratus.measure.behaviour import BEHAVIOURS, REFUSAL, Behaviour
+from obliteratus.measure.built_in_tasks import BUILT_IN
 from obliteratus.measure.capability_tasks import capability_tasks
 from obliteratus.measure.coherence import embed
 from obliteratus.measure.documents import documents
@@ -31,6 +32,7 @@ from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.summon import summon
 from obliteratus.operator.edit import EditPlan
 from obliteratus.probe.forward import last_hidden
+from obliteratus.processes import from_first
 from obliteratus.prompts.contrast import ContrastSet, Prompt, Splits
 from obliteratus.prompts.load import contrast_set
 from obliteratus.prompts.split import split
@@ -45,6 +47,7 @@ from obliteratus.verify.measurement import Measurement
 from obliteratus.verify.report import REPORT_FILE, Report, save_report
 
 CALIBRATION_PROMPTS = 64  # of each class: mean probabilities are then good to about 0.05
+JUDGES_WITH_A_MODEL = ("classifier", "llm")
 PROMPTS = PromptSettings()
 MODELS = ModelSettings()
 MEASURES = VerifySettings()
@@ -98,6 +101,9 @@ def verify(
     openings). ``directions`` adds the separation by layer, ``made_by`` the nulls of the edit,
     measured on the original. ``lookalikes`` are asked instead of those of the behaviour.
 
+    With ``models.parallel`` "tensor" the processes that torchrun started measure together. The
+    first one compares, and all return its report.
+
     Raises:
         MeasurementError: the vocabularies differ, there is nothing to measure, or logits are NaN.
         UsageError, ModelSourceError: a model or prompt file cannot be had, or there is no such
@@ -106,6 +112,7 @@ def verify(
     chosen = BEHAVIOURS[behaviour]
     chosen.check_judge(settings.judge)
     chosen.check_prompts(prompts)
+    _check_processes(settings, models)
     splits = split(contrast_set(prompts, chosen.contrast_set))
     _ = documents(settings.text, settings.text_documents)  # what is wrong with it shows here
     _ = GENERATORS[settings.generator]
@@ -132,19 +139,21 @@ def verify(
     if after.subject.head != before.subject.head:
         original_head = _head(original, request, "original")
     with _stage("verify", "compare the two"):
-        return compare(
-            before,
-            after,
-            edited_head=edited_head,
-            original_head=original_head,
-            tokens=tokens,
-            behaviour=chosen,
-            agreement=chosen.agreement(judge),
-            embed=embed if settings.coherence else None,
-            directions=directions,
-            controls=controls,
-            deviations=left_out,
-            seed=seed,
+        return from_first(
+            lambda: compare(
+                before,
+                after,
+                edited_head=edited_head,
+                original_head=original_head,
+                tokens=tokens,
+                behaviour=chosen,
+                agreement=chosen.agreement(judge),
+                embed=embed if settings.coherence else None,
+                directions=directions,
+                controls=controls,
+                deviations=left_out,
+                seed=seed,
+            )
         )
 
 
@@ -181,6 +190,23 @@ def calibrated(
         return None, (deviation,)
 
 
+def _check_processes(settings: VerifySettings, models: ModelSettings) -> None:
+    """Refuse what several processes would each do for themselves, or differently."""
+    if models.parallel is None:
+        return
+    asked = {
+        "--parallel data": models.parallel == "data",
+        f"verify.judge.name={settings.judge.name}": settings.judge.name in JUDGES_WITH_A_MODEL,
+        f"verify.generator={settings.generator}": settings.generator != "transformers",
+        "a task of lm-eval in verify.capability": bool(set(settings.capability) - set(BUILT_IN)),
+    }
+    for what in (name for name, is_asked in asked.items() if is_asked):
+        raise UsageError(
+            f"several processes verify together with --parallel tensor, the model's own answers "
+            f"and built-in judges and tasks: {what} is for one process."
+        )
+
+
 def _measure_original(
     original: str | LoadedModel, request: _Request
 ) -> tuple[Measurement, RefusalTokens | None, Judge, Controls | None, tuple[Deviation, ...]]:
@@ -204,6 +230,9 @@ def _controls(
         return None
     if made_by.fingerprint != model.source.fingerprint:
         reason = f"the plan of the edit was made for another model than {model.source.asked}"
+        return Controls((), (Deviation("controls", "the nulls of the edit", "none", reason),))
+    if model.parallel is not None:
+        reason = "they need whole matrices, and each process holds a part"
         return Controls((), (Deviation("controls", "the nulls of the edit", "none", reason),))
     seeds = range(request.seed, request.seed + request.settings.random_controls)
     with _stage("verify", "measure the controls, through hooks"):

@@ -1,0 +1,373 @@
+"""What PROBE, EXCISE and VERIFY cost at any size: measured here, predicted, and planned.
+
+    python benchmarks/scale.py constants FOLDER      measures this machine, on nothing that is run
+    python benchmarks/scale.py processes FOLDER      runs two processes beside what was predicted
+    python benchmarks/scale.py disk FOLDER           edits 10 GB beside what was predicted
+    python benchmarks/scale.py page docs/scale.md    puts the comparison and the plans there
+
+FOLDER is on the disk that is measured and needs 22 GB. The first three store what they find in
+benchmarks/results/scale/. The model of the costs is benchmarks/costs.py.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import shards
+import torch
+from costs import Cost, Machine, Shape, answering, editing, forward, probing
+from plans import planned
+from torch import distributed, nn
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+
+from obliteratus.edits.rewrite import THREADS
+from obliteratus.measure.generation import generate
+from obliteratus.models.chat import encode
+from obliteratus.models.checkpoint import read_checkpoint, sample
+from obliteratus.models.summon import summon
+from obliteratus.operator.bases import orthonormalise
+from obliteratus.operator.grro import Operator, edit_matrix
+from obliteratus.probe.capture import probe
+from obliteratus.probe.forward import CPU_BATCH_TOKENS
+from obliteratus.processes import join, leave, number
+from obliteratus.prompts.contrast import ContrastSet, Prompt
+from obliteratus.release.directions_file import save_directions
+from obliteratus.settings import ModelSettings
+from obliteratus.testing.tiny import tiny_tokenizer
+
+RESULTS = Path(__file__).parent / "results" / "scale"
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+TRIED = Shape("0.5B", 16, 1536, 12, 4, 128, 4096, 32768)
+"""What the two processes run: random numbers in the shape of a Llama."""
+BLOCK = Shape("block", 2, 1024, 8, 4, 128, 3072, 64)
+TINY = Shape("dispatch", 16, 32, 2, 2, 16, 64, 64)
+PROMPTS, LETTERS, ANSWERED, NEW_TOKENS = 48, 40, 32, 24
+GIGABYTES = 10.0
+REPEATS = 3
+CORES = 2
+
+
+def main() -> None:
+    """Measure, compare or write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands: Mapping[str, Callable[[Path], None]] = {
+        "constants": constants,
+        "processes": processes,
+        "disk": disk,
+        "page": page,
+        "constants-of-one": measure_process,
+        "tensor": lambda folder: measure_run(folder, "tensor"),
+        "data": lambda folder: measure_run(folder, "data"),
+    }
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("path", type=Path)
+    asked = parser.parse_args()
+    commands[asked.command](asked.path)
+
+
+def constants(folder: Path) -> None:
+    """Measure what the model of the costs needs, with both processes busy as in a run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {**launched(2, "constants-of-one", folder), **of_the_disk(folder), **of_an_edit()}
+    machine = Machine(name="two cores here", n=2, number=4, **found)
+    store("machine", asdict(machine))
+    for name, value in asdict(machine).items():
+        print(f"{name:10} {value if isinstance(value, str | int) else f'{value:.3g}'}")
+
+
+def processes(folder: Path) -> None:
+    """Run two processes as predicted, and print both."""
+    model = folder / "0.5B"
+    if not (model / "config.json").is_file():
+        write_model(model)
+    tensor, data = (launched(2, each, model) for each in ("tensor", "data"))
+    measured = (tensor["probe"], data["probe"], tensor["answers"])
+    rows = expected(Machine(**load("machine")), tensor["prompt"], tensor["prefix"])
+    settle("processes", rows, dict(zip(rows, measured, strict=True)))
+
+
+def disk(folder: Path) -> None:
+    """Edit 10 GB on disk as predicted, and print both."""
+    seconds, size, changed = edited_on_disk(folder)
+    name = f"edit of {size / 1e9:.1f} GB on disk"
+    cost = editing(size, changed, Machine(**load("machine")))
+    settle("disk", {name: cost}, {name: seconds})
+
+
+def settle(name: str, rows: Mapping[str, Cost], measured: Mapping[str, float]) -> None:
+    """Keep and print what was predicted beside what was measured."""
+    table = [[row, cost.total, measured[row], cost.limit] for row, cost in rows.items()]
+    store(name, table)
+    for row, cost in rows.items():
+        print(row, {part: round(seconds, 2) for part, seconds in cost.seconds.items()})
+    print("\n".join(compared(table)))
+
+
+def page(path: Path) -> None:
+    """Put the comparison and the plans between the marks of the page."""
+    text = path.read_text()
+    for mark, lines in (
+        ("check", compared([*load("processes"), *load("disk")])),
+        ("plan", planned(Machine(**load("machine")))),
+    ):
+        begin, end = f"<!-- {mark}: benchmarks/scale.py page -->", f"<!-- end of {mark} -->"
+        before, _, rest = text.partition(begin)
+        text = "\n".join([before + begin, "", *lines, "", end + rest.partition(end)[2]])
+    path.write_text(text)
+
+
+def expected(machine: Machine, prompt: int, prefix: int) -> dict[str, Cost]:
+    """Return the costs of what the two processes run."""
+    batch, tokens = CPU_BATCH_TOKENS // prompt * prompt, PROMPTS * prompt
+    reading = partial(probing, TRIED, machine, tokens, batch=batch, prefix=prefix)
+    answers = answering(
+        TRIED, machine, ANSWERED, NEW_TOKENS, prompt=prompt, batch=batch, rows=ANSWERED
+    )
+    return {
+        "PROBE, two processes, tensor": reading(),
+        "PROBE, two processes, data": reading(split=False),
+        "answers, two processes, tensor": answers + forward(TRIED, machine, prefix),
+    }
+
+
+def compared(table: list[list[Any]]) -> list[str]:
+    """Return the table of predictions and measurements."""
+    lines = ["| run | predicted | measured | ratio | most of it |", "|---|---|---|---|---|"]
+    for name, predicted, measured, limit in table:
+        ratio = predicted / measured
+        lines.append(f"| {name} | {predicted:.1f} s | {measured:.1f} s | {ratio:.2f} | {limit} |")
+    return lines
+
+
+def launched(n: int, command: str, path: Path) -> dict[str, Any]:
+    """Run ``command`` in ``n`` processes of one thread each; return what the first one found."""
+    child = [*TORCHRUN, str(n), str(Path(__file__).resolve()), command, str(path)]
+    threads = {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        child, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **threads}
+    )
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def say(found: Mapping[str, float]) -> None:
+    """Tell the process that waits for all of them what was found."""
+    if number() == 0:
+        print(json.dumps(found), flush=True)
+    distributed.barrier()
+    leave()
+
+
+def measure_process(_: Path) -> None:
+    """Measure products, blocks, dispatch and sums, while the other process does the same.
+
+    What stands between products is measured as it runs: a block of another shape than that of
+    ``TRIED``, less its products. A sum is measured behind a product, because the processes do not
+    come to it at the same moment.
+    """
+    join("gloo")
+    rows = 512
+    slow, fast = products(32), products(rows)
+    product = (fast - slow) / (rows - 32)
+    small, large = (block_seconds(shape, tokens) for shape, tokens in ((TINY, 1), (BLOCK, rows)))
+    of_products = BLOCK.multiplied(1) / BLOCK.layers * fast
+    moved = 4 * rows * BLOCK.moved(1) / BLOCK.layers
+    work, states = nn.Linear(1024, 3072, bias=False), torch.randn(rows, 1024)
+    little, much = torch.randn(1024), torch.randn(1 << 20)
+
+    def summed(value: torch.Tensor) -> float:
+        return timed(lambda: (work(states), distributed.all_reduce(value)), 30)
+
+    with torch.no_grad():
+        alone = timed(lambda: work(states), 30)
+        latency = summed(little) - alone
+        say(
+            {
+                "product": product,
+                "read": slow - 32 * product,
+                "memory": moved / (large - of_products),
+                "dispatch": small,
+                "latency": latency,
+                "link": much.nbytes / (summed(much) - alone - latency),
+            }
+        )
+
+
+@torch.no_grad()
+def block_seconds(shape: Shape, tokens: int) -> float:
+    """Return the seconds of one block of a Llama of ``shape`` for ``tokens`` tokens."""
+    model, ids = LlamaModel(config_of(shape)).eval(), torch.zeros(1, tokens, dtype=torch.long)
+    return timed(lambda: model(ids, use_cache=False), 10) / shape.layers
+
+
+def products(rows: int) -> float:
+    """Return the seconds per parameter of products with ``rows`` rows, over 300 MB of matrices."""
+    weights = [nn.Linear(1024, 3072, bias=False) for _ in range(24)]
+    states = torch.randn(rows, 1024)
+    with torch.no_grad():
+        seconds = timed(lambda: [weight(states) for weight in weights], 3)
+    return seconds / sum(weight.weight.numel() for weight in weights)
+
+
+def timed(run: Callable[[], object], times: int) -> float:
+    """Return the median seconds of ``run``, begun together in all processes."""
+    run()
+    found: list[float] = []
+    for _ in range(times):
+        distributed.barrier()
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return sorted(found)[len(found) // 2]
+
+
+def of_the_disk(folder: Path) -> dict[str, float]:
+    """Measure reading, hashing and copying 4 GB that were written for it, from a cold cache."""
+    files = [folder / f"filler-{index}" for index in range(2)]
+    block = torch.randint(256, (1 << 28,), dtype=torch.uint8).numpy().tobytes()
+    for path in files:
+        with path.open("wb") as file:
+            for _ in range(8):
+                file.write(block)
+    size = sum(path.stat().st_size for path in files)
+    shards.forget(files)
+    before = core_seconds()
+    copied = shards.copy(files, folder / "filler-copy")
+    handled = (core_seconds() - before) / CORES
+    shards.forget(files)
+    start = time.perf_counter()
+    with files[0].open("rb", buffering=0) as file:
+        while file.read(1 << 24):
+            pass
+    read = time.perf_counter() - start
+    start = time.perf_counter()
+    hashlib.sha256(block).digest()
+    hashed = time.perf_counter() - start
+    for path in files:
+        path.unlink()
+    return {
+        "disk": size / 2 / read,
+        "copy": size / copied,
+        "handle": handled / size,
+        "hash": len(block) / hashed,
+    }
+
+
+def core_seconds() -> float:
+    """Return the seconds that cores have spent on this process and those that it waited for."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def of_an_edit() -> dict[str, float]:
+    """Measure the arithmetic of an edit, by as many threads as the executor has."""
+    row = orthonormalise(torch.randn(1, 1024, dtype=torch.float64))
+    operator = Operator(row, row, torch.ones(1, dtype=torch.float64))
+    matrices = [torch.randn(1024, 2048).to(torch.bfloat16) for _ in range(64)]
+    run = partial(edit_matrix, operator=operator, in_place=True)
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(run, matrices[:8]))
+        start = time.perf_counter()
+        list(pool.map(run, matrices))
+        seconds = time.perf_counter() - start
+    return {"edit": sum(weight.nbytes for weight in matrices) / seconds}
+
+
+def config_of(shape: Shape) -> LlamaConfig:
+    """Return the configuration of a Llama of ``shape``."""
+    return LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head,
+    )
+
+
+def write_model(folder: Path) -> None:
+    """Write random numbers in the shape of ``TRIED``, with a tokenizer of bytes."""
+    LlamaForCausalLM(config_of(TRIED)).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
+def measure_run(folder: Path, parallel: str) -> None:
+    """Time PROBE and, where the model is split, answers: the median of some repeats."""
+    model = summon(str(folder), ModelSettings.model_validate({"parallel": parallel}))
+    texts = [f"{index:02d}" + "lorem ipsum dolor sit amet " * 2 for index in range(PROMPTS)]
+    prompts = tuple(Prompt(f"p{i}", text[:LETTERS]) for i, text in enumerate(texts))
+    half = PROMPTS // 2
+    contrast = ContrastSet("many", prompts[:half], prompts[half:], is_paired=False)
+    encoded, some = (
+        encode(model, [prompt.text for prompt in chosen])
+        for chosen in (prompts, prompts[:ANSWERED])
+    )
+    prefix = encoded.shared_prefix
+    found: dict[str, float] = {"prefix": prefix, "prompt": len(encoded.ids[0]) - prefix}
+    found["probe"] = timed(lambda: probe(model, contrast), REPEATS)
+    if parallel == "tensor":
+        found["answers"] = timed(
+            lambda: generate(model, some, max_new_tokens=NEW_TOKENS, task="answers"), REPEATS
+        )
+    say(found)
+
+
+def edited_on_disk(folder: Path) -> tuple[float, float, float]:
+    """Return the median seconds of a 10 GB edit from a cold cache, its bytes and those changed."""
+    source, output = folder / f"{GIGABYTES:g}GB", folder / "edited"
+    if not (source / "model.safetensors.index.json").is_file():
+        shards.generate(source, GIGABYTES)
+    directions = folder / "directions.safetensors"
+    n_layers = json.loads((source / "config.json").read_text())["num_hidden_layers"]
+    of = sample(read_checkpoint(source))
+    save_directions(shards.random_directions(n_layers, of), directions)
+    files = sorted(source.glob("*.safetensors"))
+    found: list[float] = []
+    for _ in range(REPEATS):
+        shards.forget(files)
+        command = [sys.executable, "-c", shards.CHILD, source, directions, output, "none"]
+        run = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
+        shutil.rmtree(output)
+        found.append(json.loads(run.stdout.splitlines()[-1])["seconds"])
+        print(f"{found[-1]:.1f} s", flush=True)
+    shape = Shape(
+        "mixture",
+        layers=n_layers,
+        width=shards.WIDTH,
+        heads=shards.HEADS,
+        kv_heads=4,
+        head=shards.HEAD,
+        mlp=0,
+        vocabulary=shards.VOCABULARY,
+        experts=shards.EXPERTS,
+        active=8,
+        expert_mlp=shards.EXPERT,
+    )
+    size = sum(path.stat().st_size for path in files)
+    return sorted(found)[len(found) // 2], size, 2 * shape.written
+
+
+def store(name: str, value: object) -> None:
+    """Keep what was found."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n")
+
+
+def load(name: str) -> Any:
+    """Return what was kept."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+if __name__ == "__main__":
+    main()
