@@ -58,15 +58,24 @@ def report(error: Exception, *, debug: bool = False) -> int:
     if isinstance(error, OutputClosedError):
         _discard_output()
         return FAILURE
+    from obliteratus.store.secrets import without_secrets
+
     if debug:
-        traceback.print_exception(error, file=sys.stderr)
+        sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
     message, code = explain(error)
     write_paragraph(message, sys.stderr)
     return code
 
 
 def explain(error: Exception) -> tuple[str, int]:
-    """Return what to tell the user about ``error``, and the exit code."""
+    """Return what to tell the user about ``error``, without credentials, and the exit code."""
+    from obliteratus.store.secrets import without_secrets
+
+    message, code = _explained(error)
+    return without_secrets(message), code
+
+
+def _explained(error: Exception) -> tuple[str, int]:
     if isinstance(error, ObliteratusError):
         return str(error), error.exit_code
     if isinstance(error, typer.TyperException):

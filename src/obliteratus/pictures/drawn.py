@@ -111,6 +111,11 @@ def _dots(axes: Axes, dots: Dots) -> None:
 def _points(axes: Axes, points: Points) -> None:
     axes.plot(points.x, points.y, "o", color=LIGHT[points.role], markersize=4, alpha=0.8,
               linestyle="none", label=points.label)  # fmt: skip
+    bars: Any = {"color": LIGHT[points.role], "linewidth": 1, "alpha": 0.5}
+    for (low, high), y in zip(points.x_ends, points.y, strict=False):
+        axes.plot([low, high], [y, y], **bars)
+    for x, (low, high) in zip(points.x, points.y_ends, strict=False):
+        axes.plot([x, x], [low, high], **bars)
     for x, y, label in zip(points.x, points.y, points.labels, strict=False):
         if label:
             axes.annotate(label, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7.5)

@@ -90,16 +90,10 @@ def _line(line: Line) -> list[Any]:
 
 
 def _dots(dots: Dots) -> Any:
-    error = {
-        "type": "data",
-        "symmetric": False,
-        "array": [high - value for value, high in zip(dots.values, dots.high, strict=True)],
-        "arrayminus": [value - low for value, low in zip(dots.values, dots.low, strict=True)],
-    }
     return go.Scatter(
         x=dots.values,
         y=dots.names,
-        error_x=error,
+        error_x=_bars(dots.values, tuple(zip(dots.low, dots.high, strict=True))),
         mode="markers",
         marker={"color": [LIGHT[role] for role in dots.roles], "size": 8},
         showlegend=False,
@@ -111,12 +105,28 @@ def _points(points: Points) -> Any:
     return go.Scatter(
         x=points.x,
         y=points.y,
+        error_x=_bars(points.x, points.x_ends),
+        error_y=_bars(points.y, points.y_ends),
         mode="markers",
         marker={"color": LIGHT[points.role]},
         text=labels,
         name=points.label,
         showlegend=bool(points.label),
     )
+
+
+def _bars(
+    values: tuple[float, ...], ends: tuple[tuple[float, float], ...]
+) -> dict[str, Any] | None:
+    """Return the intervals of ``values`` as plotly draws them; None where there are none."""
+    if not ends:
+        return None
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - value for value, (_, high) in zip(values, ends, strict=True)],
+        "arrayminus": [value - low for value, (low, _) in zip(values, ends, strict=True)],
+    }
 
 
 def _heat(heat: Heat) -> Any:

@@ -49,13 +49,18 @@ class Dots:
 
 @dataclass(frozen=True)
 class Points:
-    """Single points; ``labels`` name some of them (empty where there is no name)."""
+    """Single points; ``labels`` name some of them (empty where there is no name).
+
+    ``x_ends`` and ``y_ends`` are the ends of an interval of each; none where there are none.
+    """
 
     label: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     labels: tuple[str, ...] = ()
     role: Role = "edited"
+    x_ends: tuple[tuple[float, float], ...] = ()
+    y_ends: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)

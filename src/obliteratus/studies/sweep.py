@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from obliteratus.community.recording import Entry, recording
 from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
 from obliteratus.edits.undo import undone
@@ -140,14 +141,33 @@ def sweep(
     """
     check_range(low, high, points)
     check_target(output, replace=force)
+    entry = Entry("sweep", model, settings, settings.method, output)
+    with recording(entry):
+        result = _swept(model, settings, low, high, points, prompts, store or Store())
+        entry.numbers |= {"points": len(result.points), "prompts": result.prompts}
+        with atomic_folder(output, replace=force) as work:
+            write_json(work / SWEEP_FILE, result.as_json())
+            (work / PICTURE_FILE).write_bytes(as_png(drawn(picture(result))))
+    return result
+
+
+def _swept(
+    model: str,
+    settings: RunSettings,
+    low: float,
+    high: float,
+    points: int,
+    prompts: int,
+    store: Store,
+) -> Sweep:
     start = time.perf_counter()
-    bench, planned = _prepared(model, settings, prompts, store or Store())
+    bench, planned = _prepared(model, settings, prompts, store)
     grid = first_points(low, high, min(FIRST, points))
     found: dict[float, Point] = {}
     for strength in _ordered(grid, points, found):
         found[strength] = _point(bench, planned, strength)
         emit(Progress("strengths", len(found), points, "points", time.perf_counter() - start))
-    result = Sweep(
+    return Sweep(
         model=model,
         method=settings.method,
         behaviour=settings.behaviour,
@@ -156,10 +176,6 @@ def sweep(
         strengths=planned.strength_range,
         seconds=time.perf_counter() - start,
     )
-    with atomic_folder(output, replace=force) as work:
-        write_json(work / SWEEP_FILE, result.as_json())
-        (work / PICTURE_FILE).write_bytes(as_png(drawn(picture(result))))
-    return result
 
 
 def check_range(low: float, high: float, points: int) -> None:
