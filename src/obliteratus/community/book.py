@@ -81,6 +81,12 @@ class Run:
         public = None if results is None else results.original.name
         return public or self.local.model
 
+    @property
+    def short_name(self) -> str:
+        """The same without the folders in front of the name of one."""
+        is_public = self.name != self.local.model or not Path(self.name).is_absolute()
+        return self.name if is_public else Path(self.name).name
+
 
 def book_path() -> Path | None:
     """Return the file of the book: ``$OBLITERATUS_RUNS``, or one in the user's data folder.
@@ -183,12 +189,25 @@ class RunBook:
         )
         return tuple(self._run(row) for row in rows)
 
+    def count(self) -> int:
+        """Return how many runs there are."""
+        with told(self.path, BOOK):
+            return int(self._connection.execute("SELECT COUNT(*) FROM run").fetchone()[0])
+
     def find(self, text: str) -> Run:
         """Return the run whose id begins with ``text``.
 
         Raises:
-            UsageError: there is none (the nearest id is named), or there are several.
+            UsageError: see :meth:`identity`.
             StorageError: it is damaged.
+        """
+        return self._run(self._rows("WHERE id = ?", self.identity(text))[0])
+
+    def identity(self, text: str) -> str:
+        """Return the id that begins with ``text``.
+
+        Raises:
+            UsageError: there is none (the nearest id is named), or there are several.
         """
         asked = text.strip().lower()
         with told(self.path, BOOK):
@@ -203,7 +222,7 @@ class RunBook:
                 f"'{text}' begins the ids of {len(matches)} runs ({', '.join(sorted(matches))}). "
                 "Write more of it."
             )
-        return self._run(self._rows("WHERE id = ?", matches[0])[0])
+        return matches[0]
 
     def _rows(self, rest: str, *values: str | int) -> Sequence[Sequence[Any]]:
         with told(self.path, BOOK):
@@ -239,6 +258,7 @@ def opened_book() -> RunBook:
     """
     path = book_path()
     if path is None:
-        raise UsageError(f"{VARIABLE} is {OFF}, so no run is recorded and none can be looked up. Unset it.")
+        raise UsageError(
+            f"{VARIABLE} is {OFF}, so no run is recorded and none can be looked up. Unset it."
+        )
     return RunBook(path)
-

@@ -10,8 +10,8 @@ def independent_difference(first: Estimate, second: Estimate) -> Estimate:
 
     Their intervals are recovered by squaring and adding (Zou and Donner 2008, MOVER): with values a
     and b and intervals (aₗ, aᵤ) and (bₗ, bᵤ), the ends of b − a lie √((b − bₗ)² + (aᵤ − a)²) below
-    and √((bᵤ − b)² + (a − aₗ)²) above it. Of two proportions with Wilson intervals that is Newcombe's
-    interval (1998, method 10 without its correlation). ``n`` counts the units of both.
+    and √((bᵤ − b)² + (a − aₗ)²) above it. Of two proportions with Wilson intervals that is
+    Newcombe's interval (1998, method 10 without its correlation). ``n`` counts the units of both.
     """
     (low, high), (other_low, other_high) = first.interval, second.interval
     value = second.value - first.value

@@ -26,9 +26,7 @@ def without_secrets(text: str) -> str:
     and whatever looks like one.
     """
     values = {
-        value
-        for name, value in os.environ.items()
-        if len(value) >= SHORTEST and NAMES.search(name)
+        value for name, value in os.environ.items() if len(value) >= SHORTEST and NAMES.search(name)
     }
     for value in sorted(values, key=len, reverse=True):  # one may be a part of another
         text = text.replace(value, "[credentials]")
