@@ -90,7 +90,7 @@ def _show(screen: Screen, board: "Board") -> None:
 
 
 def _line(row: "Row", names: dict[str, str]) -> tuple[str, ...]:
-    from obliteratus.verify.formatting import ratio, shown
+    from obliteratus.statistics.words import ratio, shown
 
     return (
         row.id[:8],

@@ -3,19 +3,20 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from obliteratus.community.comparison import Compared
 
 from obliteratus.cli.render import Screen
 from obliteratus.cli.tables import listing, pairs, paragraph, table
 from obliteratus.cli.words import duration, significant
 from obliteratus.community.book import Run, opened_book
-from obliteratus.community.comparison import Compared, compare_runs
-from obliteratus.community.export import WRITERS, export
 from obliteratus.community.record import Metric
 from obliteratus.community.words import label
 from obliteratus.errors import UsageError, did_you_mean
 from obliteratus.statistics.estimate import Estimate
-from obliteratus.verify.formatting import (
+from obliteratus.statistics.words import (
     VERDICT_WORDS,
     p_value,
     percent_change,
@@ -90,6 +91,8 @@ def show_comparison(screen: Screen, first: str, second: str) -> None:
         one, two = book.find(first), book.find(second)
     if one.id == two.id:
         raise UsageError(f"'{first}' and '{second}' are one run; give another one to compare with.")
+    from obliteratus.community.comparison import compare_runs
+
     found = compare_runs(one.record, two.record)
     screen.result(
         "runs compare",
@@ -145,6 +148,8 @@ def write(
     force: bool,
 ) -> None:
     """Write runs to a file."""
+    from obliteratus.community.export import WRITERS, export
+
     if to not in WRITERS:
         raise UsageError(f"no format called '{to}'.{did_you_mean(to, WRITERS)}")
     model, method, behaviour = filters
@@ -218,12 +223,12 @@ def _change(metric: Metric) -> str:
     return ratio(found) if metric.unit == "perplexity" else _signed(found, metric)
 
 
-def _signed(found: Estimate, row: Metric | Compared) -> str:
+def _signed(found: Estimate, row: "Metric | Compared") -> str:
     low, high = (signed(end, row.unit).removesuffix(" %") for end in found.interval)
     return f"{signed(found.value, row.unit)} ({low} to {high})"
 
 
-def _compared(row: Compared) -> tuple[str, ...]:
+def _compared(row: "Compared") -> tuple[str, ...]:
     is_ratio = row.unit == "ratio"
     sides = [
         percent_change(each.value) if is_ratio else shown(each, row.unit)

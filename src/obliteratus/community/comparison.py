@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float64
 
-from obliteratus.community.record import Metric, Outcomes, Protocol, Record, Results
+from obliteratus.community.record import (
+    Metric,
+    Outcomes,
+    PromptSet,
+    Protocol,
+    Record,
+    Results,
+)
 from obliteratus.errors import UsageError
 from obliteratus.statistics.bootstrap import bootstrap_ratio
 from obliteratus.statistics.comparison import Comparison
@@ -16,8 +23,7 @@ from obliteratus.statistics.independent import independent_difference
 from obliteratus.statistics.multiple import holm
 from obliteratus.statistics.paired import mcnemar
 from obliteratus.statistics.permutation import sign_flip
-from obliteratus.verify.records.judging import PromptSet
-from obliteratus.verify.report import Unit
+from obliteratus.statistics.words import Unit
 
 SHARES: dict[str, tuple[PromptSet, str]] = {
     "refusal_harmful": ("harmful", "r"),

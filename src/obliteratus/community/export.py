@@ -12,9 +12,8 @@ from pyarrow import csv, parquet
 from obliteratus.community.book import Run
 from obliteratus.errors import UsageError, did_you_mean
 from obliteratus.statistics.estimate import Estimate
+from obliteratus.statistics.words import Unit, number, ratio
 from obliteratus.store import atomic_file
-from obliteratus.verify.formatting import number, ratio
-from obliteratus.verify.report import Unit
 
 SCHEMA = pa.schema(
     [

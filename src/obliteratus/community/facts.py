@@ -20,6 +20,7 @@ from obliteratus.community.record import (
     Value,
 )
 from obliteratus.models.catalogue import catalogue
+from obliteratus.store.secrets import without_secrets
 from obliteratus.verify.identity import Subject, digest
 from obliteratus.verify.report import Report
 
@@ -34,8 +35,8 @@ KEPT = (
 )
 """The settings that a record keeps: these keys, and all below those that end in a dot. Files,
 addresses, system prompts and names of variables are among none of them."""
-WORD = re.compile(r"[A-Za-z0-9_.,=+\- ]{0,80}")
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+\- ()]{0,79}")
+WORD = re.compile(r"[A-Za-z0-9_.,=+\-]{0,80}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+\-]{0,79}")
 KEY = re.compile(r"[a-z][\w.\-]{0,79}")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]{0,95}/[\w.\-]{1,96}")
 
@@ -155,12 +156,14 @@ def _is_plain(value: object) -> bool:
     if isinstance(value, tuple):
         return all(_is_plain(each) and each is not None for each in value)
     if isinstance(value, str):
-        return WORD.fullmatch(value) is not None
+        return WORD.fullmatch(value) is not None and without_secrets(value) == value
     return value is None or isinstance(value, (bool, int, float))
 
 
 def _named(text: str | None) -> str | None:
-    return text if text is not None and NAME.fullmatch(text) else None
+    if text is None or not NAME.fullmatch(text) or without_secrets(text) != text:
+        return None
+    return text
 
 
 def _plain(text: str) -> str:

@@ -4,13 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plotly.graph_objects import Figure
-
 from obliteratus.community.book import Run
 from obliteratus.community.record import ModelFacts, Protocol, Record, Results
-from obliteratus.pictures.front import front_picture
-from obliteratus.pictures.interactive import interactive
-from obliteratus.pictures.spec import Picture
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.statistics.front import Contender, Rank, ranks
 
@@ -103,17 +98,6 @@ class Board:
     def title(self) -> str:
         """The model and the behaviour in words."""
         return f"{self.name}, {self.behaviour}"
-
-    @property
-    def picture(self) -> Picture:
-        """Refusal against divergence with intervals; the front has a colour of its own."""
-        contenders = [_contender(row) for row in self.rows]
-        return front_picture(self.title, contenders, ranks(contenders))
-
-    @property
-    def figure(self) -> Figure:
-        """The picture, to zoom into and to read values from."""
-        return interactive(self.picture)
 
     def as_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping of the rows and what they have in common."""
@@ -231,10 +215,6 @@ def _row(entry: _Entry, rank: Rank, times: int) -> Row:
         times=times,
         rank=rank,
     )
-
-
-def _contender(row: Row) -> Contender:
-    return Contender(row.label, row.refusal, row.divergence)
 
 
 def _ends(name: str, estimate: Estimate | None) -> dict[str, float | None]:

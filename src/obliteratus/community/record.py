@@ -11,25 +11,28 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from obliteratus.statistics.estimate import Estimate, Verdict
-from obliteratus.verify.records.judging import PromptSet
-from obliteratus.verify.report import Unit
+from obliteratus.statistics.words import Unit
 
 VERSION = 1
 KINDS = ("obliterate", "stream", "verify", "harden", "analyze", "sweep", "study")
 Kind = Literal["obliterate", "stream", "verify", "harden", "analyze", "sweep", "study"]
+PromptSet = Literal["harmful", "harmless", "lookalikes"]
+"""Those of a report: its own here, because the report's would bring torch along."""
 State = Literal["running", "finished", "failed", "interrupted"]
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+\- ()]{0,79}$")]
-"""A name or a version: no slash, no colon, no @, so neither a path nor an address nor a mail."""
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+\-]{0,79}$")]
+"""A name or a version: one word without slash, colon and @, so no text, path, address or mail."""
 ModelName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.\-]{0,95}(/[\w.\-]{1,96})?$")
 ]
 """A name of the catalogue, or a Hub id."""
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z]{1,128}$")]
 Key = Annotated[str, StringConstraints(pattern=r"^[a-z][\w.\-]{0,79}$")]
-Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,=+\- ]{0,80}$")]
+Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,=+\-]{0,80}$")]
 """The text of a setting: a choice, a range of layers, the name of a plugin."""
 Value = bool | int | float | Word | None | tuple[Word | int | float, ...]
+Test = Annotated[str, StringConstraints(pattern=r"^[A-Za-z\-]{1,20}( [A-Za-z\-]{1,20}){0,3}$")]
+"""The name of a statistical test."""
 Letters = Annotated[str, StringConstraints(pattern=r"^[rcdu]*$")]
 """One outcome a letter: refusal, compliance, degenerate, undetermined."""
 
@@ -100,7 +103,7 @@ class Metric(Fact):
     original: Estimate | None
     edited: Estimate | None
     change: Estimate | None
-    test: Name | None
+    test: Test | None
     p_value: float | None
     adjusted_p: float | None
 

@@ -9,7 +9,10 @@ SHORTEST = 8  # characters: a shorter value is no credential, and may be a word 
 PATTERNS = (
     (re.compile(r"(?<=://)[^\s/@]+@"), "[credentials]@"),
     (re.compile(r"\b(hf|sk|ghp|gho|glpat|xoxb|api_org)[_-][A-Za-z0-9_\-]{12,}"), "[credentials]"),
-    (re.compile(r"\b(bearer|basic)\s+[A-Za-z0-9._~+/=\-]{8,}", re.IGNORECASE), r"\1 [credentials]"),
+    (
+        re.compile(r"\b(bearer|authorization: basic)\s+[\w.~+/=\-]{8,}", re.IGNORECASE),
+        r"\1 [credentials]",
+    ),
     (
         re.compile(r"\b(token|api_?key|password|secret)=[^\s&'\"]+", re.IGNORECASE),
         r"\1=[credentials]",

@@ -11,6 +11,7 @@ from obliteratus.measure.judges.base import Outcome
 from obliteratus.measure.words import REFUSAL, Words
 from obliteratus.settings import VerifySettings
 from obliteratus.statistics.estimate import Estimate, Verdict
+from obliteratus.statistics.words import Unit
 from obliteratus.store import read_json, write_json
 from obliteratus.verify.identity import Subject
 from obliteratus.verify.records.base import Record
@@ -23,8 +24,6 @@ from obliteratus.verify.records.prompts import PromptOutcomes
 
 SCHEMA_VERSION = 1
 REPORT_FILE = "report.json"
-
-Unit = Literal["share", "nats", "ratio", "perplexity", "similarity", "log-odds", "score"]
 
 
 class Claim(Record):
