@@ -33,7 +33,6 @@ __all__ = [
     "tiny_share",
 ]
 
-
 VERDICT_SIGNS: dict[Verdict, str] = {
     "supported": "✓",
     "not_supported": "✗",
