@@ -5,8 +5,8 @@ import json
 import pytest
 
 from obliteratus.cli.main import main
-from obliteratus.community.book import RunBook
 from obliteratus.cli.sweep import between
+from obliteratus.community.book import RunBook
 from obliteratus.errors import StorageError, UsageError
 from obliteratus.models.summon import summon
 from obliteratus.store import Store

@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 import sys
 from collections.abc import Iterable
+from typing import cast
 
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
@@ -82,7 +83,8 @@ def _requirements() -> Iterable[Requirement]:
 
 
 def _applies(requirement: Requirement, extra: str | None) -> bool:
-    environment = {**default_environment(), "extra": canonicalize_name(extra or "")}
+    here = cast(dict[str, str], default_environment())
+    environment = {**here, "extra": canonicalize_name(extra or "")}
     return requirement.marker is None or requirement.marker.evaluate(environment)
 
 
