@@ -1,5 +1,6 @@
 """One tiny refuser, trained once per session, and tasks for lm-eval in a folder of their own."""
 
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,15 @@ import pytest
 from obliteratus.testing.refuser import refuser_folder
 
 TASKS = Path(__file__).parent / "harness_tasks"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_book_of_runs(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    """Record no run, and let nothing that looks for the user's data folder find it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OBLITERATUS_RUNS", "off")
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data of the user")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,9 @@ RANKS = (
     ("edits",),
     ("verify",),
     ("release",),
-    ("pipeline",),
     ("community",),
-    ("studies", "remote", "hardening"),
+    ("pipeline",),
+    ("studies", "remote", "hardening", "doctor"),
     ("cli", "ui"),
     ("testing",),
 )

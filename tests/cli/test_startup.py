@@ -22,8 +22,8 @@ HEAVY = (
 FASTEST = 0.5  # seconds of processor time, which does not depend on what else the machine does
 COMMANDS = (
     *("obliterate", "verify", "harden", "export", "demo", "inspect", "analyze", "detect", "chat"),
-    "probe",
-    *("models", "methods", "behaviours", "study", "sweep", "benchmark"),
+    *("probe", "models", "methods", "behaviours", "study", "sweep", "benchmark", "runs"),
+    *("community", "doctor"),
 )
 ATTEMPTS = 5  # a busy machine shares its caches and its clock
 CODE = """
@@ -66,6 +66,13 @@ def test_a_wrong_method_is_refused_without_torch():
     arguments = ["obliterate", "x/y", "--method", "advancd"]
     done, _ = run_python(CODE.format(arguments=arguments, heavy=HEAVY[:2]))
     assert done.stderr.endswith("2 []")
+
+
+@pytest.mark.parametrize("arguments", [["runs"], ["community", "leaderboard"]])
+def test_recorded_runs_are_shown_without_torch(arguments, tmp_path, monkeypatch):
+    monkeypatch.setenv("OBLITERATUS_RUNS", str(tmp_path / "runs.sqlite"))
+    done, _ = run_python(CODE.format(arguments=arguments, heavy=HEAVY))
+    assert done.stderr == "0 []"
 
 
 def test_version(capsys):

@@ -41,6 +41,18 @@ def test_its_plan_can_be_streamed_again(place, tiny):
     assert one.read_bytes() == two.read_bytes()
 
 
+def test_it_is_recorded_with_what_was_done_to_the_matrices(place, tiny, monkeypatch):
+    monkeypatch.setenv("OBLITERATUS_RUNS", str(place.work.parent / "runs.sqlite"))
+    file = directions_file(tiny, place.work / "directions.safetensors")
+    place.run("obliterate", tiny, "--stream", "--directions", str(file), "-o", "out")
+    (run,) = json.loads(place.run("runs", "--json").out.splitlines()[-1])["runs"]
+    receipt = json.loads((place.work / "out" / "obliteratus" / "receipt.json").read_text())
+    assert (run["record"]["kind"], run["state"]) == ("stream", "finished")
+    assert run["record"]["numbers"]["matrices"] == len(receipt["edits"])
+    assert run["record"]["numbers"]["worst_error"] == receipt["worst_error"]
+    assert run["record"]["results"] is None
+
+
 def test_a_strength_cannot_be_found_on_disk(place, tiny):
     file = directions_file(tiny, place.work / "directions.safetensors")
     outcome = place.run(

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from obliteratus.cli.main import main
+from obliteratus.community.book import RunBook
 from obliteratus.studies.ledger import Ledger
 from obliteratus.studies.presets import presets
 
@@ -48,6 +49,7 @@ def done(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OBLITERATUS_CACHE", str(cache))
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("OBLITERATUS_RUNS", str(study_file.parent / "runs.sqlite"))
         assert main(["study", "run", str(study_file), "-o", str(folder)]) == 0
     return folder, ended(folder)
 
@@ -68,6 +70,13 @@ def test_every_unit_is_done_and_exported(done) -> None:
     }
     query = f"SELECT count(DISTINCT unit), count(*) FROM '{folder / 'results.parquet'}'"
     assert duckdb.sql(query).fetchall() == [(4, 8)]
+
+
+def test_a_study_is_one_run_and_its_units_are_none(done) -> None:
+    with RunBook(done[0].parent / "runs.sqlite") as book:
+        (run,) = book.runs()
+    assert (run.record.kind, run.standing) == ("study", "finished")
+    assert run.record.numbers == {"units": 4, "finished": 4, "failed": 0}
 
 
 def test_the_same_command_repeats_nothing(done, study_file: Path, capsys) -> None:

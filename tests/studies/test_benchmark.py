@@ -10,7 +10,8 @@ from obliteratus.errors import UsageError
 from obliteratus.pictures.drawn import drawn
 from obliteratus.pictures.interactive import interactive
 from obliteratus.statistics.estimate import Estimate
-from obliteratus.studies.benchmark import Candidate, beats, benchmark, picture, ranked
+from obliteratus.statistics.front import beats
+from obliteratus.studies.benchmark import Candidate, benchmark, picture, ranked
 
 
 def candidate(method, refusal, kl, *, width=0.01, model="m"):
@@ -22,18 +23,18 @@ def candidate(method, refusal, kl, *, width=0.01, model="m"):
 
 
 def test_lower_in_both_beats():
-    assert beats(candidate("a", 0.1, 0.1), candidate("b", 0.2, 0.2))
+    assert beats(candidate("a", 0.1, 0.1).contender, candidate("b", 0.2, 0.2).contender)
 
 
 def test_neither_beats_where_one_is_traded_for_the_other():
     one, other = candidate("a", 0.1, 0.3), candidate("b", 0.2, 0.2)
-    assert not beats(one, other)
-    assert not beats(other, one)
+    assert not beats(one.contender, other.contender)
+    assert not beats(other.contender, one.contender)
 
 
 def test_within_the_intervals_nothing_is_beaten():
     one, other = candidate("a", 0.1, 0.1, width=0.2), candidate("b", 0.2, 0.2, width=0.2)
-    assert not beats(one, other)
+    assert not beats(one.contender, other.contender)
 
 
 def test_models_are_not_compared_with_each_other():

@@ -186,7 +186,7 @@ def test_files_that_are_no_ledger_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="there is no study in"):
         Ledger(tmp_path)
     (tmp_path / "ledger.sqlite").write_text("not a database at all, but long enough to look" * 30)
-    with pytest.raises(StorageError, match="is no ledger or is damaged"):
+    with pytest.raises(StorageError, match="is no study's ledger or is damaged"):
         Ledger(tmp_path)
     other = tmp_path / "other"
     other.mkdir()

@@ -7,6 +7,7 @@ import pytest
 
 from obliteratus.cli.main import main
 from obliteratus.cli.sweep import between
+from obliteratus.community.book import RunBook
 from obliteratus.errors import StorageError, UsageError
 from obliteratus.models.summon import summon
 from obliteratus.store import Store
@@ -117,6 +118,7 @@ def test_two_points_are_refused(refuser, settings, tmp_path):
 
 def test_the_command_prints_the_curve(refuser, settings, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("OBLITERATUS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OBLITERATUS_RUNS", str(tmp_path / "runs.sqlite"))
     prompts = [f"--{name}={refuser / name}.jsonl" for name in ("harmful", "harmless")]
     words = [str(refuser), *prompts, "--points", "3", "--prompts", "4", "-m", "basic"]
     assert (
@@ -125,3 +127,7 @@ def test_the_command_prints_the_curve(refuser, settings, tmp_path, capsys, monke
     shown = capsys.readouterr().out
     assert "95 % intervals" in shown
     assert (tmp_path / "o" / "sweep.png").exists()
+    with RunBook(tmp_path / "runs.sqlite") as book:
+        (run,) = book.runs()
+    assert (run.record.kind, run.record.method, run.standing) == ("sweep", "basic", "finished")
+    assert run.record.numbers == {"points": 3, "prompts": 4}

@@ -60,25 +60,29 @@ def run(
     """Compare the two models, write the report and show it."""
     from obliteratus.cli.loading import load_outline
     from obliteratus.cli.results import show_report
+    from obliteratus.community.recording import Entry, recording
     from obliteratus.measure.behaviour import BEHAVIOURS
     from obliteratus.verify.verify import verify
 
     _ = BEHAVIOURS[settings.behaviour]  # a mistyped name shows before anything is looked up
     # The original takes minutes to measure: a mistyped second name must not wait for that.
     load_outline(edited, settings.model.model_copy(update={"revision": None}))
-    report = verify(
-        original,
-        edited,
-        prompts=settings.prompts,
-        settings=settings.verify,
-        models=settings.model,
-        behaviour=settings.behaviour,
-        made_by=_made_by(Path(edited)),
-        seed=settings.seed,
-        store=Store(),
-    )
-    if output is not None and is_first():
-        _write(report, output)
+    entry = Entry("verify", original, settings, _method(Path(edited)), output, edited)
+    with recording(entry):
+        report = verify(
+            original,
+            edited,
+            prompts=settings.prompts,
+            settings=settings.verify,
+            models=settings.model,
+            behaviour=settings.behaviour,
+            made_by=_made_by(Path(edited)),
+            seed=settings.seed,
+            store=Store(),
+        )
+        entry.report = report
+        if output is not None and is_first():
+            _write(report, output)
     show_report(screen, report)
     if output is not None:
         screen.say(f" Written to {output / FILES[0]} and {output / FILES[1]}.\n")
@@ -102,6 +106,17 @@ def _made_by(folder: Path) -> "MadeBy | None":
         emit(Note(f"no controls: the edit was made in {1 + len(later)} passes, each on the last."))
         return None
     return MadeBy(first, str(run.run()["source"]["fingerprint"]))
+
+
+def _method(folder: Path) -> str | None:
+    """Return the method of the run that wrote the edited model; None where no run did."""
+    from obliteratus.release.run_folder import RUN, RunFolder
+
+    run = RunFolder(folder)
+    if not (run.records / RUN).is_file():
+        return None
+    method = run.run().get("requested", {}).get("method")
+    return None if method is None else str(method)
 
 
 def _write(report: Report, output: Path) -> None:

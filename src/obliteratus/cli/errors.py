@@ -72,8 +72,10 @@ def report(error: Exception, *, debug: bool = False) -> int:
         return FAILURE
     if not is_first() and is_told_elsewhere(error):
         return explain(error)[1]
+    from obliteratus.store.secrets import without_secrets
+
     if debug:
-        traceback.print_exception(error, file=sys.stderr)
+        sys.stderr.write(without_secrets("".join(traceback.format_exception(error))))
     message, code = explain(error)
     who = "" if is_first() else f"process {number()} of {count()}: "
     write_paragraph(who + message, sys.stderr)
@@ -90,7 +92,14 @@ def is_told_elsewhere(error: Exception) -> bool:
 
 
 def explain(error: Exception) -> tuple[str, int]:
-    """Return what to tell the user about ``error``, and the exit code."""
+    """Return what to tell the user about ``error``, without credentials, and the exit code."""
+    from obliteratus.store.secrets import without_secrets
+
+    message, code = _explained(error)
+    return without_secrets(message), code
+
+
+def _explained(error: Exception) -> tuple[str, int]:
     if is_lost(error):
         error = LostProcessError()
     if isinstance(error, ObliteratusError):

@@ -23,8 +23,10 @@ from obliteratus.cli import (
     behaviours,
     benchmark,
     chat,
+    community,
     demo,
     detect,
+    doctor,
     export,
     harden,
     inspect,
@@ -33,6 +35,7 @@ from obliteratus.cli import (
     obliterate,
     probe,
     remote,
+    runs,
     study,
     sweep,
     verify,
@@ -110,11 +113,14 @@ for panel, commands in {
         "models": models.models,
         "methods": methods.methods,
         "behaviours": behaviours.behaviours,
+        "doctor": doctor.doctor,
     },
 }.items():
     for name, function in commands.items():
         app.command(name, rich_help_panel=panel)(function)
 app.add_typer(study.app, name="study", rich_help_panel="Do")
+app.add_typer(runs.app, name="runs", rich_help_panel="List")
+app.add_typer(community.app, name="community", rich_help_panel="List")
 app.add_typer(remote.app, name="remote", rich_help_panel="Do", no_args_is_help=True)
 
 

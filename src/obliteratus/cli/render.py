@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import IO, Any, cast
 
 from rich.console import Console, RenderableType
@@ -20,6 +21,7 @@ from obliteratus.cli.errors import InterruptedRunError, OutputClosedError, Strea
 from obliteratus.cli.words import duration, rate, share_done
 from obliteratus.events import (
     STAGES,
+    Deviation,
     DeviationRecorded,
     Event,
     Note,
@@ -67,7 +69,7 @@ class Screen:
         elif isinstance(event, StageFinished) and event.stage in self._open:
             del self._open[len(self._open) - 1 - self._open[::-1].index(event.stage) :]
         with _closing_noticed():
-            self.show_event(event)
+            self.show_event(_clean(event))
 
     def title(self, text: str) -> None:
         """Say in one line what is about to happen."""
@@ -249,6 +251,18 @@ def _screen(stream: Stream, *, as_json: bool, quiet: bool, stages: Sequence[Stag
 
         return LiveScreen(stream, stages)
     return LineScreen(stream)
+
+
+def _clean(event: Event) -> Event:
+    """Return ``event`` without credentials in what it says."""
+    from obliteratus.store.secrets import without_secrets
+
+    if isinstance(event, Note):
+        return replace(event, text=without_secrets(event.text))
+    if isinstance(event, DeviationRecorded):
+        said = {name: without_secrets(text) for name, text in asdict(event.deviation).items()}
+        return replace(event, deviation=Deviation(**said))
+    return event
 
 
 def finished_text(event: StageFinished) -> str:

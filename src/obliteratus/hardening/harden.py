@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from obliteratus.community.recording import Entry, recording
 from obliteratus.errors import EditError, MeasurementError, UsageError
 from obliteratus.hardening.card import write_hardened_card
 from obliteratus.hardening.curve import Curve
@@ -82,7 +83,10 @@ def harden(
     check_target(output, replace=force)
     run = _Run(recipe, settings, store or Store())
     start = time.perf_counter()
-    hardening, report = run.execute(model, output, force=force)
+    entry = Entry("harden", model, settings, recipe.name, output, seconds=run.journal.seconds)
+    with recording(entry):
+        hardening, report = run.execute(model, output, force=force)
+        entry.report = report
     return HardenResult(output, hardening, report, time.perf_counter() - start)
 
 

@@ -18,8 +18,8 @@ from matplotlib.ticker import FuncFormatter
 
 from obliteratus.measure.judges.base import OUTCOMES, Outcome
 from obliteratus.statistics.estimate import Estimate
+from obliteratus.statistics.words import MINUS
 
-MINUS = "\N{MINUS SIGN}"
 BAND = 0.16  # opacity of an interval's band
 WIDTH = 5.3  # inches: at 100 % the text is 9 points high, and a phone shows it nearly so
 LIGHT: dict[str, str] = {

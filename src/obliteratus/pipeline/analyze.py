@@ -7,6 +7,7 @@ from pathlib import Path
 from obliteratus.analysis.atlas import Atlas, save_atlas
 from obliteratus.analysis.findings import save_findings
 from obliteratus.analysis.module import ANALYSES
+from obliteratus.community.recording import Entry, recording
 from obliteratus.events import DeviationRecorded, emit
 from obliteratus.measure.behaviour import Behaviour
 from obliteratus.models.loaded import LoadedModel
@@ -54,10 +55,14 @@ def analyze(
     for name in names:
         _ = ANALYSES[name]  # a mistyped name shows before a model is loaded
     start, run = time.perf_counter(), _Run(settings, behaviour_of(settings), store or Store())
-    atlas = run.execute(model, names)
-    with atomic_folder(output, replace=force) as work:
-        save_findings(atlas.findings, work)
-        save_atlas(atlas, work)
+    entry = Entry("analyze", model, settings, folder=output, seconds=run.journal.seconds)
+    with recording(entry):
+        atlas = run.execute(model, names)
+        entry.deviations = len(run.changed)
+        entry.numbers |= {"findings": len(atlas.findings), "left_out": len(atlas.left_out)}
+        with atomic_folder(output, replace=force) as work:
+            save_findings(atlas.findings, work)
+            save_atlas(atlas, work)
     return AnalysisResult(output, atlas, time.perf_counter() - start)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from obliteratus.community.recording import Entry, recording
 from obliteratus.directions.directions import Directions
 from obliteratus.directions.permuted import permuted_directions
 from obliteratus.edits.controls import matched_random
@@ -89,7 +90,8 @@ def obliterate(
 ) -> RunResult:
     """Map, edit, verify and release ``model``.
 
-    Stage outputs are cached in ``store``, so the same call goes on where a killed one stopped.
+    Stage outputs are cached in ``store``, so the same call goes on where a killed one stopped. The
+    run is recorded in the user's book of runs (:mod:`obliteratus.community.recording`).
     ``fingerprint`` is that of the model of a recorded run, which is to be repeated.
 
     Raises:
@@ -100,7 +102,12 @@ def obliterate(
     check_target(output, replace=force)
     run = _Run(settings, behaviour_of(settings), store or Store())
     start = time.perf_counter()
-    report = run.execute(model, output, force=force, fingerprint=fingerprint)
+    entry = Entry(
+        "obliterate", model, settings, settings.method, output, seconds=run.journal.seconds
+    )
+    with recording(entry):
+        report = run.execute(model, output, force=force, fingerprint=fingerprint)
+        entry.report = report
     return RunResult(output, report, time.perf_counter() - start)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from obliteratus.community.recording import Entry, recording
 from obliteratus.directions.directions import Directions
 from obliteratus.edits.planner import check_architecture, plan
 from obliteratus.edits.receipt import Receipt
@@ -74,8 +75,29 @@ def stream(
         )
     check_target(output, replace=force)
     journal = Journal(store or Store())
+    method = settings.method if isinstance(along, Directions) else None
+    entry = Entry("stream", name, settings, method, output, seconds=journal.seconds)
+    with recording(entry):
+        receipt = _streamed(name, output, settings, along, journal, force=force)
+        entry.deviations = len(receipt.deviations)
+        entry.numbers |= {
+            "matrices": len(receipt.records),
+            "worst_error": receipt.worst_error,
+        }
+    return StreamResult(output, receipt, time.perf_counter() - start)
+
+
+def _streamed(
+    name: str,
+    output: Path,
+    settings: RunSettings,
+    along: Directions | EditPlan,
+    journal: Journal,
+    *,
+    force: bool,
+) -> Receipt:
     with journal.stage("summon", f"read the outline of {name}") as note:
-        found = resolve(name, settings.model, store=store, hashes=False)
+        found = resolve(name, settings.model, store=journal.store, hashes=False)
         if output.resolve() == found.folder.resolve():
             raise StorageError("the output is the model itself. Choose another --output.")
         checkpoint = read_checkpoint(found.folder)
@@ -102,7 +124,7 @@ def stream(
             _write_records(work, outline, planned, receipt, journal)
             write_unverified_card(work, found.source, planned, noun=_noun(along))
             note.text = f"{len(checkpoint.files)} files of weights"
-    return StreamResult(output, receipt, time.perf_counter() - start)
+    return receipt
 
 
 def _noun(along: Directions | EditPlan) -> str | None:

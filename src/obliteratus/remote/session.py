@@ -95,7 +95,10 @@ async def _submit(
             target = wanted.output.parent.resolve()
         words = rewritten(wanted.words, sent)
         job = new_job(place.address, machine.root, python, words, target, force=wanted.force)
-        settings = {"OBLITERATUS_CACHE": str(PurePosixPath(machine.root) / "cache")}
+        settings = {
+            "OBLITERATUS_CACHE": str(PurePosixPath(machine.root) / "cache"),
+            "OBLITERATUS_RUNS": str(PurePosixPath(machine.root) / "runs.sqlite"),
+        }
         if columns:
             settings["OBLITERATUS_SCREEN_COLUMNS"] = str(columns)
         remember(job)  # before it starts: a job that nobody knows of could not be ended

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from obliteratus.settings.section import Section
 
@@ -45,6 +45,17 @@ class JudgeSettings(Section):
     retries: int = Field(default=3, ge=0)
     at_once: int = Field(default=8, ge=1)
     correct: bool = False
+
+    @field_validator("url")
+    @classmethod
+    def _without_credentials(cls, value: str | None) -> str | None:
+        if value is not None and "@" in value.partition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "an address with a user or a password would be written into every record; leave "
+                "it out, and put the key into the environment variable that "
+                "verify.judge.key_variable names"
+            )
+        return value
 
     @model_validator(mode="after")
     def _asks_nobody_by_accident(self) -> "JudgeSettings":

@@ -1,22 +1,25 @@
 """Methods × models: one study, and what it says as a table, a front and pictures of the layers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from obliteratus.analysis.atlas import Atlas
 from obliteratus.analysis.module import ANALYSES
+from obliteratus.community.recording import Entry, recording
 from obliteratus.errors import UsageError
 from obliteratus.pictures.drawn import drawn
-from obliteratus.pictures.spec import Panel, Picture, Points
+from obliteratus.pictures.front import front_picture
+from obliteratus.pictures.spec import Picture
 from obliteratus.pictures.style import as_png
 from obliteratus.pipeline.analyze import analyze
 from obliteratus.pipeline.methods import settings_for
 from obliteratus.statistics.estimate import Estimate
+from obliteratus.statistics.front import Contender, ranks
 from obliteratus.store import Store, write_json
 from obliteratus.studies.results import results
-from obliteratus.studies.run import StudyResult, run_study
+from obliteratus.studies.run import StudyResult, counted, run_study
 from obliteratus.studies.schema import Metric, Study
 
 NAME, LAYERS, TABLE_FILE = "benchmark", "cross_layer_alignment", "benchmark.json"
@@ -49,6 +52,11 @@ class Candidate:
     estimates: Mapping[str, Estimate]
     seconds: float
     beaten_by: tuple[str, ...] = ()
+
+    @property
+    def contender(self) -> Contender:
+        """The method with what it is compared by."""
+        return Contender(self.method, self.estimates[REFUSAL], self.estimates[DIVERGENCE])
 
     def as_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping."""
@@ -103,13 +111,15 @@ def benchmark(
         common=dict(common or {}),
     )
     store = store or Store()
-    done = run_study(study, output, workers=workers, store=store)
-    found = ranked(candidates(done))
-    write_json(output / TABLE_FILE, [each.as_json() for each in found])
-    shown = [_saved(picture(model, found), output / f"pareto-{_stem(model)}.png")
-             for model in models if any(each.model == model for each in found)]  # fmt: skip
-    for model in models:
-        shown += _layers(model, output, common or {}, store)
+    with recording(Entry("study", ", ".join(models), method=NAME, folder=output)) as entry:
+        done = run_study(study, output, workers=workers, store=store)
+        entry.numbers |= counted(done.pace)
+        found = ranked(candidates(done))
+        write_json(output / TABLE_FILE, [each.as_json() for each in found])
+        shown = [_saved(picture(model, found), output / f"pareto-{_stem(model)}.png")
+                 for model in models if any(each.model == model for each in found)]  # fmt: skip
+        for model in models:
+            shown += _layers(model, output, common or {}, store)
     return Benchmark(found, done, tuple(shown))
 
 
@@ -133,63 +143,20 @@ def candidates(done: StudyResult) -> tuple[Candidate, ...]:
 def ranked(found: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """Return candidates by model and refusal, each with those of its model that beat it."""
     said: list[Candidate] = []
-    for each in found:
-        rivals = [other for other in found if other.model == each.model and other is not each]
-        beaten = tuple(other.method for other in rivals if beats(other, each))
-        said.append(Candidate(each.model, each.method, each.estimates, each.seconds, beaten))
-    order = list(dict.fromkeys(each.model for each in found))
-    return tuple(
-        sorted(
-            said,
-            key=lambda c: (
-                order.index(c.model),
-                c.estimates[REFUSAL].value,
-                c.estimates[DIVERGENCE].value,
-            ),
+    for model in dict.fromkeys(each.model for each in found):
+        mine = [each for each in found if each.model == model]
+        stands = ranks([each.contender for each in mine])
+        said += sorted(
+            (replace(each, beaten_by=stands[each.method].beaten_by) for each in mine),
+            key=lambda c: (c.estimates[REFUSAL].value, c.estimates[DIVERGENCE].value),
         )
-    )
-
-
-def beats(one: Candidate, other: Candidate) -> bool:
-    """Say whether ``one`` is surely lower in refusal or divergence, and not higher in the other.
-
-    Surely: the intervals do not meet. Two methods of which neither beats the other are tied, or
-    trade one for the other.
-    """
-    pairs = [(one.estimates[key], other.estimates[key]) for key in (REFUSAL, DIVERGENCE)]
-    is_surely_lower = any(a.interval[1] < b.interval[0] for a, b in pairs)
-    return is_surely_lower and all(a.value <= b.value for a, b in pairs)
+    return tuple(said)
 
 
 def picture(model: str, found: Sequence[Candidate]) -> Picture:
     """Return refusal against divergence for one model; the front has a colour of its own."""
-    mine = [each for each in found if each.model == model]
-    marks: list[Points] = []
-    for is_front, label in ((True, "beaten by none"), (False, "beaten")):
-        chosen = [each for each in mine if (not each.beaten_by) == is_front]
-        if chosen:
-            marks.append(
-                Points(
-                    label,
-                    tuple(each.estimates[DIVERGENCE].value for each in chosen),
-                    tuple(100 * each.estimates[REFUSAL].value for each in chosen),
-                    tuple(each.method for each in chosen),
-                    "refusal" if is_front else "muted",
-                    tuple(each.estimates[DIVERGENCE].interval for each in chosen),
-                    tuple(_percent(each.estimates[REFUSAL].interval) for each in chosen),
-                )
-            )
-    return Picture(
-        title=f"{model}: refusal against divergence",
-        caption="Nearer to the lower left is better; bars are 95 % intervals.",
-        panels=(Panel(tuple(marks), "first-token KL on harmless prompts (nats)", "refused (%)"),),
-        heights=(1.6,),
-    )
-
-
-def _percent(interval: tuple[float, float]) -> tuple[float, float]:
-    low, high = interval
-    return 100 * low, 100 * high
+    mine = [each.contender for each in found if each.model == model]
+    return front_picture(f"{model}: refusal against divergence", mine, ranks(mine))
 
 
 def _estimate(row: Mapping[str, Any]) -> Estimate:

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from obliteratus.errors import StorageError, UsageError
+from obliteratus.store.processes import has_ended, process_here
 from obliteratus.studies.database import connect, told, transaction
 
 LEDGER_FILE = "ledger.sqlite"
@@ -307,21 +306,13 @@ class Ledger:
 
 def owner_here(pid: int | None = None) -> str:
     """Return a name for a process of this machine (this one) that no other has, or will have."""
-    process = psutil.Process(pid)
-    return f"{socket.gethostname()}/{process.pid}/{process.create_time():.2f}"
+    return f"{socket.gethostname()}/{process_here(pid)}"
 
 
 def is_gone(owner: str | None) -> bool:
     """Say whether ``owner`` was a process of this machine and is no more."""
-    parts = (owner or "").split("/")
-    if len(parts) != 3 or parts[0] != socket.gethostname() or not parts[1].isdigit():
-        return False
-    try:
-        process = psutil.Process(int(parts[1]))
-        is_zombie = process.status() == psutil.STATUS_ZOMBIE
-        return is_zombie or f"{process.create_time():.2f}" != parts[2]
-    except psutil.NoSuchProcess:
-        return True
+    host, _, process = (owner or "").partition("/")
+    return host == socket.gethostname() and has_ended(process)
 
 
 def _recorded(row: Sequence[Any]) -> Recorded:

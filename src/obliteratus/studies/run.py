@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from obliteratus import __version__
+from obliteratus.community.recording import Entry, recording
 from obliteratus.errors import StorageError, UsageError
 from obliteratus.events import Note, StageFinished, StageStarted, TimedProgress, emit
 from obliteratus.store import Store, atomic_file, write_json
@@ -68,7 +69,8 @@ def run_study(
         "version": __version__,
         "left_out": [vars(each) for each in missing],
     }
-    with _made(folder) as ledger:
+    entry = Entry("study", ", ".join(study.models), method=study.name, folder=folder)
+    with recording(entry), _made(folder) as ledger:
         new = ledger.add([unit.entry for unit in found], facts)
         _describe(folder, facts)
         if retry_failed:
@@ -87,8 +89,9 @@ def run_study(
         finally:
             export(folder, ledger)
         done = ledger.units()
+        stands = pace(done, workers=workers)
+        entry.numbers |= counted(stands)
     seconds = time.perf_counter() - start
-    stands = pace(done, workers=workers)
     emit(StageFinished("study", seconds, in_short(stands)))
     return StudyResult(folder, done, stands, seconds)
 
@@ -108,6 +111,12 @@ def export(folder: Path, ledger: Ledger) -> None:
     """
     name = str(ledger.facts()["study"]["name"])
     results(name, ledger.units()).write_parquet(folder / PARQUET_FILE)
+
+
+def counted(stands: Pace) -> dict[str, float]:
+    """Return the counts of units, as a record of the run keeps them."""
+    counts = stands.counts
+    return {"units": stands.total, "finished": counts["finished"], "failed": counts["failed"]}
 
 
 def in_short(stands: Pace) -> str:

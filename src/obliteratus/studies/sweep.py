@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from obliteratus.community.recording import Entry, recording
 from obliteratus.edits.planner import plan
 from obliteratus.errors import UsageError
 from obliteratus.events import Progress, emit
@@ -149,8 +150,27 @@ def sweep(
     """
     check_range(low, high, points)
     check_target(output, replace=force)
+    entry = Entry("sweep", model, settings, settings.method, output)
+    with recording(entry):
+        result = _swept(model, settings, low, high, points, prompts, store or Store())
+        entry.numbers |= {"points": len(result.points), "prompts": result.prompts}
+        with atomic_folder(output, replace=force) as work:
+            write_json(work / SWEEP_FILE, result.as_json())
+            (work / PICTURE_FILE).write_bytes(as_png(drawn(picture(result))))
+    return result
+
+
+def _swept(
+    model: str,
+    settings: RunSettings,
+    low: float,
+    high: float,
+    points: int,
+    prompts: int,
+    store: Store,
+) -> Sweep:
     start = time.perf_counter()
-    bench, planned = prepared(model, settings, prompts, store or Store())
+    bench, planned = prepared(model, settings, prompts, store)
     tried, found = candidates(bench, planned), dict[float, Point]()
     for strengths in _rounds(first_points(low, high, min(FIRST, points)), points, found):
         begun = time.perf_counter()
@@ -159,7 +179,7 @@ def sweep(
             emit(Progress("strengths", len(found), points, "points", time.perf_counter() - start))
         each = (time.perf_counter() - begun) / len(strengths)
         found |= {key: replace(found[key], seconds=each) for key in strengths}
-    result = Sweep(
+    return Sweep(
         model=model,
         method=settings.method,
         behaviour=settings.behaviour,
@@ -169,10 +189,6 @@ def sweep(
         seconds=time.perf_counter() - start,
         alone=tried.alone,
     )
-    with atomic_folder(output, replace=force) as work:
-        write_json(work / SWEEP_FILE, result.as_json())
-        (work / PICTURE_FILE).write_bytes(as_png(drawn(picture(result))))
-    return result
 
 
 def check_range(low: float, high: float, points: int) -> None:

@@ -45,6 +45,7 @@ from obliteratus.verify.sections import (
     log_odds_rows,
     outcome_rows,
     perplexity_rows,
+    prompt_outcomes,
 )
 from obliteratus.verify.stopped import stopped_deviations
 from obliteratus.verify.thoughts import thought_counts, thought_rows
@@ -94,7 +95,7 @@ def compare(
     behaviour = behaviour or BEHAVIOURS[REFUSAL]
     words, after_head = behaviour.words, _checked_head(edited_head, edited)
     pair = Pair(original, edited, before_head, after_head, seed, words)
-    divergence, positions = divergence_rows(pair)
+    divergence, positions, divergences = divergence_rows(pair)
     coherence = coherence_rows(pair, embed) if embed is not None else []
     rows = with_adjusted(
         [
@@ -132,6 +133,8 @@ def compare(
         categories=categories(pair),
         positions=positions,
         documents=documents(pair),
+        outcomes=prompt_outcomes(pair),
+        divergences=divergences,
         capability=task_facts(pair),
         controls=() if controls is None else controls.rows,
         dose=dose,

@@ -11,6 +11,7 @@ from obliteratus.measure.judges.base import Outcome
 from obliteratus.measure.words import REFUSAL, Words
 from obliteratus.settings import VerifySettings
 from obliteratus.statistics.estimate import Estimate, Verdict
+from obliteratus.statistics.words import Unit
 from obliteratus.store import read_json, write_json
 from obliteratus.verify.identity import Subject
 from obliteratus.verify.records.base import Record
@@ -19,11 +20,10 @@ from obliteratus.verify.records.edit import EditFacts
 from obliteratus.verify.records.effects import ControlRow, Dose
 from obliteratus.verify.records.judging import JudgeAgreement, PromptSet, ReasoningFacts
 from obliteratus.verify.records.layers import CandidateRow, LayerRow, RankRow
+from obliteratus.verify.records.prompts import PromptOutcomes
 
 SCHEMA_VERSION = 1
 REPORT_FILE = "report.json"
-
-Unit = Literal["share", "nats", "ratio", "perplexity", "similarity", "log-odds", "score"]
 
 
 class Claim(Record):
@@ -183,6 +183,10 @@ class Report(Record):
         seed: The seed of all resampling.
         rows: The measured quantities.
         categories: What became of the prompts, by class and category.
+        outcomes: What became of each test prompt, by class; empty in reports that were made before
+            it was kept.
+        divergences: KL(original ‖ edited) in nats of the first token of the answer to each harmless
+            test prompt, in the order of the set; empty likewise.
         positions: The divergence along the original's own answers to harmless prompts, as far as
             two of them reach.
         documents: The change of each held-out document.
@@ -221,6 +225,8 @@ class Report(Record):
     categories: tuple[Category, ...]
     positions: tuple[Position, ...]
     documents: tuple[DocumentChange, ...]
+    outcomes: tuple[PromptOutcomes, ...] = ()
+    divergences: tuple[float, ...] = ()
     capability: tuple[TaskFacts, ...] = ()
     controls: tuple[ControlRow, ...] = ()
     dose: Dose | None = None

@@ -16,8 +16,10 @@ from obliteratus.measure.log_odds import RefusalTokens, log_odds
 from obliteratus.measure.words import REFUSAL, Words
 from obliteratus.measure.writing import Completion
 from obliteratus.statistics.bootstrap import bootstrap_mean
+from obliteratus.verify.identity import digest
 from obliteratus.verify.measurement import Answers, Measurement
 from obliteratus.verify.records.judging import PromptSet
+from obliteratus.verify.records.prompts import PromptOutcomes
 from obliteratus.verify.report import Category, DocumentChange, Position, Row, Turned
 from obliteratus.verify.rows import (
     corrected,
@@ -101,8 +103,11 @@ def prompt_log_odds(
     )
 
 
-def divergence_rows(pair: Pair) -> tuple[list[Row], tuple[Position, ...]]:
-    """Return the KL of the first token and along the original's answers, and that by position."""
+def divergence_rows(pair: Pair) -> tuple[list[Row], tuple[Position, ...], tuple[float, ...]]:
+    """Return the KL of the first token and along the original's answers.
+
+    With them come that along the answers by position, and that of the first token by prompt.
+    """
     seed, before, after = pair.seed, pair.original, pair.edited
     heads = (pair.original_head, pair.edited_head)
     first = first_token_kl(before.first.harmless, heads[0], after.first.harmless, heads[1])
@@ -115,7 +120,7 @@ def divergence_rows(pair: Pair) -> tuple[list[Row], tuple[Position, ...]]:
         divergence_row("kl_first", "KL of the first token", first, floor=floor, seed=seed),
         divergence_row("kl_sequence", "KL along its answers", along.per_prompt(), seed=seed),
     ]
-    return rows, position_rows(along, seed=seed)
+    return rows, position_rows(along, seed=seed), tuple(first.tolist())
 
 
 def perplexity_rows(pair: Pair) -> list[Row]:
@@ -233,6 +238,24 @@ def _category(
         if (first, second) in pairs
     )
     return Category(prompts=prompts, category=name, n=len(rows), turned=turned)
+
+
+def prompt_outcomes(pair: Pair) -> tuple[PromptOutcomes, ...]:
+    """Return what became of each prompt of the classes that both models were asked."""
+    found: list[PromptOutcomes] = []
+    for name in CLASSES:
+        before: Answers | None = getattr(pair.original, name)
+        after: Answers | None = getattr(pair.edited, name)
+        if before is not None and after is not None:
+            found.append(
+                PromptOutcomes(
+                    prompts=name,
+                    ids_sha256=digest(list(before.ids)),
+                    original=before.outcomes,
+                    edited=after.outcomes,
+                )
+            )
+    return tuple(found)
 
 
 def documents(pair: Pair) -> tuple[DocumentChange, ...]:

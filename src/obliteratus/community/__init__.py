@@ -1,0 +1,1 @@
+"""Run records, what compares and exports them, and the leaderboard."""
