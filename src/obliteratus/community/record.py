@@ -14,8 +14,8 @@ from obliteratus.statistics.estimate import Estimate, Verdict
 from obliteratus.statistics.words import Unit
 
 VERSION = 1
-KINDS = ("obliterate", "stream", "verify", "harden", "analyze", "sweep", "study")
-Kind = Literal["obliterate", "stream", "verify", "harden", "analyze", "sweep", "study"]
+KINDS = ("obliterate", "stream", "verify", "harden", "probe", "analyze", "sweep", "study")
+Kind = Literal["obliterate", "stream", "verify", "harden", "probe", "analyze", "sweep", "study"]
 PromptSet = Literal["harmful", "harmless", "lookalikes"]
 """Those of a report: its own here, because the report's would bring torch along."""
 State = Literal["running", "finished", "failed", "interrupted"]

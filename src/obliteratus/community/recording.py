@@ -15,6 +15,7 @@ from obliteratus.community.facts import hardware, results_of, settings_of
 from obliteratus.community.record import Kind, Local, Record, Results, State
 from obliteratus.errors import StorageError, UsageError
 from obliteratus.events import Note, emit
+from obliteratus.processes import is_first
 from obliteratus.settings.section import Section
 from obliteratus.store.secrets import without_secrets
 from obliteratus.verify.report import Report
@@ -92,10 +93,11 @@ def recording(entry: Entry) -> Generator[Entry]:
 
     It is in the book while it runs, and ends there as finished, failed or interrupted. A request
     that is wrong (:class:`UsageError`) is no run and leaves no trace. Where the book cannot be
-    written, a note says why and the run goes on: its result does not depend on the book.
+    written, a note says why and the run goes on: its result does not depend on the book. Of several
+    processes the first one records.
     """
     path = book_path()
-    if path is None or _is_recording.get():
+    if path is None or _is_recording.get() or not is_first():
         yield entry
         return
     start = time.perf_counter()

@@ -165,13 +165,15 @@ def find_directions(
     check_target(output, replace=force)
     run = _Run(settings, behaviour_of(settings), store or Store())
     start = time.perf_counter()
-    directions, activations = run.find(model)
-    if is_first():
-        with atomic_folder(output, replace=force) as work:
-            save_directions(directions, work / DIRECTIONS_FILE)
-            write_json(work / "settings.json", settings.model_dump(mode="json"))
-            if settings.probe.save_activations:
-                save_activations(activations, work / ACTIVATIONS_FILE)
+    entry = Entry("probe", model, settings, settings.method, output, seconds=run.journal.seconds)
+    with recording(entry):
+        directions, activations = run.find(model)
+        if is_first():
+            with atomic_folder(output, replace=force) as work:
+                save_directions(directions, work / DIRECTIONS_FILE)
+                write_json(work / "settings.json", settings.model_dump(mode="json"))
+                if settings.probe.save_activations:
+                    save_activations(activations, work / ACTIVATIONS_FILE)
     return FoundDirections(output, directions, time.perf_counter() - start)
 
 
