@@ -58,16 +58,15 @@ def main() -> None:
             start = time.perf_counter()
             attribute(patcher, pairs)
             seconds.append(time.perf_counter() - start)
+        print(f"{len(pairs.harmful)} pairs, {len(places(model))} places, both directions")
+        print(
+            f"attribution by position: {statistics.median(seconds):.1f} s "
+            f"({min(seconds):.1f} to {max(seconds):.1f}, {given.repeats} times)",
+            flush=True,
+        )
         start = time.perf_counter()
         trace(patcher, places(model), pairs)
-        exact = time.perf_counter() - start
-    count = len(places(model))
-    print(f"{len(pairs.harmful)} pairs, {count} places, both directions")
-    print(
-        f"attribution by position: {statistics.median(seconds):.1f} s "
-        f"({min(seconds):.1f} to {max(seconds):.1f}, {given.repeats} times)"
-    )
-    print(f"patching and attribution: {exact:.0f} s")
+        print(f"patching and attribution: {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":
