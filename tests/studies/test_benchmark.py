@@ -52,7 +52,7 @@ def test_the_picture_has_the_intervals_of_the_table():
     found = ranked([candidate("a", 0.1, 0.2, width=0.05), candidate("b", 0.5, 0.9)])
     front, beaten = picture("m", found).panels[0].marks
     assert front.x_intervals == (found[0].estimates["kl_first"].interval,)
-    assert front.y_intervals == pytest.approx([(5.0, 15.0)])
+    assert front.y_intervals[0] == pytest.approx((5.0, 15.0))
     assert beaten.x_intervals != front.x_intervals
 
 

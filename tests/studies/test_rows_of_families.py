@@ -22,6 +22,8 @@ FIRST_OF_FAMILY = tuple(
 )
 SHARES = (-1.0, 0.3, 2.0)
 ROWS = (1, 0, 2, 0, 1, 2)
+ALONE = frozenset({"opt", "llama4_text", "llama4"})
+"""Some module of these is given the tokens of all prompts as one list, without rows."""
 
 
 @pytest.mark.parametrize("model_type", FIRST_OF_FAMILY)
@@ -32,7 +34,11 @@ def test_rows_are_edits_by_themselves(model_type):
             plan(model, random_directions(model))
         return
     planned = plan(model, random_directions(model))
-    assert inexact(model, planned) is None
+    reason = inexact(model, planned)
+    assert (reason is not None) == (model_type in ALONE), reason
+    if reason is not None:
+        assert "one strength after the other" in reason
+        return
     tokens = tokens_for(model, n_prompts=len(ROWS))
     gain = Shares(SHARES)
     gain.turn(ROWS)

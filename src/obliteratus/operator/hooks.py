@@ -225,10 +225,13 @@ def _is_zero(gain: Factor) -> bool:
 
 
 def _along(gain: Factor, written: Tensor) -> float | Float[Tensor, "row 1 1"]:
-    """Return ``gain`` as it multiplies what a module wrote for each row of a batch."""
+    """Return ``gain`` as it multiplies what a module wrote for each row of a batch.
+
+    What is written once for all rows, as learned positions are, becomes a row for each.
+    """
     if not isinstance(gain, Tensor):
         return gain
-    if written.ndim != 3 or written.shape[0] != len(gain):
+    if written.ndim != 3 or written.shape[0] not in (1, len(gain)):
         raise EditError(
             f"{len(gain)} strengths are given for a batch, and a module writes "
             f"{tuple(written.shape)}, not [row, token, d_model]; run one strength after the other."

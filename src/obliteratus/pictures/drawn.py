@@ -111,7 +111,12 @@ def _dots(axes: Axes, dots: Dots) -> None:
 
 
 def _points(axes: Axes, points: Points) -> None:
-    ends: Any = {"color": LIGHT[points.role], "linewidth": 1.2, "alpha": 0.45, "zorder": 1.5}
+    ends: dict[str, Any] = {
+        "color": LIGHT[points.role],
+        "linewidth": 1.2,
+        "alpha": 0.45,
+        "zorder": 1.5,
+    }
     for y, (low, high) in zip(points.y, points.x_intervals, strict=False):
         axes.plot([low, high], [y, y], **ends)
     for x, (low, high) in zip(points.x, points.y_intervals, strict=False):

@@ -23,10 +23,6 @@ Metric = Literal[
     "multiple_choice",
 ]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-SPOKEN: frozenset[Metric] = frozenset(
-    {"refusal_harmful", "refusal_harmless", "over_refusal", "degenerate_harmful", "coherence"}
-)
-"""Metrics for which the model has to answer prompts: they cost most of the time."""
 CHEAP: tuple[Metric, ...] = ("log_odds_harmful", "kl_first", "perplexity_heldout")
 VARIANT = "one set of settings of a run, nested as in its run.json"
 
