@@ -203,7 +203,7 @@ def _outcomes(results: Results, prompts: PromptSet) -> Outcomes | None:
     return next((each for each in results.outcomes if each.prompts == prompts), None)
 
 
-def _array(values: Sequence[float]) -> Float64[np.ndarray, " unit"]:
+def _array(values: Sequence[float | int]) -> Float64[np.ndarray, " unit"]:
     return np.asarray(values, dtype=np.float64)
 
 

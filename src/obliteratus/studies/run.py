@@ -116,7 +116,8 @@ def export(folder: Path, ledger: Ledger) -> None:
 def counted(stands: Pace) -> dict[str, float]:
     """Return the counts of units, as a record of the run keeps them."""
     counts = stands.counts
-    return {"units": stands.total, "finished": counts["finished"], "failed": counts["failed"]}
+    every = {"units": stands.total, "finished": counts["finished"], "failed": counts["failed"]}
+    return {name: float(count) for name, count in every.items()}
 
 
 def in_short(stands: Pace) -> str:
