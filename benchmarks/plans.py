@@ -55,16 +55,17 @@ def machines(here: Machine) -> Iterator[Machine]:
         "edit": EDIT_CORES * here.edit,
         "handle": here.handle / EDIT_CORES,
     }
-    gpu = {
-        "read": SIZE / (0.7 * 4.8e12),
-        "product": 2 / (0.5 * 989e12),
-        "memory": 0.6 * 4.8e12,
-        "room": 141e9,
-    }
-    one = {"latency": 30e-6, "link": 300e9}
-    yield Machine(name="8 × H200, one node, tensor", n=8, **gpu, **one, **disk, **common)
-    several = {"latency": 100e-6, "link": 40e9}
-    yield Machine(name="32 × H200, four nodes, tensor", n=32, **gpu, **several, **disk, **common)
+    rates = {"product": 2 / (0.5 * 989e12)}
+    small = {"read": SIZE / (0.7 * 3.35e12), "memory": 0.6 * 3.35e12, "room": 80e9, **rates}
+    large = {"read": SIZE / (0.7 * 4.8e12), "memory": 0.6 * 4.8e12, "room": 141e9, **rates}
+    one, several = {"latency": 30e-6, "link": 300e9}, {"latency": 100e-6, "link": 40e9}
+    for name, n, gpu, network in (
+        ("8 × H100, one node, tensor", 8, small, one),
+        ("16 × H100, two nodes, tensor", 16, small, several),
+        ("8 × H200, one node, tensor", 8, large, one),
+        ("32 × H200, four nodes, tensor", 32, large, several),
+    ):
+        yield Machine(name=name, n=n, **gpu, **network, **disk, **common)
     cpu = {
         "read": SIZE / 400e9,
         "product": 2 / 20e12,
@@ -97,15 +98,13 @@ def stages(shape: Shape, machine: Machine) -> dict[str, Cost]:
 
 def plan(shape: Shape, machine: Machine) -> list[str]:
     """Return the rows of one machine, or one row that says why it does not do."""
-    found = stages(shape, machine)
-    need = max(cost.memory for cost in found.values())
-    if need > machine.room:
-        return [
-            f"| {machine.name} | does not fit | {amount(need)} of {amount(machine.room)} ||||||"
-        ]
     if machine.n > 1 and shape.latent is None and shape.kv_heads % machine.n:
         reason = f"{shape.kv_heads} key-value heads for {machine.n} processes"
         return [f"| {machine.name} | is refused | {reason} |||||"]
+    found = stages(shape, machine)
+    need = max(cost.memory for cost in found.values())
+    if need > machine.room:
+        return [f"| {machine.name} | does not fit | {amount(need)} of {amount(machine.room)} |||||"]
     return [
         f"| {machine.name} | {name} | {amount(cost.memory)} | {amount(cost.disk)} | "
         f"{amount(cost.network)} | {duration(cost.total)} | {cost.limit} |"

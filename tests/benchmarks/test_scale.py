@@ -137,7 +137,7 @@ def test_an_edit_takes_as_long_as_the_slower_of_disk_and_arithmetic():
 def test_a_machine_that_does_not_do_says_why():
     small = replace(HERE, n=8, number=2, room=80e9)
     (row,) = plan(LLAMA, small)
-    assert "does not fit | 105 GB of 80 GB" in row
+    assert "does not fit | 108 GB of 80 GB" in row
     (row,) = plan(LLAMA, replace(small, n=16))
     assert "8 key-value heads for 16 processes" in row
     assert any("PROBE" in line for line in planned(HERE))

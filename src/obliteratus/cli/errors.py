@@ -70,8 +70,8 @@ def report(error: Exception, *, debug: bool = False) -> int:
     if isinstance(error, OutputClosedError):
         _discard_output()
         return FAILURE
-    if not is_first() and is_told_elsewhere(error):
-        return explain(error)[1]
+    if not is_first() and (count() == 1 or is_lost(error)):
+        return explain(error)[1]  # before they are a group, all meet the same
     from obliteratus.store.secrets import without_secrets
 
     if debug:
@@ -80,15 +80,6 @@ def report(error: Exception, *, debug: bool = False) -> int:
     who = "" if is_first() else f"process {number()} of {count()}: "
     write_paragraph(who + message, sys.stderr)
     return code
-
-
-def is_told_elsewhere(error: Exception) -> bool:
-    """Say whether ``error`` is one that the first process, or the one that ended, tells as well.
-
-    What is wrong with the request is found in all of them, and before they are a group each goes
-    through the same.
-    """
-    return count() == 1 or is_lost(error) or explain(error)[1] == USAGE
 
 
 def explain(error: Exception) -> tuple[str, int]:
