@@ -120,36 +120,50 @@ def _headline(
     return f"{start} {'acts' if len(does) == len(WAYS) else 'acts in part'}: {'; '.join(words)}."
 
 
-def transfer(bench: Bench) -> Findings:
-    """Bring the direction of the bench's model to the other one, and see what it does there.
+@dataclass(frozen=True)
+class Trip:
+    """A direction that went to another model, how, and what it did there."""
+
+    pair: Pair
+    brought: Brought
+    learned: Learned | None
+    acted: Transferred
+
+
+def bring(bench: Bench, *, random: int = RANDOM) -> Trip:
+    """Bring the direction of the bench's model to the other one, and ``random`` others.
 
     Raises:
         MeasurementError: there is no second model, or it has no refusal log-odds to measure.
         DirectionError: the bench's model has no direction.
     """
-    other, (layer, row) = bench.other, selected(bench.directions)
+    other, (_, row) = bench.other, selected(bench.directions)
     kin = kinship(bench.model, other.model)
     pair = pair_of(bench, other, kin)
     learned = None if kin.is_same_base else learn(pair)
-    tokens = bench.tokens if kin.same_vocabulary else other.tokens
     acted = act(
         other,
-        tokens,
-        unit_rows(_vectors(pair, learned, row.numpy())),
+        bench.tokens if kin.same_vocabulary else other.tokens,
+        unit_rows(_vectors(pair, learned, row.numpy(), random)),
         layer=pair.other_layer,
         length=float(np.linalg.norm(pair.own)),
         means=pair.harmless_means,
     )
-    brought = Brought(kin)
-    if learned is not None:
-        own = pair.own / np.linalg.norm(pair.own)
-        along = learned.there.explained_along(own, learned.document, bench.seed)
-        brought = Brought(kin, learned.there.explained, along)
+    if learned is None:
+        return Trip(pair, Brought(kin), None, acted)
+    own = pair.own / np.linalg.norm(pair.own)
+    along = learned.there.explained_along(own, learned.document, bench.seed)
+    return Trip(pair, Brought(kin, learned.there.explained, along), learned, acted)
+
+
+def reported(trip: Trip) -> Findings:
+    """Return what is found of ``trip``, and how alike its models are."""
+    pair, learned = trip.pair, trip.learned
     likeness = resemblance(pair, learned)
     found = cross_model_transfer(
-        acted, brought, likeness.estimates, seed=bench.seed,
-        names=(bench.model.source.asked, other.model.source.asked),
-        layers=(layer, pair.other_layer),
+        trip.acted, trip.brought, likeness.estimates, seed=pair.bench.seed,
+        names=(pair.bench.model.source.asked, pair.other.model.source.asked),
+        layers=(pair.layer, pair.other_layer),
     )  # fmt: skip
     facts = {"why_other_layer": pair.why, **likeness.facts}
     if learned is not None:
@@ -164,15 +178,30 @@ def transfer(bench: Bench) -> Findings:
     )
 
 
+def transfer(bench: Bench) -> Findings:
+    """Bring the direction of the bench's model to the other one, and see what it does there.
+
+    Raises:
+        MeasurementError, DirectionError: see :func:`bring`.
+    """
+    return reported(bring(bench))
+
+
 def _vectors(
-    pair: Pair, learned: Learned | None, row: Float64[np.ndarray, " d_model"]
+    pair: Pair, learned: Learned | None, row: Float64[np.ndarray, " d_model"], random: int
 ) -> list[Float64[np.ndarray, " d_other"]]:
-    """Return the direction and random ones as the other model has them, its own in second place."""
+    """Return the direction as the other model has it, that model's own, and ``random`` others.
+
+    What a map makes of a random direction is mostly that little which it has along what neutral
+    text varies by, and the direction in question may be most of that. So what is left of it along
+    the direction is taken out, or the null would have in it what it is the null of.
+    """
     generator = torch.Generator().manual_seed(STREAM + pair.bench.seed)
-    drawn = [random_rows(1, len(row), generator)[0].numpy() for _ in range(RANDOM)]
+    drawn = [random_rows(1, len(row), generator)[0].numpy() for _ in range(random)]
     there: StreamMap | None = None if learned is None else learned.there
-    first, *random = [each if there is None else there.pattern(each) for each in (row, *drawn)]
-    return [first, pair.own, *random]
+    first, *others = [each if there is None else there.pattern(each) for each in (row, *drawn)]
+    unit = first / np.linalg.norm(first)
+    return [first, pair.own, *(each - (unit @ each) * unit for each in others)]
 
 
 ANALYSES.register("cross_model_transfer")(
