@@ -157,10 +157,12 @@ def test_the_picture_of_a_cone_has_every_sum_and_difference_at_its_place() -> No
 
 def test_the_picture_shows_what_decides_with_intervals_beside_random_vectors() -> None:
     found = of("cone")
-    (dots,) = addition(found).panels[2].marks
+    shown = addition(found)
+    (dots,) = shown.panels[2].marks
     assert isinstance(dots, Dots)
     least, every, largest, *random = range(len(dots.names))
-    assert dots.names[least].startswith("the least sum, ")
+    smallest = found.facts["added"][found.arrays["positive"].argmin()]
+    assert f"the least sum ({smallest})" in shown.caption
     assert dots.values[least] == pytest.approx(found.estimates["least_sum"].value)
     assert dots.values[largest] == pytest.approx(found.estimates["largest_difference"].value)
     assert dots.values[least] <= dots.values[every]
@@ -170,6 +172,9 @@ def test_the_picture_shows_what_decides_with_intervals_beside_random_vectors() -
 
 
 def test_in_the_picture_of_directions_that_nothing_reads_no_sum_stands_out() -> None:
-    sums, differences = matrices(of("null"))
-    assert max(np.abs(sums).max(), np.nanmax(np.abs(differences))) < 2
-    assert all(interactive(each).data for each in pictures(of("null")))
+    found = of("null")
+    bound = found.estimates["least_sum"].null
+    assert bound is not None
+    sums, differences = matrices(found)
+    assert max(sums.max(), np.nanmax(differences)) < bound
+    assert all(interactive(each).data for each in pictures(found))

@@ -56,50 +56,46 @@ def _ablation(found: Findings) -> Picture:
 
 
 def _addition(found: Findings) -> Picture:
-    sums, differences = (
-        dict(zip(found.facts[names], range(len(found.facts[names])), strict=True))
-        for names in ("added", "subtracted")
-    )
+    added, subtracted = found.facts["added"], found.facts["subtracted"]
     positive, mixed = found.arrays["positive"], found.arrays["mixed"]
-    few = tuple(name for name in found.facts["removed_categories"] if name in sums)
+    rises = dict(zip((*added, *subtracted), (*positive, *mixed), strict=True))
+    few = tuple(name for name in found.facts["removed_categories"] if name in rises)
     plus, minus = np.full((2, len(few), len(few)), np.nan)
     for row, one in enumerate(few):
-        plus[row, row] = positive[sums[one]]
+        plus[row, row] = rises[one]
         for column, other in enumerate(few):
             if row < column:
-                plus[row, column] = plus[column, row] = positive[sums[f"{one} + {other}"]]
+                plus[row, column] = plus[column, row] = rises[f"{one} + {other}"]
             if row != column:
-                minus[row, column] = mixed[differences[f"{one} − {other}"]]
+                minus[row, column] = rises[f"{one} − {other}"]
+    least, most = int(positive.argmin()), int(mixed.argmax())
     scale = float(np.abs(np.concatenate([positive, mixed])).max())
-    bound = found.estimates["least_sum"].null or 0.0
     heats = [
         Panel((Heat(values, few, few, scale=scale, unit="rise of log-odds"),), y_label=words)
         for values, words in ((plus, "row + column"), (minus, "row − column"))
     ]
     return Picture(
         "Which sums and differences bring refusal about?",
-        "Rise of the refusal log-odds of harmless prompts with two directions added (the first "
-        "matrix; on its diagonal each alone) and with one added and one subtracted (the second), "
-        "all vectors equally long. Of a cone every sum acts and no difference. Below them the sums "
-        "and differences that decide, with 95 % intervals over prompts, and random vectors; a "
-        f"further one stays below {bound:.1f}.",
-        (*heats, Panel((_decisive(found),), "rise of log-odds")),
+        "Rise of the refusal log-odds of harmless prompts with two directions added (first matrix; "
+        "on its diagonal each alone), and with one added and one subtracted (second), all vectors "
+        "equally long. Of a cone every sum acts, and no difference. Below, with 95 % intervals "
+        f"over prompts: the least sum ({added[least]}), that of all categories, the "
+        f"largest difference ({subtracted[most]}), and random vectors, of which a "
+        f"further one stays below {found.estimates['least_sum'].null or 0.0:.1f}.",
+        (*heats, Panel((_decisive(found, least, most),), "rise of log-odds")),
         shares_x=False,
     )
 
 
-def _decisive(found: Findings) -> Dots:
+def _decisive(found: Findings, least: int, most: int) -> Dots:
     """Return the least sum, that of all, the largest difference, and every random vector."""
-    added, subtracted = found.facts["added"], found.facts["subtracted"]
-    least = int(found.arrays["positive"].argmin())
-    most = int(found.arrays["mixed"].argmax())
+    count = len(found.arrays["random_added"])
     rows: list[tuple[str, str, int, Role]] = [
-        (f"the least sum, {added[least]}", "positive", least, "refusal"),
-        ("the sum of all", "positive", added.index("all"), "refusal"),
-        (f"the largest difference, {subtracted[most]}", "mixed", most, "compliance"),
-        *((f"random {row + 1}", "random_added", row, "muted")
-          for row in range(len(found.arrays["random_added"]))),
-    ]  # fmt: skip
+        ("least sum", "positive", least, "refusal"),
+        ("sum of all", "positive", found.facts["added"].index("all"), "refusal"),
+        ("largest difference", "mixed", most, "compliance"),
+        *((f"random {row + 1}", "random_added", row, "muted") for row in range(count)),
+    ]
 
     def at(end: str) -> tuple[float, ...]:
         return tuple(float(found.arrays[f"{name}{end}"][row]) for _, name, row, _ in rows)

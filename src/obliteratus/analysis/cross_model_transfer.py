@@ -23,7 +23,6 @@ from obliteratus.analysis.intervening import random_rows, selected
 from obliteratus.analysis.kinship import Kinship, kinship
 from obliteratus.analysis.module import ANALYSES, Analysis
 from obliteratus.analysis.resemblance import layers_alike, resemblance
-from obliteratus.analysis.stream_map import StreamMap
 from obliteratus.analysis.transfer_pictures import pictures
 from obliteratus.analysis.transferred import (
     RANDOM,
@@ -192,14 +191,17 @@ def _vectors(
 ) -> list[Float64[np.ndarray, " d_other"]]:
     """Return the direction as the other model has it, that model's own, and ``random`` others.
 
-    What a map makes of a random direction is mostly that little which it has along what neutral
-    text varies by, and the direction in question may be most of that. So what is left of it along
-    the direction is taken out, or the null would have in it what it is the null of.
+    Random ones are contrasts of the text that the map was learned on, or uniform where there is no
+    map. What they have along the direction in question is taken out: neutral text varies along few
+    directions, and one of them may be that one.
     """
-    generator = torch.Generator().manual_seed(STREAM + pair.bench.seed)
-    drawn = [random_rows(1, len(row), generator)[0].numpy() for _ in range(random)]
-    there: StreamMap | None = None if learned is None else learned.there
-    first, *others = [each if there is None else there.pattern(each) for each in (row, *drawn)]
+    if learned is None:
+        generator = torch.Generator().manual_seed(STREAM + pair.bench.seed)
+        first, others = row, [random_rows(1, len(row), generator)[0].numpy() for _ in range(random)]
+    else:
+        rng = np.random.default_rng(STREAM + pair.bench.seed)
+        first = learned.there.pattern(row)
+        others = [learned.there.pattern(each) for each in learned.contrasts(random, rng)]
     unit = first / np.linalg.norm(first)
     return [first, pair.own, *(each - (unit @ each) * unit for each in others)]
 
