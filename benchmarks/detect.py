@@ -149,7 +149,7 @@ def _calibrate(seeds: range) -> None:
 
     Of a model it is the ``FEWEST``-th largest number among the matrices that pass the other
     thresholds, as ``FEWEST`` matrices make an edit. The table is printed after every seed, of all
-    seeds so far: one takes minutes.
+    seeds so far: one takes minutes. Every model that is not called what it is is named.
     """
     figures: dict[str, dict[bool, list[float]]] = {
         name: {True: [], False: []} for name in STATISTICS
@@ -157,14 +157,23 @@ def _calibrate(seeds: range) -> None:
     found: dict[bool, list[bool]] = {True: [], False: []}
     for seed in seeds:
         for name, alteration in ALTERATIONS.items():
-            for _, (model, other) in _pairs(name, CALIBRATION, [seed]):
-                seen = detect(LoadedWeights(other), LoadedWeights(model))
-                if alteration.with_base == alteration.is_edit:
-                    found[alteration.is_edit].append(_is_found(seen))
+            for kind, (model, other) in _pairs(name, CALIBRATION, [seed]):
+                seen, is_edit = (
+                    detect(LoadedWeights(other), LoadedWeights(model)),
+                    alteration.is_edit,
+                )
+                if alteration.with_base == is_edit:
+                    found[is_edit].append(_is_found(seen))
                     for key, value in _margins(seen).items():
-                        figures[key][alteration.is_edit].append(value)
-                if alteration.alone == alteration.is_edit and (size := _gap(other)) is not None:
-                    figures["gap"][alteration.is_edit].append(size)
+                        figures[key][is_edit].append(value)
+                    if _is_found(seen) != is_edit:
+                        print(f"mistaken: {name}, {kind}, seed {seed}: {seen.findings.headline}")
+                if alteration.alone == is_edit and (size := _gap(other)) is not None:
+                    figures["gap"][is_edit].append(size)
+                    if (size >= GAP) != is_edit:
+                        print(
+                            f"mistaken without a base: {name}, {kind}, seed {seed}: gap {size:.2f}"
+                        )
         print(f"seeds {seeds[0]} to {seed}")
         _print_calibration(figures, found)
 

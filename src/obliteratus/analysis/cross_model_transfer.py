@@ -7,7 +7,7 @@ filter by M⁻ᵀ, and nothing is said of it where the map does not predict text
 on. That both models see prompts alike (CKA, RSA), that their category directions span the same
 space and that the filter reads harm in both say how similar they are. Whether the direction
 *transfers* is decided by what it does in the other model: added and removed, held against the
-other's own direction and against random directions that were brought there the same way.
+other's own direction and against random ones that were brought there the same way.
 """
 
 from collections.abc import Mapping
@@ -214,12 +214,13 @@ ANALYSES.register("cross_model_transfer")(
         "the streams learned on neutral text (patterns by M, filters by M⁻ᵀ); it is added and "
         "taken out in the other model. Beside it: debiased CKA and RSA within classes, angles "
         "between the category directions, and the AUC of the filter.",
-        null="6 random directions brought there the same way, and as long; passages, prompts and "
-        "labels out of order",
+        null="12 others brought there the same way, as long and orthogonal to it: mean differences "
+        "of the text split at random, between models of one base random directions; passages, "
+        "prompts and labels out of order",
         source="CKA: 1905.00414, debiased as in 2010.15327; RSA: Kriegeskorte et al. 2008 "
         "(doi:10.3389/neuro.06.004.2008); patterns and filters: Haufe et al. 2014 "
         "(doi:10.1016/j.neuroimage.2013.10.067); transfer by maps: 2503.04429",
-        cost="PROBE and DISTILL of the other model, and 19 forward passes of 32 prompts of one "
+        cost="PROBE and DISTILL of the other model, and 31 forward passes of 32 prompts of one "
         "class in it; unless both have one base, 512 passages in each",
         run=transfer,
         pictures=pictures,

@@ -20,7 +20,7 @@ from obliteratus.testing.planted_transformer import PlantedTransformer
 
 WEAK = 0.3  # of the planted length and swing: 3.6 log-odds between the classes
 FIT, POOL, FEW = 48, 16, 10  # prompts of a class, those acted on, and how many one experiment sees
-DRAWN, VECTORS = 12, 6  # the same for random directions
+DRAWN, VECTORS = 18, 12  # the same for random directions
 TEXT = 200
 
 
