@@ -141,7 +141,7 @@ def _pairs(name: str, kinds: Mapping[str, Make], seeds: Iterable[int]) -> Iterab
                 yield kind, (model, ALTERATIONS[name].make(model, seed))
 
 
-STATISTICS = ("fit", "contrast", "beyond_rows", "gap")
+STATISTICS: tuple[str, ...] = ("fit", "contrast", "beyond_rows", "gap")
 
 
 def _calibrate(seeds: range) -> None:

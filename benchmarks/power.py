@@ -11,6 +11,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from obliteratus.analysis.defense_robustness import is_self_repair
 from obliteratus.analysis.entanglement import cost_estimates
@@ -125,7 +126,7 @@ def _weak(seed: int) -> tuple[PlantedTransformer, PlantedTransformer]:
 
 
 def _transfer(draws: int) -> dict[str, Experiments]:
-    def two(one: str, other: str, triggers: Triggers, **changes: object) -> Experiments:
+    def two(one: str, other: str, triggers: Triggers, **changes: Any) -> Experiments:
         return _pairs(
             draws,
             lambda seed: (planted(one, seed=seed), planted(other, seed=seed + APART, **changes)),

@@ -134,11 +134,15 @@ def test_where_harm_is_not_refused_nothing_transfers() -> None:
 
 
 def test_classes_that_both_models_tell_apart_do_not_transfer() -> None:
-    """The direction arrives where harm is read, which nothing there acts on."""
-    found = decodable()[1]
+    """The direction arrives where harm is read, which nothing there acts on; its own ends refusal.
+
+    So do contrasts of this text, in which words that are refused there are at random.
+    """
+    acted, found = decodable()
     assert found.estimates["filter_auc"].verdict == "supported"
     assert found.estimates["cka"].verdict == "supported"
-    assert found.estimates["removed_own"].verdict == "supported"
+    assert acted.removed[1].mean() > 8
+    assert acted.removed[0].mean() < 0.25
     assert times(decodable())["either"] <= 10
 
 

@@ -23,7 +23,8 @@ from obliteratus.testing.planted_prompts import planted_items
 from obliteratus.testing.planted_transformer import PlantedTransformer, planted
 
 POOL, FEW = 18, 10  # prompts that are measured, and how many of them one experiment sees
-DRAWN, VECTORS = 8, 6  # the same for random directions
+DRAWN, VECTORS = 8, 6  # the same for random directions ...
+SKILL_DRAWN, SKILL_VECTORS = 16, 12  # ... and for those under which skill is asked
 
 
 def robustness_bench(
@@ -48,7 +49,13 @@ def robustness_pool(variant: str, *, is_inert: bool = False, seed: int = 0) -> R
         Asked(item.prompt.text, (plant.token(item.answer),))
         for item in planted_items(POOL, seed=seed)
     ]
-    return measure(robustness_bench(plant, row, seed=seed), items, vectors=DRAWN, seed=seed)
+    return measure(
+        robustness_bench(plant, row, seed=seed),
+        items,
+        vectors=DRAWN,
+        of_skill=SKILL_DRAWN,
+        seed=seed,
+    )
 
 
 def some_of_robustness(seen: Robustness, seed: int) -> Robustness:
@@ -57,6 +64,7 @@ def some_of_robustness(seen: Robustness, seed: int) -> Robustness:
     random = rng.choice(DRAWN, size=VECTORS, replace=False)
     rows = [0, *(1 + random)]
     prompts, items = (rng.choice(POOL, size=FEW, replace=False) for _ in range(2))
+    skill = [0, *(1 + rng.choice(SKILL_DRAWN, size=SKILL_VECTORS, replace=False))]
     repair, reaction, attacks = seen.repair, seen.reaction, seen.attacks
     further = None if reaction.further is None else reaction.further[rows][:, prompts]
     return Robustness(
@@ -73,7 +81,7 @@ def some_of_robustness(seen: Robustness, seed: int) -> Robustness:
             grown=reaction.grown[rows],
             further=further,
         ),
-        costs=Costs(seen.costs.skill[rows][:, items], seen.costs.refusal[rows][:, prompts]),
+        costs=Costs(seen.costs.skill[skill][:, items], seen.costs.refusal[rows][:, prompts]),
         attacks=Attacks(
             attacks.untouched[prompts],
             attacks.odds[:, :, prompts],
