@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
+import pytest
 
 from obliteratus.analysis.category_control import CategoryControl, control_findings, measure_control
 from obliteratus.analysis.concept_cone_geometry import (
@@ -15,6 +16,8 @@ from obliteratus.analysis.concept_cone_geometry import (
 from obliteratus.analysis.findings import Findings
 from obliteratus.directions.samples import samples_at
 from obliteratus.pictures.drawn import drawn
+from obliteratus.pictures.interactive import interactive
+from obliteratus.pictures.spec import Dots, Heat, Picture
 from obliteratus.probe.activations import Activations
 from obliteratus.probe.capture import probe
 from obliteratus.testing.planted_bench import planted_bench
@@ -120,3 +123,58 @@ def test_the_matrix_is_drawn() -> None:
     shown = pictures(of("cone"))
     assert "Whose direction ends whose refusal?" in [each.title for each in shown]
     assert all(drawn(each).axes for each in shown)
+
+
+def addition(findings: Findings) -> Picture:
+    title = "Which sums and differences bring refusal about?"
+    (found,) = [each for each in pictures(findings) if each.title == title]
+    return found
+
+
+def matrices(findings: Findings) -> tuple[np.ndarray, np.ndarray]:
+    sums, differences = (panel.marks[0] for panel in addition(findings).panels[:2])
+    assert isinstance(sums, Heat)
+    assert isinstance(differences, Heat)
+    assert sums.scale == differences.scale
+    return sums.values, differences.values
+
+
+def test_the_picture_of_a_cone_has_every_sum_and_difference_at_its_place() -> None:
+    found = of("cone")
+    names = found.facts["removed_categories"]
+    sums, differences = matrices(found)
+    rises = dict(zip(found.facts["added"], found.arrays["positive"], strict=True))
+    rises |= dict(zip(found.facts["subtracted"], found.arrays["mixed"], strict=True))
+    for row, one in enumerate(names):
+        assert sums[row, row] == rises[one]
+        assert np.isnan(differences[row, row])
+        for column, other in enumerate(names[:row]):
+            assert sums[row, column] == sums[column, row] == rises[f"{other} + {one}"]
+            assert differences[row, column] == rises[f"{one} − {other}"]
+            assert differences[column, row] == rises[f"{other} − {one}"]
+    assert sums.min() > 2 * np.nanmax(differences)
+
+
+def test_the_picture_shows_what_decides_with_intervals_beside_random_vectors() -> None:
+    found = of("cone")
+    shown = addition(found)
+    (dots,) = shown.panels[2].marks
+    assert isinstance(dots, Dots)
+    least, every, largest, *random = range(len(dots.names))
+    smallest = found.facts["added"][found.arrays["positive"].argmin()]
+    assert f"the least sum ({smallest})" in shown.caption
+    assert dots.values[least] == pytest.approx(found.estimates["least_sum"].value)
+    assert dots.values[largest] == pytest.approx(found.estimates["largest_difference"].value)
+    assert dots.values[least] <= dots.values[every]
+    assert dots.low[least] > max(dots.high[row] for row in (largest, *random))
+    assert all(low < value < high for low, value, high in zip(dots.low, dots.values, dots.high,
+                                                              strict=True))  # fmt: skip
+
+
+def test_in_the_picture_of_directions_that_nothing_reads_no_sum_stands_out() -> None:
+    found = of("null")
+    bound = found.estimates["least_sum"].null
+    assert bound is not None
+    sums, differences = matrices(found)
+    assert max(sums.max(), np.nanmax(differences)) < bound
+    assert all(interactive(each).data for each in pictures(found))

@@ -8,107 +8,58 @@ import pytest
 import torch
 
 from obliteratus.analysis.attack_cost import (
-    Attacks,
     attack_estimates,
     measure_attacks,
     ranked_rows,
 )
-from obliteratus.analysis.bench import Bench
 from obliteratus.analysis.defense_robustness import (
     Robustness,
     defense_robustness,
     is_self_repair,
-    measure,
     pictures,
 )
-from obliteratus.analysis.entanglement import Asked, Costs, cost_estimates
+from obliteratus.analysis.entanglement import cost_estimates
 from obliteratus.analysis.module import ANALYSES
 from obliteratus.analysis.new_directions import (
     measure_reaction,
     reaction_estimates,
     taken_over,
 )
-from obliteratus.analysis.self_repair import Repair, repair_estimates
+from obliteratus.analysis.self_repair import repair_estimates
 from obliteratus.analysis.turned import out, turned
-from obliteratus.directions.directions import Directions
 from obliteratus.directions.samples import samples_at
-from obliteratus.operator.removal import everywhere
 from obliteratus.pictures.drawn import drawn
 from obliteratus.pictures.interactive import interactive
-from obliteratus.prompts.contrast import Splits
 from obliteratus.statistics.estimate import Estimate
-from obliteratus.testing.planted_bench import planted_bench
-from obliteratus.testing.planted_prompts import planted_items
-from obliteratus.testing.planted_transformer import PlantedTransformer, planted
+from obliteratus.testing.planted_transformer import planted
 from obliteratus.testing.planted_vocabulary import REFUSES
+from obliteratus.testing.robustness_draws import (
+    robustness_bench,
+    robustness_pool,
+    some_of_robustness,
+)
 
-POOL, FEW = 18, 10  # prompts that are measured, and how many of them one experiment sees
-DRAWN, VECTORS = 8, 6  # the same for random directions
-
-
-def bench(plant: PlantedTransformer, row: torch.Tensor) -> Bench:
-    fit, prompts = plant.prompts(POOL, seed=1), plant.prompts(POOL)
-    layer = plant.truth.write_layer
-    basis = everywhere(plant.model, row[None])
-    directions = Directions(basis, dict.fromkeys(basis, 9.0), "planted", layer, -1)
-    return planted_bench(
-        plant, Splits(fit, prompts, prompts), directions=directions, fit=fit, prompts=POOL
-    )
+FRESH = 9000
+"""The seed of models and prompts that nothing was developed on."""
 
 
 @cache
 def pool(variant: str, what: str = "refusal") -> Robustness:
-    plant = planted(variant)
-    row = plant.truth.refusal[0] if what == "refusal" else plant.truth.inert
-    assert row is not None
-    items = [Asked(i.prompt.text, (plant.token(i.answer),)) for i in planted_items(POOL)]
-    return measure(bench(plant, row), items, vectors=DRAWN)
-
-
-def some(seen: Robustness, seed: int) -> Robustness:
-    rng = np.random.default_rng(seed)
-    random = rng.choice(DRAWN, size=VECTORS, replace=False)
-    rows = [0, *(1 + random)]
-    prompts, items = (rng.choice(POOL, size=FEW, replace=False) for _ in range(2))
-    repair, reaction, attacks = seen.repair, seen.reaction, seen.attacks
-    further = None if reaction.further is None else reaction.further[rows][:, prompts]
-    return Robustness(
-        repair=Repair(
-            repair.starts,
-            repair.late[rows][:, :, prompts],
-            repair.total[rows][:, prompts],
-            repair.random[random][:, prompts],
-        ),
-        reaction=replace(
-            reaction,
-            again=reaction.again[rows][:, prompts],
-            whole=reaction.whole[prompts],
-            grown=reaction.grown[rows],
-            further=further,
-        ),
-        costs=Costs(seen.costs.skill[rows][:, items], seen.costs.refusal[rows][:, prompts]),
-        attacks=Attacks(
-            attacks.untouched[prompts],
-            attacks.odds[:, :, prompts],
-            attacks.kl[:, :, prompts],
-            attacks.random[random][:, prompts],
-            attacks.random_kl[random][:, prompts],
-        ),
-    )
+    return robustness_pool(variant, is_inert=what == "inert", seed=FRESH)
 
 
 @cache
 def repairs(variant: str, what: str = "refusal") -> list[dict[str, Estimate]]:
     found: list[dict[str, Estimate]] = []
     for seed in range(100):
-        few = some(pool(variant, what), seed)
+        few = some_of_robustness(pool(variant, what), seed)
         reaction = reaction_estimates(few.reaction, seed=seed)
         found.append({**repair_estimates(few.repair, seed=seed), **reaction})
     return found
 
 
 def costs(seen: Robustness) -> list[dict[str, Estimate]]:
-    return [cost_estimates(some(seen, seed).costs, seed=seed) for seed in range(100)]
+    return [cost_estimates(some_of_robustness(seen, seed).costs, seed=seed) for seed in range(100)]
 
 
 def times(found: list[dict[str, Estimate]], name: str, verdict: str = "supported") -> int:
@@ -154,7 +105,7 @@ def test_what_is_left_or_lost_is_not_new(variant: str) -> None:
 def test_what_mattered_before_does_not_take_over() -> None:
     plant = planted("linear")
     r, code = plant.truth.refusal[0], plant.codes[plant.token(REFUSES)]
-    fall = taken_over(bench(plant, r), out(r), [out(code / code.norm())])
+    fall = taken_over(robustness_bench(plant, r), out(r), [out(code / code.norm())])
     assert (fall < 0).all()
 
 
@@ -175,8 +126,9 @@ def test_what_is_removed_before_its_writer_is_written_again() -> None:
     r, layer = plant.truth.refusal[0], plant.truth.write_layer
     generator = torch.Generator().manual_seed(0)
     changes = [out(r), *(turned(r, generator) for _ in range(3))]
+    given = robustness_bench(plant, r)
     before, behind = (
-        reaction_estimates(measure_reaction(bench(plant, r), changes, at, seed=0), seed=0)
+        reaction_estimates(measure_reaction(given, changes, at, seed=0), seed=0)
         for at in (layer - 1, layer)
     )
     assert before["written_again"].value == pytest.approx(1.0, abs=0.1)
@@ -197,7 +149,7 @@ def test_the_mean_of_a_cone_does_not_end_it() -> None:
     """It leaves 0.6 of every category's direction, and 0.55 are enough to be refused."""
     plant = planted("cone")
     mean = plant.truth.basis[0]
-    asked = bench(plant, mean)
+    asked = robustness_bench(plant, mean)
     samples = samples_at(asked.activations, plant.truth.write_layer, -1)
     generator = torch.Generator().manual_seed(0)
     random = [turned(mean, generator) for _ in range(3)]
@@ -216,7 +168,7 @@ def test_where_random_directions_end_refusal_too_no_cost_is_named() -> None:
 
 def test_it_answers_and_is_drawn() -> None:
     plant = planted("backup")
-    found = ANALYSES["defense_robustness"].run(bench(plant, plant.truth.refusal[0]))
+    found = ANALYSES["defense_robustness"].run(robustness_bench(plant, plant.truth.refusal[0]))
     assert found.facts["self_repair"]
     assert found.headline.startswith("The model makes up for 7")
     for picture in pictures(found):

@@ -13,51 +13,25 @@ from obliteratus.analysis.evaluation_suite import (
     stream_changes,
 )
 from obliteratus.analysis.geometry_change import debiased_cka, effective_rank, independent_rank
-from obliteratus.analysis.suite import Suite, measure_suite
-from obliteratus.directions.directions import Directions
+from obliteratus.analysis.suite import Suite
 from obliteratus.errors import MeasurementError
 from obliteratus.pictures.drawn import drawn
 from obliteratus.statistics.estimate import Estimate
-from obliteratus.testing.planted_bench import planted_bench
-from obliteratus.testing.planted_transformer import planted
+from obliteratus.testing.suite_draws import DRAWN, POOL, some_of_suite, suite_pool
 
-POOL, FEW = 18, 12  # prompts that are measured, and how many of them one experiment sees
-DRAWN, VECTORS = 8, 6  # the same for random directions
-TEXTS = ("Rain fell on the old bridge.", "A lamp stood near the window.", "The river was wide.",
-         "Paper boats are simple.", "Music came from the market.", "Bread was early.")  # fmt: skip
+FRESH = 9000
+"""The seed of models and prompts that nothing was developed on."""
 
 
 @cache
 def pool(variant: str, what: str = "refusal") -> Suite:
-    plant = planted(variant)
-    row = plant.truth.refusal[0] if what == "refusal" else plant.truth.inert
-    assert row is not None
-    prompts, layer = plant.prompts(POOL), plant.truth.write_layer
-    directions = Directions({layer: row[None]}, {layer: 9.0}, "planted", layer, -1)
-
-    bench = planted_bench(plant, prompts, directions=directions, prompts=POOL)
-    return measure_suite(bench, row, layer, TEXTS, vectors=DRAWN)
-
-
-def some(suite: Suite, seed: int) -> Suite:
-    rng = np.random.default_rng(seed)
-    vectors = [0, *(1 + rng.choice(DRAWN, size=VECTORS, replace=False))]
-    few = rng.choice(POOL, size=FEW, replace=False)
-    both = np.concatenate([few, POOL + few])
-    return replace(
-        suite,
-        before=suite.before[both],
-        after=suite.after[vectors][:, both],
-        fall=suite.fall[vectors][:, few],
-        kl=suite.kl[vectors][:, few],
-        nll=suite.nll[vectors],
-    )
+    return suite_pool(variant, is_inert=what == "inert", seed=FRESH)
 
 
 @cache
 def behaviour(variant: str, what: str = "refusal") -> list[dict[str, Estimate]]:
     suite = pool(variant, what)
-    return [behaviour_changes(some(suite, seed), seed=seed) for seed in range(100)]
+    return [behaviour_changes(some_of_suite(suite, seed), seed=seed) for seed in range(100)]
 
 
 def times(seen: list[dict[str, Estimate]], name: str) -> int:
@@ -78,23 +52,25 @@ def test_an_unread_direction_changes_no_behaviour() -> None:
         assert times(seen, name) <= 10
 
 
-@pytest.mark.parametrize(
-    ("variant", "name"), [("null", "cka_loss"), ("decodable_only", "rank_change")]
-)
-def test_a_long_unread_direction_changes_the_stream_and_not_refusal(
-    variant: str, name: str
-) -> None:
+def test_a_long_unread_direction_changes_the_rank_of_the_stream_and_not_refusal() -> None:
     """Where triggers separate the classes as well, prompts stay as alike as they were."""
-    suite = pool(variant, "inert")
-    stream = [stream_changes(some(suite, seed), seed=seed) for seed in range(100)]
-    assert times(stream, name) >= 80
-    assert times(behaviour(variant, "inert"), "refusal_fall") <= 10
+    suite = pool("decodable_only", "inert")
+    stream = [stream_changes(some_of_suite(suite, seed), seed=seed) for seed in range(100)]
+    assert times(stream, "rank_change") >= 80
+    assert times(behaviour("decodable_only", "inert"), "refusal_fall") <= 10
+
+
+def test_what_only_the_unread_direction_tells_apart_is_less_alike_without_it() -> None:
+    """Whether that is beyond an equally large change depends on which are drawn."""
+    loss = stream_changes(pool("null", "inert"), seed=0)["cka_loss"]
+    assert loss.value > 0.1
+    assert times(behaviour("null", "inert"), "refusal_fall") <= 10
 
 
 def test_an_ablation_that_changes_nothing_leaves_the_stream_as_it_is() -> None:
     suite = pool("null", "inert")
     same = replace(suite, after=np.concatenate([suite.before[None], suite.after[1:]]))
-    stream = [stream_changes(some(same, seed), seed=seed) for seed in range(100)]
+    stream = [stream_changes(some_of_suite(same, seed), seed=seed) for seed in range(100)]
     assert times(stream, "cka_loss") + times(stream, "rank_change") == 0
 
 

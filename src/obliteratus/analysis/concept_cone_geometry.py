@@ -31,21 +31,21 @@ from obliteratus.analysis.category_control import (
     measure_control,
 )
 from obliteratus.analysis.category_geometry import (
-    LINEAR,
     SIGNIFICANT,
     CategoryGeometry,
     Geometry,
     category_geometry,
 )
+from obliteratus.analysis.cone_pictures import pictures
 from obliteratus.analysis.findings import Findings
 from obliteratus.analysis.module import ANALYSES, Analysis
 from obliteratus.analysis.place import chosen_place
 from obliteratus.analysis.products import Groups
+from obliteratus.analysis.resampling import ends, weights
 from obliteratus.directions.delta_reliability import permutation_p
 from obliteratus.directions.samples import Samples, samples_at
 from obliteratus.errors import MeasurementError
 from obliteratus.events import track
-from obliteratus.pictures.spec import Heat, Line, Panel, Picture
 from obliteratus.probe.activations import Activations
 from obliteratus.shapes import Layer
 from obliteratus.statistics.estimate import Estimate, Verdict
@@ -96,7 +96,7 @@ def concept_cone_geometry(
             **_estimates(here, n=many, seed=seed),
             **({} if caused is None else caused.estimates),
         },
-        arrays={**_arrays(here, tuple(found.values())), **_causal_arrays(control, caused)},
+        arrays={**_arrays(here, tuple(found.values())), **_causal_arrays(control, caused, seed)},
         facts={
             "verdict": shape,
             "geometry": here.geometry,
@@ -147,7 +147,7 @@ def _arrays(here: CategoryGeometry, layers: tuple[CategoryGeometry, ...]) -> dic
 
 
 def _causal_arrays(
-    control: CategoryControl | None, caused: ControlFindings | None
+    control: CategoryControl | None, caused: ControlFindings | None, seed: int
 ) -> dict[str, np.ndarray]:
     if control is None or caused is None:
         return {}
@@ -156,10 +156,19 @@ def _causal_arrays(
         "removed_low": caused.low,
         "removed_high": caused.high,
         "removed_bound": np.array([caused.bound]),
-        "positive": control.positive.mean(axis=1),
-        "mixed": control.mixed.mean(axis=1),
-        "random_added": control.random_added.mean(axis=1),
+        **_rises("positive", control.positive, seed),
+        **_rises("mixed", control.mixed, seed),
+        **_rises("random_added", control.random_added, seed),
     }
+
+
+def _rises(
+    name: str, values: Float64[np.ndarray, "vector prompt"], seed: int
+) -> dict[str, np.ndarray]:
+    """Return the mean of every vector, and both ends of its 95 % interval over prompts."""
+    drawn = weights(values.shape[1], np.random.default_rng(seed)) @ values.T
+    low, high = ends(drawn)
+    return {name: values.mean(axis=1), f"{name}_low": low, f"{name}_high": high}
 
 
 def _causal_facts(
@@ -255,67 +264,6 @@ def _geometry_headline(here: CategoryGeometry, layer: Layer) -> str:
             "direction that stands out of the noise of their prompts."
         )
     return f"Undetermined {where}, one direction or more: {numbers}."
-
-
-def pictures(found: Findings) -> tuple[Picture, ...]:
-    """Draw the cosines, the spectrum with its null, and the mean cosine by layer."""
-    names, layers = found.facts["categories"], found.facts["layers"]
-    heat = Heat(found.arrays["cosine"], tuple(names), tuple(names), scale=1.0, unit="cosine")
-    where = f"layer {found.facts['layer']}, position {found.facts['position']}"
-    shown = [
-        Picture(
-            "Do categories share a direction?",
-            f"Cosines of the categories' directions at {where}, noise of few prompts taken out: "
-            "the same direction has cosine 1. Empty: undetermined.",
-            (Panel((heat,)),),
-        )
-    ]
-    if np.isfinite(found.arrays["spectrum"]).all():
-        shown.append(_spectrum(found.arrays["spectrum"], float(found.arrays["spectrum_null"][0])))
-    if "removed" in found.arrays:
-        shown.append(_ablation(found))
-    if len(layers) > 1:
-        x = tuple(-1.0 if layer == "embedding" else float(layer) for layer in layers)
-        is_known = np.isfinite(found.arrays["layer_cosine"])
-
-        def at(end: str) -> tuple[float, ...]:
-            return tuple(np.where(is_known, found.arrays[f"layer_cosine{end}"], np.nan).tolist())
-
-        line = Line("mean cosine", x, at(""), at("_low"), at("_high"))
-        bound = Line("one direction", x, (LINEAR,) * len(x), role="muted", dashed=True)
-        panel = Panel((line, bound), "layer (block output)", "cosine", whole_x=True)
-        caption = (
-            "The mean over categories at every layer, with a 95 % interval; a gap is undetermined. "
-            "−1 is the embedding."
-        )
-        shown.append(Picture("One direction at every layer?", caption, (panel,)))
-    return tuple(shown)
-
-
-def _ablation(found: Findings) -> Picture:
-    names = tuple(found.facts["removed_categories"])
-    heat = Heat(found.arrays["removed"], names, (*names, "pooled"), unit="fall of log-odds")
-    bound = float(found.arrays["removed_bound"][0])
-    return Picture(
-        "Whose direction ends whose refusal?",
-        "Fall of the refusal log-odds of each category (rows) with the direction of each (columns) "
-        f"out of every write. A random direction stays below {bound:.1f}.",
-        (Panel((heat,)),),
-    )
-
-
-def _spectrum(values: Float64[np.ndarray, " axis"], null: float) -> Picture:
-    x = tuple(float(axis) for axis in range(2, len(values) + 2))
-    lines = (
-        Line("beyond the pooled direction", x, tuple(values.tolist())),
-        Line("permuted categories, 95 %", x, (null,) * len(x), role="muted", dashed=True),
-    )
-    caption = (
-        "Variance between categories along each further axis, in units of the pooled ‖δ‖², noise "
-        "taken out. Axes above the dashed line, from the left, are directions of their own."
-    )
-    panel = Panel(lines, "direction", "share of ‖δ‖²", whole_x=True)
-    return Picture("How many directions?", caption, (panel,))
 
 
 def category_directions(

@@ -7,7 +7,7 @@ filter by M⁻ᵀ, and nothing is said of it where the map does not predict text
 on. That both models see prompts alike (CKA, RSA), that their category directions span the same
 space and that the filter reads harm in both say how similar they are. Whether the direction
 *transfers* is decided by what it does in the other model: added and removed, held against the
-other's own direction and against random directions that were brought there the same way.
+other's own direction and against random ones that were brought there the same way.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,6 @@ from obliteratus.analysis.intervening import random_rows, selected
 from obliteratus.analysis.kinship import Kinship, kinship
 from obliteratus.analysis.module import ANALYSES, Analysis
 from obliteratus.analysis.resemblance import layers_alike, resemblance
-from obliteratus.analysis.stream_map import StreamMap
 from obliteratus.analysis.transfer_pictures import pictures
 from obliteratus.analysis.transferred import (
     RANDOM,
@@ -120,36 +119,50 @@ def _headline(
     return f"{start} {'acts' if len(does) == len(WAYS) else 'acts in part'}: {'; '.join(words)}."
 
 
-def transfer(bench: Bench) -> Findings:
-    """Bring the direction of the bench's model to the other one, and see what it does there.
+@dataclass(frozen=True)
+class Trip:
+    """A direction that went to another model, how, and what it did there."""
+
+    pair: Pair
+    brought: Brought
+    learned: Learned | None
+    acted: Transferred
+
+
+def bring(bench: Bench, *, random: int = RANDOM) -> Trip:
+    """Bring the direction of the bench's model to the other one, and ``random`` others.
 
     Raises:
         MeasurementError: there is no second model, or it has no refusal log-odds to measure.
         DirectionError: the bench's model has no direction.
     """
-    other, (layer, row) = bench.other, selected(bench.directions)
+    other, (_, row) = bench.other, selected(bench.directions)
     kin = kinship(bench.model, other.model)
     pair = pair_of(bench, other, kin)
     learned = None if kin.is_same_base else learn(pair)
-    tokens = bench.tokens if kin.same_vocabulary else other.tokens
     acted = act(
         other,
-        tokens,
-        unit_rows(_vectors(pair, learned, row.numpy())),
+        bench.tokens if kin.same_vocabulary else other.tokens,
+        unit_rows(_vectors(pair, learned, row.numpy(), random)),
         layer=pair.other_layer,
         length=float(np.linalg.norm(pair.own)),
         means=pair.harmless_means,
     )
-    brought = Brought(kin)
-    if learned is not None:
-        own = pair.own / np.linalg.norm(pair.own)
-        along = learned.there.explained_along(own, learned.document, bench.seed)
-        brought = Brought(kin, learned.there.explained, along)
+    if learned is None:
+        return Trip(pair, Brought(kin), None, acted)
+    own = pair.own / np.linalg.norm(pair.own)
+    along = learned.there.explained_along(own, learned.document, bench.seed)
+    return Trip(pair, Brought(kin, learned.there.explained, along), learned, acted)
+
+
+def reported(trip: Trip) -> Findings:
+    """Return what is found of ``trip``, and how alike its models are."""
+    pair, learned = trip.pair, trip.learned
     likeness = resemblance(pair, learned)
     found = cross_model_transfer(
-        acted, brought, likeness.estimates, seed=bench.seed,
-        names=(bench.model.source.asked, other.model.source.asked),
-        layers=(layer, pair.other_layer),
+        trip.acted, trip.brought, likeness.estimates, seed=pair.bench.seed,
+        names=(pair.bench.model.source.asked, pair.other.model.source.asked),
+        layers=(pair.layer, pair.other_layer),
     )  # fmt: skip
     facts = {"why_other_layer": pair.why, **likeness.facts}
     if learned is not None:
@@ -164,15 +177,33 @@ def transfer(bench: Bench) -> Findings:
     )
 
 
+def transfer(bench: Bench) -> Findings:
+    """Bring the direction of the bench's model to the other one, and see what it does there.
+
+    Raises:
+        MeasurementError, DirectionError: see :func:`bring`.
+    """
+    return reported(bring(bench))
+
+
 def _vectors(
-    pair: Pair, learned: Learned | None, row: Float64[np.ndarray, " d_model"]
+    pair: Pair, learned: Learned | None, row: Float64[np.ndarray, " d_model"], random: int
 ) -> list[Float64[np.ndarray, " d_other"]]:
-    """Return the direction and random ones as the other model has them, its own in second place."""
-    generator = torch.Generator().manual_seed(STREAM + pair.bench.seed)
-    drawn = [random_rows(1, len(row), generator)[0].numpy() for _ in range(RANDOM)]
-    there: StreamMap | None = None if learned is None else learned.there
-    first, *random = [each if there is None else there.pattern(each) for each in (row, *drawn)]
-    return [first, pair.own, *random]
+    """Return the direction as the other model has it, that model's own, and ``random`` others.
+
+    Random ones are contrasts of the text that the map was learned on, or uniform where there is no
+    map. What they have along the direction in question is taken out: neutral text varies along few
+    directions, and one of them may be that one.
+    """
+    if learned is None:
+        generator = torch.Generator().manual_seed(STREAM + pair.bench.seed)
+        first, others = row, [random_rows(1, len(row), generator)[0].numpy() for _ in range(random)]
+    else:
+        rng = np.random.default_rng(STREAM + pair.bench.seed)
+        first = learned.there.pattern(row)
+        others = [learned.there.pattern(each) for each in learned.contrasts(random, rng)]
+    unit = first / np.linalg.norm(first)
+    return [first, pair.own, *(each - (unit @ each) * unit for each in others)]
 
 
 ANALYSES.register("cross_model_transfer")(
@@ -183,12 +214,13 @@ ANALYSES.register("cross_model_transfer")(
         "the streams learned on neutral text (patterns by M, filters by M⁻ᵀ); it is added and "
         "taken out in the other model. Beside it: debiased CKA and RSA within classes, angles "
         "between the category directions, and the AUC of the filter.",
-        null="6 random directions brought there the same way, and as long; passages, prompts and "
-        "labels out of order",
+        null="12 others brought there the same way, as long and orthogonal to it: mean differences "
+        "of the text split at random, between models of one base random directions; passages, "
+        "prompts and labels out of order",
         source="CKA: 1905.00414, debiased as in 2010.15327; RSA: Kriegeskorte et al. 2008 "
         "(doi:10.3389/neuro.06.004.2008); patterns and filters: Haufe et al. 2014 "
         "(doi:10.1016/j.neuroimage.2013.10.067); transfer by maps: 2503.04429",
-        cost="PROBE and DISTILL of the other model, and 19 forward passes of 32 prompts of one "
+        cost="PROBE and DISTILL of the other model, and 31 forward passes of 32 prompts of one "
         "class in it; unless both have one base, 512 passages in each",
         run=transfer,
         pictures=pictures,

@@ -46,6 +46,9 @@ from obliteratus.statistics.estimate import Estimate
 
 RANDOM = 6
 """Random directions: five degrees of freedom for the scatter between them."""
+RANDOM_OF_SKILL = 12
+"""Of what a skill loses, which is a part of what refusal does: more of them make the bound tighter,
+1.9 standard deviations instead of 2.2, and a pass over the questions each is all they cost."""
 QUESTIONS = 48
 STREAM = 0x726F6275  # added to the seed, so that no other use of it has drawn the same directions
 SHARES = ("repair_share", "written_again", "new_direction", "entanglement")
@@ -190,9 +193,16 @@ def pictures(found: Findings) -> tuple[Picture, ...]:
 
 
 def measure(
-    bench: Bench, questions: Sequence[Asked], *, vectors: int = RANDOM, seed: int = 0
+    bench: Bench,
+    questions: Sequence[Asked],
+    *,
+    vectors: int = RANDOM,
+    of_skill: int = RANDOM_OF_SKILL,
+    seed: int = 0,
 ) -> Robustness:
     """Measure the bench's selected direction, and as many nulls of both kinds as ``vectors``.
+
+    Skill is asked under ``of_skill`` turned changes.
 
     Raises:
         MeasurementError: every layer has a direction of its own, or what changes the stream is more
@@ -207,6 +217,7 @@ def measure(
     changes = [out(row), *(turned(row, generator) for _ in range(vectors))]
     mean = samples.harmless.double().cpu().mean(dim=0)
     random = [another_out(row, mean, generator) for _ in range(vectors)]
+    further = [turned(row, generator) for _ in range(of_skill - vectors)]
     attacks = measure_attacks(bench, ranked_rows(row, samples), random)
     falls = attacks.untouched - attacks.random
     repair = measure_repair(bench, changes, falls)
@@ -214,7 +225,7 @@ def measure(
     return Robustness(
         repair=repair,
         reaction=measure_reaction(bench, changes, layer, seed=seed),
-        costs=measure_costs(bench, changes, questions, refusal),
+        costs=measure_costs(bench, [*changes, *further], questions, refusal),
         attacks=attacks,
     )
 
@@ -237,11 +248,11 @@ ANALYSES.register("defense_robustness")(
         "a hook ablation that ends refusal. What can be read off the stream without r is not "
         "called repair.",
         null="what is taken out along r, taken out along 6 random directions instead (as much "
-        "energy in every matrix), and for refusal 6 random directions out: prediction bounds for "
-        "a seventh",
+        "energy in every matrix; 12 for skill), and for refusal 6 random directions out: "
+        "prediction bounds for one more",
         source="2402.15390 (self-repair), 2406.11717; bound: Hahn 1969",
         cost="up to 120 forward passes of 32 harmful prompts, 19 of 32 harmless ones, 9 of both "
-        "on fit prompts, and 8 of 48 questions",
+        "on fit prompts, and 14 of 48 questions",
         run=_run,
         pictures=pictures,
     )

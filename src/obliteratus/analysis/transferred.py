@@ -6,7 +6,9 @@ harmless prompts have (2411.09003), because a projection would also take out wha
 in common, and any direction with a part along that would seem to act. So are the model's own
 direction, which says what there is to transfer, and random directions that were brought here the
 same way: what a map makes of any direction has the variance that the map prefers, and with it an
-effect that a random direction of this model would not have.
+effect that a random direction of this model would not have. Through a map these are contrasts of
+the text that it was learned on, because the map blows up whatever that text hardly varies along;
+and all are orthogonal to the direction in question, which is one of the few that text varies along.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,8 +36,9 @@ WAYS: Mapping[str, str] = {
     "added": "added to harmless prompts, it raises refusal by",
     "removed": "taken out of harmful ones, it lowers refusal by",
 }
-RANDOM = 6
-"""Random directions: five degrees of freedom for the scatter between them."""
+RANDOM = 12
+"""Random directions: of a further one it can be said that it stays below 2.3 standard deviations,
+and with six below 2.8, where a direction that acts may not be told from them."""
 
 
 @dataclass(frozen=True)

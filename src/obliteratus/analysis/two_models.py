@@ -49,13 +49,30 @@ class Pair:
 class Learned:
     """Maps learned on neutral text: ``there`` to the other model and ``back`` from it.
 
-    ``document`` says which passages belong together, ``sha256`` which text it was.
+    ``streams`` are those of the text in the first model. ``document`` says which passages belong
+    together, ``sha256`` which text it was.
     """
 
     there: StreamMap
     back: StreamMap
+    streams: Float64[np.ndarray, "passage d_model"]
     document: Int64[np.ndarray, " passage"]
     sha256: str
+
+    def contrasts(
+        self, count: int, rng: np.random.Generator
+    ) -> list[Float64[np.ndarray, " d_model"]]:
+        """Return ``count`` mean differences of the text, split in two at random.
+
+        A map says something of what its text varies along, and blows up all else: what a direction
+        that is uniform in the stream becomes is mostly made of where the text hardly moves.
+        """
+        half = np.arange(len(self.streams)) % 2 == 0
+        found: list[Float64[np.ndarray, " d_model"]] = []
+        for _ in range(count):
+            first = rng.permutation(half)
+            found.append(self.streams[first].mean(axis=0) - self.streams[~first].mean(axis=0))
+        return found
 
 
 def pair_of(bench: Bench, other: Bench, kin: Kinship) -> Pair:
@@ -99,7 +116,7 @@ def learn(pair: Pair) -> Learned:
         learn_map(one, another, text.document, permutations=permutations, seed=seed)
         for one, another in ((here, there), (there, here))
     ]
-    return Learned(maps[0], maps[1], text.document, text.sha256)
+    return Learned(maps[0], maps[1], here.astype(np.float64), text.document, text.sha256)
 
 
 def kept(
