@@ -8,7 +8,7 @@ head stays whole in each, because measurements turn states into logits without t
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
-from transformers.distributed import DistributedConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from obliteratus.errors import UnsupportedArchitectureError, UsageError
 from obliteratus.models.anatomy import Anatomy

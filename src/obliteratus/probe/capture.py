@@ -173,7 +173,7 @@ class _Collector:
     def with_others(self) -> "_Collector":
         """Return what all processes have collected, which between them saw every prompt."""
         rows = sorted(self.rows)
-        kept = {layer: values[rows] for layer, values in self.kept.items()}
+        kept: dict[Layer, Tensor] = {layer: values[rows] for layer, values in self.kept.items()}
         every = _Collector(self.prompts, self.layers, self.keeps_prompts)
         for others, theirs, moments in gathered((rows, kept, self.moments)):
             every.rows.update(others)
