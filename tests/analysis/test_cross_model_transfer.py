@@ -1,6 +1,7 @@
 """A direction transfers where it acts in the other model, not where both models look alike."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,12 @@ import pytest
 import torch
 
 from obliteratus.analysis.bench import Bench
-from obliteratus.analysis.cross_model_transfer import Brought, cross_model_transfer, reported
+from obliteratus.analysis.cross_model_transfer import (
+    Brought,
+    Trip,
+    cross_model_transfer,
+    reported,
+)
 from obliteratus.analysis.findings import Findings
 from obliteratus.analysis.kinship import kinship
 from obliteratus.analysis.module import ANALYSES
@@ -77,13 +83,13 @@ def fresh(one: str, other: str, triggers: Triggers, **changes: Any) -> Pool:
     return pool(first, second, triggers, FRESH)
 
 
-mapped = cache(
-    lambda: pool(
-        planted("linear", seed=FRESH, effect=WEAK),
-        planted("linear", seed=FRESH + 1, effect=WEAK),
-        seed=FRESH,
-    )
-)
+@cache
+def mapped_trip() -> Trip:
+    one, other = (planted("linear", seed=seed, effect=WEAK) for seed in (FRESH, FRESH + 1))
+    return transfer_pool(one, other, NEUTRAL["text"], seed=FRESH)
+
+
+mapped = cache(lambda: (mapped_trip().acted, reported(mapped_trip())))
 direct = cache(lambda: pool(planted("linear"), changed(planted("linear"))))
 null = cache(lambda: fresh("linear", "null", "independent"))
 decodable = cache(lambda: fresh("linear", "decodable_only", "harmful"))
@@ -109,6 +115,20 @@ def test_a_weak_direction_is_found_through_a_map_between_unrelated_models() -> N
     assert not found.facts["kinship"]["same_base"]
     assert found.estimates["map_explained"].value > 0.8
     assert "through a map that predicts" in found.headline
+
+
+def test_contrasts_of_the_text_are_not_blown_up_by_its_map_as_uniform_directions_are() -> None:
+    learned = mapped_trip().learned
+    assert learned is not None
+    rng = np.random.default_rng(0)
+
+    def stretch(rows: Sequence[np.ndarray]) -> float:
+        arrived = [learned.there.pattern(row) for row in rows]
+        return float(np.mean([np.linalg.norm(a) / np.linalg.norm(row)
+                              for a, row in zip(arrived, rows, strict=True)]))  # fmt: skip
+
+    assert stretch(learned.contrasts(20, rng)) == pytest.approx(1, abs=0.5)
+    assert stretch(list(rng.normal(size=(20, learned.streams.shape[1])))) > 5
 
 
 def test_what_a_mapped_direction_does_is_what_the_models_own_does() -> None:
