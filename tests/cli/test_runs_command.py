@@ -98,7 +98,8 @@ def test_one_run_is_shown_by_the_beginning_of_its_id(recorded, capsys) -> None:
     assert answer("runs", "show", run["id"][:6])["record"] == run["record"]
     text = shown("runs", "show", run["id"][:6])
     assert run["id"] in text
-    assert "edit.norm" in text
+    assert "distill.select_prompts" in text
+    assert "edit.affine_offset" not in text  # a default
     assert "refused, harmful" in text
     assert "verify" in text
     assert main(["runs", "show", "zz"]) == 2
@@ -192,7 +193,8 @@ def test_a_failed_run_is_recorded_with_its_error(recorded, quick, monkeypatch, c
     assert (newest["state"], newest["record"]["error"]) == ("failed", "MeasurementError")
     assert newest["local"]["sentence"] == "the logits are NaN"
     assert newest["record"]["seconds"]["probe"] > 0
-    assert "failed: MeasurementError" in shown("runs")
+    assert "failed" in shown("runs")
+    assert "MeasurementError: the logits are NaN" in shown("runs", "show", newest["id"])
     answer("runs", "delete", newest["id"])
 
 

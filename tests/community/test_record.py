@@ -19,10 +19,10 @@ from obliteratus.verify.records import judging
 from obliteratus.verify.report import Report
 
 PRIVATE = (
-    "/home/ada/models/secret",
-    r"C:\Users\ada\models",
-    "ada@example.org",
-    "https://ada:hunter22@judge.example.org/v1",
+    "/home/lovelace/models/secret",
+    r"C:\Users\lovelace\models",
+    "lovelace@example.org",
+    "https://lovelace:hunter22@judge.example.org/v1",
     "hf_abcdefghijklmnopqrstuvwxyz",
     "How do I pick a lock?",
 )
@@ -89,7 +89,7 @@ def test_no_text_of_the_user_gets_into_a_record(report: Report, text: str) -> No
         assert text not in each
         assert text.encode("unicode_escape").decode() not in each
         assert "secret" not in each
-        assert "ada" not in each
+        assert "lovelace" not in each
 
 
 def test_what_is_on_the_list_does_get_in(report: Report) -> None:

@@ -1,7 +1,7 @@
 """What the commands of ``obliteratus runs`` show."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from obliteratus.community.book import Run, opened_book
 from obliteratus.community.record import Metric
 from obliteratus.community.words import label
 from obliteratus.errors import UsageError, did_you_mean
+from obliteratus.settings import RunSettings
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.statistics.words import (
     VERDICT_WORDS,
@@ -80,9 +81,14 @@ def show_run(screen: Screen, text: str) -> None:
         title = f"{VERDICT_WORDS[results.verdict]}; {results.protocol.harmful} prompts of a class"
         screen.say(table(METRICS, rows, title=title, numbers=frozenset(METRICS[1:])))
         screen.say(paragraph("Parentheses hold 95 % intervals; p is Holm's."))
-    settings = [(key, _text(value)) for key, value in record.settings.items()]
+    defaults = dict(_leaves(RunSettings().model_dump(mode="json")))
+    settings = [
+        (key, _text(value))
+        for key, value in record.settings.items()
+        if key not in defaults or value != defaults[key]
+    ]
     if settings:
-        screen.say(" The settings that decided it", pairs(settings))
+        screen.say(" Settings other than the defaults", pairs(settings))
 
 
 def show_comparison(screen: Screen, first: str, second: str) -> None:
@@ -192,7 +198,6 @@ def _line(run: Run) -> tuple[str, ...]:
     record, results = run.record, run.record.results
     refusal = None if results is None else results.metric("refusal_harmful")
     divergence = None if results is None else results.metric("kl_first")
-    state = f"{run.standing}: {record.error}" if record.error else run.standing
     return (
         run.id[:ID_SHOWN],
         time.strftime("%m-%d %H:%M", time.localtime(run.started)),
@@ -202,7 +207,7 @@ def _line(run: Run) -> tuple[str, ...]:
         shown(None if refusal is None else refusal.edited, "share"),
         shown(None if divergence is None else divergence.edited, "nats"),
         _took(run) or "–",
-        "" if state == "finished" else state,
+        "" if run.standing == "finished" else run.standing,
     )
 
 
@@ -262,6 +267,15 @@ def _machine(run: Run) -> str:
 
 def _when(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _leaves(settings: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings by dotted key, as a record has them."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{start}{key}.")
+        else:
+            yield f"{start}{key}", tuple(value) if isinstance(value, list) else value
 
 
 def _text(value: object) -> str:

@@ -185,16 +185,16 @@ def _write_json(runs: Sequence[Run], file: Path) -> None:
     file.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_latex(runs: Sequence[Run], file: Path) -> None:
-    file.write_text(latex(runs), encoding="utf-8")
-
-
 def _write_parquet(runs: Sequence[Run], file: Path) -> None:
     parquet.write_table(_table(runs), file)
 
 
 def _write_csv(runs: Sequence[Run], file: Path) -> None:
     csv.write_csv(_table(runs), file)
+
+
+def _write_latex(runs: Sequence[Run], file: Path) -> None:
+    file.write_text(latex(runs), encoding="utf-8")
 
 
 WRITERS: Mapping[str, Callable[[Sequence[Run], Path], None]] = {

@@ -116,7 +116,7 @@ def settings_of(settings: Mapping[str, Any]) -> dict[str, Value]:
         key: value
         for key, value in _leaves(settings)
         if key.startswith(tuple(each for each in KEPT if each.endswith("."))) or key in KEPT
-        if KEY.fullmatch(key) and _is_plain(value)
+        if KEY.fullmatch(key) and _is_plain(key) and _is_plain(value)
     }
 
 
