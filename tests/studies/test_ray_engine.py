@@ -110,8 +110,8 @@ def test_a_node_that_dies_loses_and_repeats_no_result(cluster, tmp_path):
         json.loads(line)["unit"] for line in (work.folder / "log").read_text().splitlines()
     )
     again = [unit for unit, count in begun.items() if count > 1]
-    assert len(again) <= 1
-    assert sum(unit.deaths for unit in units) == len(again)
+    deaths = sum(unit.deaths for unit in units)
+    assert len(again) <= deaths <= 1  # a unit that was lost may not have begun
     assert len(looks) > 10
 
 
