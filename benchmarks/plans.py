@@ -19,6 +19,8 @@ from costs import (
     summoning,
 )
 
+from obliteratus.models.folders import HASHED_AT_ONCE
+
 LLAMA = Shape("Llama 3.1 405B", 126, 16384, 128, 8, 128, 53248, 128256)
 MIXTURE = Shape(
     "1T mixture (384 experts, 8 active)",
@@ -48,7 +50,7 @@ EDIT_CORES = 2  # more cores than here with which the editor's four threads comp
 
 def machines(here: Machine) -> Iterator[Machine]:
     """Yield the machines of the plans; what one core does is as ``here``."""
-    common = {"number": SIZE, "hash": here.hash, "dispatch": here.dispatch}
+    common = {"number": SIZE, "hash": HASHED_AT_ONCE * here.hash, "dispatch": here.dispatch}
     disk = {
         "disk": 6e9,
         "copy": 2e9,

@@ -48,7 +48,7 @@ from obliteratus.testing.tiny import tiny_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "scale"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
-TRIED = Shape("0.5B", 16, 1536, 12, 4, 128, 4096, 32768)
+TRIED = Shape("0.4B", 24, 1024, 16, 4, 64, 4096, 32768)
 """What the two processes run: random numbers in the shape of a Llama."""
 BLOCK = Shape("block", 2, 1024, 8, 4, 128, 3072, 64)
 TINY = Shape("dispatch", 16, 32, 2, 2, 16, 64, 64)
@@ -88,7 +88,7 @@ def constants(folder: Path) -> None:
 
 def processes(folder: Path) -> None:
     """Run two processes as predicted, and print both."""
-    model = folder / "0.5B"
+    model = folder / TRIED.name
     if not (model / "config.json").is_file():
         write_model(model)
     tensor, data = (launched(2, each, model) for each in ("tensor", "data"))

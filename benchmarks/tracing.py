@@ -29,7 +29,7 @@ def patcher_of(model: LoadedModel, pairs: Pairs) -> Patcher:
     """Return what runs ``pairs``, scored by the model's own refusal tokens."""
     fit = split(refusal()).fit
     sides = [
-        last_hidden(model, encode(model, [prompt.text for prompt in side]))
+        last_hidden(model, encode(model, [prompt.text for prompt in side]), task="calibrate")
         for side in (fit.harmful, fit.harmless)
     ]
     return Patcher(model, head_of(model), calibrate(model, *sides), parts(model), pairs.prefix)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ TEXT_FILES = (
     "chat_template.json",
 )
 """Besides the weights, the files of a folder that decide what the model computes."""
+HASHED_AT_ONCE = 8  # one core hashes 1.4 GB/s here, and disks read faster than that
 
 
 def is_text_file(name: str) -> bool:
@@ -144,7 +146,8 @@ def fingerprint(folder: Path, weights: Iterable[Path], *, code: bool = False) ->
     """Return one SHA-256 over the configuration, tokenizer and weight files of a model folder.
 
     It hashes ``<name> NUL <sha256 of the file>`` of each in the order of names; other files (cards,
-    reports) do not count. ``code`` includes Python files, for models that bring their own.
+    reports) do not count. ``code`` includes Python files, for models that bring their own. Files
+    are hashed side by side, :data:`HASHED_AT_ONCE` of them.
     """
     texts = [
         path
@@ -153,8 +156,11 @@ def fingerprint(folder: Path, weights: Iterable[Path], *, code: bool = False) ->
     ]
     paths = sorted({*texts, *weights})
     digest = hashlib.sha256()
-    for path in track(paths, task=f"hash {folder.name}", total=len(paths), unit="files"):
-        digest.update(f"{path.name}\0{sha256_of_file(path)}\n".encode())
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+        hashed = pool.map(sha256_of_file, paths)
+        found = track(hashed, task=f"hash {folder.name}", total=len(paths), unit="files")
+        for path, file_hash in zip(paths, found, strict=True):
+            digest.update(f"{path.name}\0{file_hash}\n".encode())
     return digest.hexdigest()
 
 
