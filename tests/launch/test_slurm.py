@@ -21,6 +21,7 @@ SCRIPT = Path(__file__).parents[2] / "launch" / "slurm.sbatch"
 DAEMONS = ("slurmctld", "slurmd")
 PATHS = "/usr/sbin:/usr/bin:/sbin:/bin"
 SECONDS = 600.0  # for anything here: a machine may be busy
+SECONDS_TO_START = 120.0  # for the cluster: some containers do not let its daemons run
 CONFIG = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -110,7 +111,7 @@ def cluster(tmp_path):
     python.write_text(f'#!/bin/sh\nPYTHONPATH={source} exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     environment = {**os.environ, "SLURM_CONF": str(config)}
-    found = Cluster(tmp_path)
+    found, processes = Cluster(tmp_path), list[subprocess.Popen[bytes]]()
     with contextlib.ExitStack() as stack:
         for name in DAEMONS:
             log = stack.enter_context((tmp_path / f"{name}.out").open("w"))
@@ -119,7 +120,12 @@ def cluster(tmp_path):
             )
             stack.callback(process.wait)
             stack.callback(process.terminate)
-        until(lambda: is_idle(found), "the node does not become idle")
+            processes.append(process)
+        deadline = time.monotonic() + SECONDS_TO_START
+        while not is_idle(found):
+            if time.monotonic() > deadline or any(each.poll() is not None for each in processes):
+                pytest.skip("Slurm does not start on this machine (tests/QUARANTINES.md)")
+            time.sleep(0.1)
         yield found
         found.run("scancel", "--state=PENDING", "--user=root")
         found.run("scancel", "--state=RUNNING", "--user=root")
