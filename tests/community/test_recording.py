@@ -62,6 +62,18 @@ def test_a_wrong_request_is_no_run(path: Path) -> None:
         assert book.runs() == ()
 
 
+def test_of_several_processes_the_first_one_records(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "a test", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    for number in ("1", "0"):
+        monkeypatch.setenv("RANK", number)
+        with recording(entry(folder=path.with_name(number))):
+            pass
+    assert the_run(path).local.folder == str(path.with_name("0"))
+
+
 def test_a_part_of_a_run_is_no_run_of_its_own(path: Path) -> None:
     with recording(entry()), recording(entry()):
         pass

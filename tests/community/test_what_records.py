@@ -11,7 +11,7 @@ from obliteratus.hardening.harden import harden
 from obliteratus.hardening.recipe import harden_settings, recipe_named
 from obliteratus.pipeline.analyze import analyze
 from obliteratus.pipeline.methods import settings_for
-from obliteratus.pipeline.obliterate import obliterate
+from obliteratus.pipeline.obliterate import find_directions, obliterate
 from obliteratus.pipeline.stream import stream
 from obliteratus.studies.benchmark import benchmark
 from obliteratus.studies.sweep import sweep
@@ -38,6 +38,7 @@ def directions() -> Directions:
     ("kind", "method", "inside"),
     [
         ("obliterate", "basic", "obliteratus.pipeline.obliterate._Run.execute"),
+        ("probe", "basic", "obliteratus.pipeline.obliterate._Run.find"),
         ("analyze", None, "obliteratus.pipeline.analyze._Run.execute"),
         ("stream", "basic", "obliteratus.pipeline.stream._streamed"),
         ("sweep", "basic", "obliteratus.studies.sweep._swept"),
@@ -53,6 +54,7 @@ def test_a_failure_of_each_is_in_the_book(
     recipe = recipe_named("plain-refusal")
     commands = {
         "obliterate": lambda: obliterate("m", output, settings),
+        "probe": lambda: find_directions("m", output, settings),
         "analyze": lambda: analyze("m", output, settings),
         "stream": lambda: stream("m", output, settings, directions),
         "sweep": lambda: sweep("m", output, settings),

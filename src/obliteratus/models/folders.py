@@ -31,7 +31,7 @@ TEXT_FILES = (
     "chat_template.json",
 )
 """Besides the weights, the files of a folder that decide what the model computes."""
-HASHED_AT_ONCE = 8  # one core hashes 1.4 GB/s here, and disks read faster than that
+HASHED_AT_ONCE = 8  # a core hashes 1 to 1.4 GB/s, and disks read faster than that
 
 
 def is_text_file(name: str) -> bool:
