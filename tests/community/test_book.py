@@ -110,6 +110,17 @@ def test_two_processes_may_write_at_once(path: Path) -> None:
         assert {run.state for run in runs} == {"finished"}
 
 
+def test_a_file_that_another_process_has_just_begun_becomes_a_book(path: Path) -> None:
+    """Setting up the WAL writes the first page, before anything says what the file is."""
+    path.parent.mkdir()
+    raw = sqlite3.connect(path)
+    raw.execute("PRAGMA journal_mode = WAL")
+    assert raw.execute("PRAGMA page_count").fetchone() == (1,)
+    with RunBook(path) as book:
+        assert book.find(begun(book)).state == "running"
+    raw.close()
+
+
 def test_a_newer_book_is_refused_and_left_as_it_is(path: Path) -> None:
     with RunBook(path) as book:
         begun(book)

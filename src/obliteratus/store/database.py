@@ -87,9 +87,12 @@ def told(path: Path, kind: Kind) -> Generator[None]:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, kind: Kind) -> None:
+    connection.execute("BEGIN")  # the three are of one moment: another process may be making it
     version = _pragma(connection, "user_version")
     application = _pragma(connection, "application_id")
-    is_new = version == 0 and not _pragma(connection, "page_count")
+    things = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    connection.execute("COMMIT")
+    is_new = not version and not application and not things  # its WAL may have been set up already
     if not is_new and application != kind.application:
         raise StorageError(f"{path} is a database, but no {kind.noun}. {kind.instead}.")
     if version > len(kind.migrations):
