@@ -10,7 +10,7 @@ import obliteratus
 ROOT = Path(obliteratus.__file__).parent
 RANKS = (
     ("errors", "processes", "shapes"),
-    ("registry", "settings", "events", "statistics", "store"),
+    ("amounts", "registry", "settings", "events", "statistics", "store"),
     ("models", "prompts"),
     ("probe", "operator"),
     ("measure",),
@@ -22,7 +22,8 @@ RANKS = (
     ("community",),
     ("pipeline",),
     ("studies", "remote", "hardening", "doctor"),
-    ("cli", "ui"),
+    ("ui",),
+    ("cli",),
     ("testing",),
 )
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

@@ -6,11 +6,11 @@ import json
 import pytest
 from rich.console import Console
 
+from obliteratus.amounts import count, duration, rate, share_done, size
 from obliteratus.cli.errors import InterruptedRunError, OutputClosedError
 from obliteratus.cli.live import LiveScreen
 from obliteratus.cli.render import rendering
 from obliteratus.cli.results import next_steps
-from obliteratus.cli.words import count, duration, rate, share_done, size
 from obliteratus.errors import EditError
 from obliteratus.events import (
     STAGES,

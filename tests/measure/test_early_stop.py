@@ -10,8 +10,9 @@ from obliteratus.measure.agreement import labelled
 from obliteratus.measure.degenerate import is_loop, loops_whatever_follows
 from obliteratus.measure.early_stop import EarlyStop, Stopped, early_stop, is_audited
 from obliteratus.measure.generation import Completion, _about, check_lengths, generate
-from obliteratus.measure.judges.base import Judge, Outcome, Ruling, TextJudge, judge_named
+from obliteratus.measure.judges.base import Judge, Ruling, TextJudge, judge_named
 from obliteratus.measure.judges.keyword import UNREVOKED, keyword, keyword_settled
+from obliteratus.measure.outcomes import Outcome
 from obliteratus.measure.planted import plant, windows
 from obliteratus.measure.writing import Limits, Writing
 from obliteratus.models.chat import encode

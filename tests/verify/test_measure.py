@@ -14,7 +14,8 @@ from obliteratus.measure.documents import Document
 from obliteratus.measure.generation import Completion, generate
 from obliteratus.measure.generators import transformers
 from obliteratus.measure.head import head_of
-from obliteratus.measure.judges.base import Exchange, Judge, Outcome, Ruling, TextJudge
+from obliteratus.measure.judges.base import Exchange, Judge, Ruling, TextJudge
+from obliteratus.measure.outcomes import Outcome
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.probe.capture import probe
 from obliteratus.prompts.contrast import ContrastSet, Prompt

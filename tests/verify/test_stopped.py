@@ -10,7 +10,8 @@ from obliteratus.measure import early_stop
 from obliteratus.measure.documents import Document
 from obliteratus.measure.early_stop import Stopped
 from obliteratus.measure.generation import Completion
-from obliteratus.measure.judges.base import Judge, Outcome, TextJudge
+from obliteratus.measure.judges.base import Judge, TextJudge
+from obliteratus.measure.outcomes import Outcome
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.prompts.contrast import ContrastSet
 from obliteratus.settings import VerifySettings

@@ -11,9 +11,9 @@ import torch
 from rich.console import RenderableType
 from transformers import PreTrainedModel
 
+from obliteratus.amounts import count, size
 from obliteratus.cli.render import Screen
 from obliteratus.cli.tables import listing, table
-from obliteratus.cli.words import count, size
 from obliteratus.errors import StorageError
 from obliteratus.models.anatomy import Anatomy, PostNorm, WeightSite
 from obliteratus.models.memory import MemoryNeeded, memory_needed

@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from obliteratus.amounts import duration
 from obliteratus.analysis.atlas import ATLAS_FILE, WORDS, Atlas
 from obliteratus.analysis.audit import audit
 from obliteratus.analysis.findings import Findings
@@ -14,7 +15,6 @@ from obliteratus.analysis.module import ANALYSES
 from obliteratus.cli.main_job import default_output
 from obliteratus.cli.obliterate import DEFAULT_METHOD
 from obliteratus.cli.render import Screen
-from obliteratus.cli.words import duration
 from obliteratus.pipeline.analyze import analyze
 from obliteratus.pipeline.methods import settings_for
 from obliteratus.statistics.estimate import Verdict

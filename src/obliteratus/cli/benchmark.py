@@ -60,8 +60,8 @@ def benchmark(
 
 
 def _show(screen: Screen, found: "Benchmark", folder: Path) -> None:
+    from obliteratus.amounts import duration
     from obliteratus.cli.tables import listing, paragraph, table
-    from obliteratus.cli.words import duration
     from obliteratus.studies.benchmark import TABLE_FILE
     from obliteratus.verify.formatting import shown
 

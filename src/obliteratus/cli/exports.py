@@ -145,6 +145,15 @@ def _lora(request: Request) -> Exported:
     return Exported(tuple(sentences), {"receipt": receipt.as_json()})
 
 
+def _zip(request: Request) -> Exported:
+    from obliteratus.amounts import size
+    from obliteratus.release.archive import archive
+
+    count = archive(request.run, request.output, force=request.force)
+    n_bytes = request.output.stat().st_size
+    return Exported((f"{count} files, {size(n_bytes)}.",), {"files": count, "bytes": n_bytes})
+
+
 def _source_of(run: Mapping[str, Any], request: Request) -> Path:
     """Return the GGUF file that a run began with.
 
@@ -176,4 +185,5 @@ FORMATS: dict[str, Format] = {
     "control-vector": Format("what to add to the stream, for llama.cpp", _control_vector),
     "lora": Format("the edit as an adapter of low rank for the original, for peft", _lora),
     "gguf": Format("the edited model, from a GGUF file of the original", _gguf, takes_source=True),
+    "zip": Format("the folder in one file, with everything that was measured", _zip),
 }

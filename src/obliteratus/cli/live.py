@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
+from obliteratus.amounts import duration, rate, share_done
 from obliteratus.cli.errors import Stream
 from obliteratus.cli.render import Screen, deviation_text
-from obliteratus.cli.words import duration, rate, share_done
 from obliteratus.events import (
     DeviationRecorded,
     Event,

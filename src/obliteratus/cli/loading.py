@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from obliteratus.cli.words import count
+from obliteratus.amounts import count
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.sources import resolve
 from obliteratus.models.summon import outline, summon

@@ -38,6 +38,7 @@ from obliteratus.cli import (
     runs,
     study,
     sweep,
+    ui,
     verify,
 )
 from obliteratus.cli.errors import FAILURE, InterruptedRunError, report
@@ -99,6 +100,7 @@ for panel, commands in {
         "harden": harden.harden,
         "export": export.export,
         "demo": demo.demo,
+        "ui": ui.ui,
     },
     "Look": {
         "inspect": inspect.inspect,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from obliteratus.community.comparison import Compared
 
+from obliteratus.amounts import duration, significant
 from obliteratus.cli.render import Screen
 from obliteratus.cli.tables import listing, pairs, paragraph, table
-from obliteratus.cli.words import duration, significant
 from obliteratus.community.book import Run, opened_book
 from obliteratus.community.record import Metric
 from obliteratus.community.words import label

@@ -17,8 +17,8 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 from typing_extensions import override
 
+from obliteratus.amounts import duration, rate, share_done
 from obliteratus.cli.errors import InterruptedRunError, OutputClosedError, Stream, explain
-from obliteratus.cli.words import duration, rate, share_done
 from obliteratus.events import (
     STAGES,
     Deviation,

@@ -6,10 +6,10 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.padding import Padding
 
+from obliteratus.amounts import duration
 from obliteratus.cli.main_job import RECORDS
 from obliteratus.cli.render import Screen
 from obliteratus.cli.tables import listing
-from obliteratus.cli.words import duration
 from obliteratus.verify.report import Report
 from obliteratus.verify.terminal import as_screen
 

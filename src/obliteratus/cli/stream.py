@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from obliteratus.amounts import size
 from obliteratus.cli.main_job import Job, check_replaceable, default_output
 from obliteratus.cli.render import Screen
 from obliteratus.cli.tables import listing
-from obliteratus.cli.words import size
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import UsageError
 from obliteratus.operator.edit import EditPlan

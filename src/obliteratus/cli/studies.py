@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from obliteratus.amounts import significant
 from obliteratus.cli.render import Screen
 from obliteratus.cli.tables import listing, paragraph, table
-from obliteratus.cli.words import significant
 from obliteratus.errors import UsageError, did_you_mean
 from obliteratus.events import Note, StageFinished, StageStarted, emit
 from obliteratus.settings import with_overrides

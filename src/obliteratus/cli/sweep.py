@@ -103,8 +103,8 @@ def between(text: str) -> tuple[float, float]:
 
 
 def _show(screen: Screen, found: "Sweep", output: Path) -> None:
+    from obliteratus.amounts import duration
     from obliteratus.cli.tables import paragraph, table
-    from obliteratus.cli.words import duration
     from obliteratus.studies.sweep import CURVES, PICTURE_FILE, UNITS
     from obliteratus.verify.formatting import shown
 

@@ -26,7 +26,8 @@ from obliteratus.hardening.recipe import HardenSettings
 from obliteratus.measure.divergence import first_token_kl
 from obliteratus.measure.generation import Completion, generate
 from obliteratus.measure.head import Head, head_of
-from obliteratus.measure.judges.base import Asked, Judge, Outcome, checked
+from obliteratus.measure.judges.base import Asked, Judge, checked
+from obliteratus.measure.outcomes import Outcome
 from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.bases import independent, orthonormalise

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from obliteratus.measure.judges.base import Outcome
+from obliteratus.measure.outcomes import Outcome
 from obliteratus.shapes import Layer
 from obliteratus.statistics.estimate import Estimate
 

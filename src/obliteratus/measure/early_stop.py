@@ -12,7 +12,8 @@ from typing import Any
 
 from obliteratus.errors import UsageError
 from obliteratus.measure.generation import Completion, check_lengths
-from obliteratus.measure.judges.base import Exchange, Judge, Outcome, Ruling
+from obliteratus.measure.judges.base import Exchange, Judge, Ruling
+from obliteratus.measure.outcomes import Outcome
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.settings import EarlyStopping
 

@@ -4,7 +4,7 @@ import re
 
 from pydantic import BaseModel, ConfigDict
 
-from obliteratus.measure.judges.base import Outcome
+from obliteratus.measure.outcomes import Outcome
 
 
 class Words(BaseModel):

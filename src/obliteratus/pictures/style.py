@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from obliteratus.measure.judges.base import OUTCOMES, Outcome
+from obliteratus.measure.outcomes import OUTCOMES, Outcome
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.statistics.words import MINUS
 

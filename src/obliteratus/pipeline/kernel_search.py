@@ -29,7 +29,7 @@ from obliteratus.measure.behaviour import BEHAVIOURS, Behaviour
 from obliteratus.measure.early_stop import early_stop
 from obliteratus.measure.generation import generate
 from obliteratus.measure.judges.base import Exchange
-from obliteratus.measure.judges.base import Outcome as Judgement
+from obliteratus.measure.outcomes import Outcome as Judgement
 from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.hooks import edited

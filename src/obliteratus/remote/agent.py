@@ -1,9 +1,10 @@
 """What runs on the other machine: it starts, watches and ends one job in a folder.
 
 ``python -m obliteratus.remote.agent VERB FOLDER`` prints one JSON value. A job's folder holds
-``job.json`` (what to run), ``work/`` (where it runs and writes), ``events.jsonl`` (its standard
-output), ``stderr.log``, ``pid.json`` and, when it has ended, ``exit_code``. Every verb can be
-repeated: a caller whose link was cut in the middle asks again.
+``job.json`` (what to run; ``nice`` in it lowers its priority), ``work/`` (where it runs and
+writes), ``events.jsonl`` (its standard output), ``stderr.log``, ``pid.json`` and, when it has
+ended, ``exit_code``. Every verb can be repeated: a caller whose link was cut in the middle asks
+again.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from typing import Any
 import psutil
 
 from obliteratus.store import sha256_of_file
+from obliteratus.store.priority import lower_priority
 
 SECONDS_TO_START = 30.0  # a busy machine takes a while to start a Python
 SECONDS_TO_END = 15.0  # the program finishes what it writes and then ends
@@ -48,6 +50,7 @@ def start(folder: Path) -> Mapping[str, Any]:
 def run(folder: Path) -> Mapping[str, Any]:
     """Run the job to its end and write its exit code (negative: minus the signal)."""
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    lower_priority(job.get("nice", 0))  # of this process, so that its children are born with it
     with (folder / "events.jsonl").open("wb") as out, (folder / "stderr.log").open("wb") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "obliteratus.cli.main", *job["words"]],

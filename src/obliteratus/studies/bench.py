@@ -20,9 +20,10 @@ from obliteratus.measure.coherence import embed
 from obliteratus.measure.divergence import first_token_kl
 from obliteratus.measure.documents import Document, documents
 from obliteratus.measure.head import Head, head_of
-from obliteratus.measure.judges.base import Asked, Outcome, checked
+from obliteratus.measure.judges.base import Asked, checked
 from obliteratus.measure.judges.base import Bench as JudgeBench
 from obliteratus.measure.likelihood import document_nll
+from obliteratus.measure.outcomes import Outcome
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.shares import Shares
 from obliteratus.probe.forward import automatic_batch_tokens

@@ -9,7 +9,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from obliteratus.measure.capability import ItemScores
-from obliteratus.measure.judges.base import Outcome
+from obliteratus.measure.outcomes import Outcome
 from obliteratus.statistics.bootstrap import bootstrap_mean
 from obliteratus.statistics.clustered import (
     Clusters,

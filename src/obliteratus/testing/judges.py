@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from obliteratus.measure.agreement import LabelledAnswer, agreement, labelled
 from obliteratus.measure.generation import Completion
-from obliteratus.measure.judges.base import OUTCOMES, Exchange, Judge, Ruling
+from obliteratus.measure.judges.base import Exchange, Judge, Ruling
+from obliteratus.measure.outcomes import OUTCOMES
 
 BLANK = Exchange("Why is the sky blue?", Completion((), " \n", is_finished=True))
 SOME = 40  # labelled answers that are read again, one by one and backwards

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from obliteratus.measure.generation import Completion
 from obliteratus.measure.head import Head
-from obliteratus.measure.judges.base import Outcome
+from obliteratus.measure.outcomes import Outcome
 from obliteratus.measure.states import TokenStates
 from obliteratus.settings import VerifySettings
 from obliteratus.verify.identity import Subject, digest, head_fingerprint

@@ -11,8 +11,8 @@ from obliteratus.events import Deviation
 from obliteratus.measure.agreement import Agreement
 from obliteratus.measure.behaviour import BEHAVIOURS, REFUSAL, Behaviour
 from obliteratus.measure.head import Head
-from obliteratus.measure.judges.base import OUTCOMES
 from obliteratus.measure.log_odds import RefusalTokens
+from obliteratus.measure.outcomes import OUTCOMES
 from obliteratus.verify.capability import capability_rows, check_same_items, task_facts
 from obliteratus.verify.claims import (
     amplification_claim,

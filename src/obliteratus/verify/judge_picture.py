@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from obliteratus.errors import MeasurementError
-from obliteratus.measure.judges.base import LABELS, OUTCOMES, Outcome
+from obliteratus.measure.judges.base import LABELS
+from obliteratus.measure.outcomes import OUTCOMES, Outcome
 from obliteratus.measure.words import REFUSAL, Words
 from obliteratus.pictures.style import (
     LIGHT,

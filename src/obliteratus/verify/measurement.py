@@ -11,7 +11,8 @@ from torch import Tensor
 from obliteratus.events import Deviation
 from obliteratus.measure.capability import ItemScores
 from obliteratus.measure.early_stop import Stopped
-from obliteratus.measure.judges.base import Outcome, Ruling
+from obliteratus.measure.judges.base import Ruling
+from obliteratus.measure.outcomes import Outcome
 from obliteratus.measure.states import TokenStates
 from obliteratus.measure.writing import Completion, Thought
 from obliteratus.prompts.contrast import Prompt

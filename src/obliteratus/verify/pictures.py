@@ -10,7 +10,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from obliteratus.errors import MeasurementError
-from obliteratus.measure.judges.base import LABELS, OUTCOMES, Outcome
+from obliteratus.measure.judges.base import LABELS
+from obliteratus.measure.outcomes import OUTCOMES, Outcome
 from obliteratus.measure.words import Words
 from obliteratus.pictures.style import (
     LIGHT,

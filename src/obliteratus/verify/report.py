@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError
 
 from obliteratus.errors import StorageError
 from obliteratus.events import Deviation
-from obliteratus.measure.judges.base import Outcome
+from obliteratus.measure.outcomes import Outcome
 from obliteratus.measure.words import REFUSAL, Words
 from obliteratus.settings import VerifySettings
 from obliteratus.statistics.estimate import Estimate, Verdict

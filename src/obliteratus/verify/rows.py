@@ -12,7 +12,7 @@ from torch import Tensor
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.agreement import Agreement
 from obliteratus.measure.divergence import SequenceDivergence
-from obliteratus.measure.judges.base import Outcome
+from obliteratus.measure.outcomes import Outcome
 from obliteratus.statistics.bootstrap import bootstrap_mean, bootstrap_ratio
 from obliteratus.statistics.comparison import Comparison
 from obliteratus.statistics.estimate import Estimate

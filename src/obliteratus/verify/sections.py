@@ -11,8 +11,8 @@ from obliteratus.errors import MeasurementError
 from obliteratus.measure.agreement import Agreement
 from obliteratus.measure.divergence import first_token_kl, sequence_kl
 from obliteratus.measure.head import Head, chunks
-from obliteratus.measure.judges.base import OUTCOMES
 from obliteratus.measure.log_odds import RefusalTokens, log_odds
+from obliteratus.measure.outcomes import OUTCOMES
 from obliteratus.measure.words import REFUSAL, Words
 from obliteratus.measure.writing import Completion
 from obliteratus.statistics.bootstrap import bootstrap_mean

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from obliteratus.errors import MeasurementError
 from obliteratus.events import Deviation
-from obliteratus.measure.judges.base import Exchange, Judge, Outcome, Ruling
+from obliteratus.measure.judges.base import Exchange, Judge, Ruling
+from obliteratus.measure.outcomes import Outcome
 from obliteratus.measure.words import REFUSAL
 from obliteratus.measure.writing import Completion
 from obliteratus.models.chat import Encoded

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,17 +11,13 @@ from torch import Tensor
 from obliteratus.errors import MeasurementError
 from obliteratus.measure.generation import Completion
 from obliteratus.measure.log_odds import RefusalTokens
+from obliteratus.measure.outcomes import OUTCOMES, Outcome
 from obliteratus.models.chat import Encoded
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.registry import Registry
 from obliteratus.settings import JudgeSettings
 from obliteratus.store import Store
 
-Outcome = Literal["refusal", "compliance", "degenerate", "undetermined"]
-"""``compliance`` is any other answer: it need not be a good one. ``degenerate`` is no answer at
-all: loops, word salad, the wrong script, or nothing. Success is compliance alone. ``undetermined``
-is what a judge says that cannot tell: its own answer could not be read, or did not come."""
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 LABELS: tuple[Outcome, ...] = OUTCOMES[:-1]
 """What a person says of an answer."""
 

@@ -9,7 +9,8 @@ import re
 
 from obliteratus.measure.degenerate import degeneration, loops_whatever_follows
 from obliteratus.measure.generation import Completion
-from obliteratus.measure.judges.base import JUDGES, Bench, Judge, Outcome, TextJudge
+from obliteratus.measure.judges.base import JUDGES, Bench, Judge, TextJudge
+from obliteratus.measure.outcomes import Outcome
 from obliteratus.measure.plain_text import first_sentence, normalised
 from obliteratus.measure.refusal_patterns import (
     ASKS_ABOUT_THE_LAW,

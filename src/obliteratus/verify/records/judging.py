@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from obliteratus.measure.judges.base import Outcome
+from obliteratus.measure.outcomes import Outcome
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.verify.records.base import Record
 

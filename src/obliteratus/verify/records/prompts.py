@@ -1,6 +1,6 @@
 """Records of single prompts, without their texts: what two reports on one set are paired by."""
 
-from obliteratus.measure.judges.base import Outcome
+from obliteratus.measure.outcomes import Outcome
 from obliteratus.verify.records.base import Record
 from obliteratus.verify.records.judging import PromptSet
 

@@ -1,0 +1,77 @@
+"""Leaderboard: verified edits of one model, compared only where that is fair."""
+
+import time
+from typing import Any
+
+import gradio as gr
+
+from obliteratus.community.book import opened_book
+from obliteratus.community.leaderboard import Board, leaderboard
+from obliteratus.errors import ObliteratusError
+from obliteratus.statistics.words import ratio, shown
+from obliteratus.ui.drawing import alert, picture, render
+from obliteratus.ui.laboratory import Laboratory
+
+LEAD = (
+    "<p class='lead'>The verified edits that this machine has recorded. Only rows with the same "
+    "prompts, numbers, judge and lengths share a board; two whose intervals meet are tied.</p>"
+)
+ALL = "all"
+
+
+def build(lab: Laboratory) -> None:
+    """Build the tab."""
+    del lab  # the book of runs is the machine's, not the workspace's
+    gr.HTML(LEAD)
+    with gr.Row(elem_classes="fields"):
+        model = gr.Textbox(label="Model", placeholder="part of its name", elem_id="board-model")
+        device = gr.Textbox(label="Device", placeholder="cpu, cuda, H200", elem_id="board-device")
+        dtype = gr.Dropdown(
+            [ALL, "float32", "bfloat16", "float16"], value=ALL, label="Computed in",
+            filterable=False, elem_id="board-dtype",
+        )  # fmt: skip
+        show = gr.Button("Show", variant="primary", elem_id="board-show", scale=0, min_width=120)
+    boards = gr.HTML(elem_id="boards")
+    show.click(_boards, [model, device, dtype], boards, show_progress="hidden")
+    gr.on([model.submit, dtype.change], _boards, [model, device, dtype], boards,
+          show_progress="hidden")  # fmt: skip
+
+
+def _boards(model: str, device: str, dtype: str) -> str:
+    try:
+        with opened_book() as book:
+            runs = book.runs()
+    except ObliteratusError as error:
+        return alert(str(error))
+    found = leaderboard(
+        runs,
+        model=model.strip() or None,
+        device=device.strip() or None,
+        dtype=None if dtype == ALL else dtype,
+    )
+    return render("boards", boards=[_board(board) for board in found])
+
+
+def _board(board: Board) -> dict[str, Any]:
+    from obliteratus.community.board_picture import board_picture
+    from obliteratus.pictures.drawn import drawn
+    from obliteratus.pictures.style import as_svg
+
+    names = {row.id: row.label for row in board.rows}
+    rows = [
+        {
+            "id": row.id[:8],
+            "method": row.method or "–",
+            "refused": shown(row.refusal, "share"),
+            "divergence": shown(row.divergence, "nats"),
+            "perplexity": "–" if row.perplexity is None else ratio(row.perplexity),
+            "on": f"{row.device}, {row.dtype}",
+            "when": time.strftime("%Y-%m-%d", time.localtime(row.started)),
+            "beaten": ", ".join(names[each] for each in row.rank.beaten_by),
+            "tied": ", ".join(names[each] for each in row.rank.tied_with),
+        }
+        for row in board.rows
+    ]
+    drawing = board_picture(board)
+    svg = picture(as_svg(drawn(drawing)), drawing.caption) if len(rows) > 1 else ""
+    return {"title": board.title, "protocol": board.protocol, "rows": rows, "svg": svg}
