@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.models.gemma3n import modeling_gemma3n
 
-from obliteratus.cli.conversation import Conversation
 from obliteratus.cli.steer import steered
 from obliteratus.edits.planner import plan
 from obliteratus.edits.proof import prove_stream
@@ -20,6 +19,7 @@ from obliteratus.edits.residual import residual_energy
 from obliteratus.errors import LeakError, UnsupportedArchitectureError
 from obliteratus.models.anatomy import Streams
 from obliteratus.models.auto import auto_class
+from obliteratus.models.conversation import Conversation, Sampling
 from obliteratus.models.describe import coverage, describe
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.plumbing import capture, hooked
@@ -297,9 +297,7 @@ def test_steering_every_write_is_the_removal_and_at_zero_touches_nothing() -> No
         assert torch.equal(exact_logits(model, tokens), plain)
 
 
-def test_a_steered_conversation_says_what_the_edited_model_would(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_steered_conversation_says_what_the_edited_model_would() -> None:
     model = tiny_model("gemma3n_text", seed=1, dtype=torch.float32)
     head = model.module.get_output_embeddings()
     noise = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(5))
@@ -312,8 +310,8 @@ def test_a_steered_conversation_says_what_the_edited_model_would(
         lambda: edited(model, removal(model, directions.basis)),
     ):
         with context():
-            Conversation(model, None, temperature=0.0, max_new_tokens=8).ask("Who are you?")
-        said.append(capsys.readouterr().out)
+            talk = Conversation(model, sampling=Sampling(max_new_tokens=8))
+            said.append(talk.ask("Who are you?", lambda _piece: None))
     assert said[1] == said[2] != said[0]
 
 

@@ -16,12 +16,13 @@ from obliteratus.cli.steer import COMMAND, directions_and_strength, steered, tur
 from obliteratus.errors import UsageError
 
 if TYPE_CHECKING:
-    import obliteratus.cli.conversation
+    from obliteratus.models.conversation import Conversation
     from obliteratus.operator.steering import Dial
 
 PROMPT = "> "
 EXIT = ("/exit", "/quit")
-HELP = "/exit or Ctrl-D ends, /new starts over, Ctrl-C stops an answer."
+NEW = "/new"
+HELP = f"/exit or Ctrl-D ends, {NEW} starts over, Ctrl-C stops an answer."
 STEER_HELP = f"{COMMAND} NUMBER sets the strength: 0 is the model as it is, 1 removes."
 
 
@@ -64,12 +65,13 @@ def chat(
     with rendering(quiet=not (is_typed and sys.stdout.isatty()), stages=("summon",)) as screen:
         screen.title(f"chat with {model}")
         with stage("summon", f"load {model}") as result:
-            from obliteratus.cli.conversation import Conversation
             from obliteratus.cli.loading import load, summary
+            from obliteratus.models.conversation import Conversation, Sampling
 
             loaded = load(model, flags)
             result.text = summary(loaded)
-    talk = Conversation(loaded, system, temperature, max_new_tokens)
+    sampling = Sampling(max_new_tokens, temperature)
+    talk = Conversation(loaded, system, sampling, start_over=f"Write {NEW} to start over.")
     if seed is not None:
         talk.seed(seed)
     if is_typed:
@@ -78,11 +80,7 @@ def chat(
         _converse(talk, dial, is_typed=is_typed)
 
 
-def _converse(
-    talk: "obliteratus.cli.conversation.Conversation", dial: "Dial | None", *, is_typed: bool
-) -> None:
-    from obliteratus.cli.conversation import NEW
-
+def _converse(talk: "Conversation", dial: "Dial | None", *, is_typed: bool) -> None:
     for line in _lines(is_typed):
         if line in EXIT:
             return
@@ -111,7 +109,7 @@ def _lines(is_typed: bool) -> Iterator[str]:
 
 
 def _answer(
-    talk: "obliteratus.cli.conversation.Conversation",
+    talk: "Conversation",
     dial: "Dial | None",
     line: str,
     *,
@@ -122,10 +120,14 @@ def _answer(
         if line.split(maxsplit=1)[0] == COMMAND:
             sys.stdout.write(f"{turn(dial, line)}\n")
             return
-        talk.ask(line)
-        if is_typed:
-            sys.stdout.write("\n")
+        talk.ask(line, _write)
+        _write("\n\n" if is_typed else "\n")
     except UsageError as error:
         if not is_typed:
             raise
         write_paragraph(str(error), sys.stderr)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,183 @@
+"""Chat: talk to any model, as it is or steered along directions while it runs."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from obliteratus.ui.drawing import alert, render
+from obliteratus.ui.laboratory import Laboratory
+
+from obliteratus.errors import ObliteratusError, UsageError
+from obliteratus.ui.desk import (
+    QUIET,
+    Desk,
+    desk_state,
+    given,
+    paced,
+    steering_choices,
+)
+
+LEAD = (
+    "Talk to a saved model, to one of the catalogue, or to one that is steered while it runs: its "
+    "weights stay as they are. Nothing that is said here is kept."
+)
+LONGEST = 4096  # tokens of an answer
+AT_ONCE = 32  # visitors whose answers are being written
+WAITING = "…"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The fields that other tabs set: what to talk to, what to steer along, and how strongly."""
+
+    model: gr.Dropdown
+    directions: gr.Dropdown
+    strength: gr.Slider
+
+
+def build(lab: Laboratory) -> Ports:
+    """Build the tab."""
+    gr.HTML(render("lead", text=LEAD))
+    with gr.Row(elem_classes="fields"):
+        model = gr.Dropdown(
+            lab.models(), label="Model", allow_custom_value=True, elem_id="chat-model", scale=2,
+            info="A saved model, a name of the catalogue, a Hub id or a path.",
+        )  # fmt: skip
+        directions = gr.Dropdown(
+            steering_choices(lab), value=None, label="Steer", allow_custom_value=True,
+            elem_id="chat-directions", scale=2,
+            info="Empty: the model as it is. Else a directions.safetensors of this model.",
+        )  # fmt: skip
+        strength = gr.Slider(
+            -1, 2, value=1, step=0.05, label="Strength", elem_id="chat-strength", scale=2,
+            info="0 as it is, 1 removes, 2 reflects, below 0 amplifies. Also while it answers.",
+        )  # fmt: skip
+    talk = gr.Chatbot(
+        label="Conversation", height=430, elem_id="chat-talk", render_markdown=False,
+        feedback_options=None, buttons=["copy"], layout="bubble",
+    )  # fmt: skip
+    status = gr.HTML(elem_id="chat-status")
+    text = gr.Textbox(
+        label="Message", placeholder="Ask something", lines=1, max_lines=8, elem_id="chat-text"
+    )
+    with gr.Row(elem_classes="actions"):
+        ask = gr.Button("Send", variant="primary", elem_id="chat-send", scale=0, min_width=120)
+        stop = gr.Button("Stop", interactive=False, elem_id="chat-stop", scale=0, min_width=110)
+        clear = gr.Button("Clear", elem_id="chat-clear", scale=0, min_width=110)
+    with gr.Accordion("System prompt and sampling", open=False, elem_id="chat-more"):
+        system = gr.Textbox(label="System prompt", placeholder="none", elem_id="chat-system")
+        with gr.Row():
+            temperature = gr.Slider(
+                0, 2, value=0, step=0.05, label="Temperature",
+                info="0 always takes the likeliest token.",
+            )  # fmt: skip
+            top_p = gr.Slider(
+                0.05, 1, value=1, step=0.05, label="Top p",
+                info="Only the likeliest tokens with this probability together.",
+            )  # fmt: skip
+            tokens = gr.Slider(
+                1, LONGEST, value=512, step=1, label="Longest answer", info="In tokens."
+            )
+            seed = gr.Number(
+                label="Seed", precision=0, value=None, info="Empty: another answer each time."
+            )
+    desk = desk_state()
+    ports = Ports(model, directions, strength)
+    shown = [talk, status, text, ask, stop]
+    given_by_user = [desk, text, model, directions, strength, system]
+    given_by_user += [temperature, top_p, tokens, seed]
+
+    def send(desk: Desk, text: str, *values: Any) -> Generator[tuple[Any, ...]]:
+        yield from _send(lab, desk, text, *values)
+
+    gr.on(
+        [ask.click, text.submit], send, given_by_user, shown, show_progress="hidden",
+        concurrency_limit=AT_ONCE,
+    )  # fmt: skip
+    stop.click(Desk.stop, desk, None, **QUIET)
+    clear.click(_clear, desk, [talk, status], **QUIET)
+    strength.change(_steer, [desk, directions, strength], status, **QUIET)
+    for field in (model, directions):
+        field.focus(
+            lambda: (gr.Dropdown(lab.models()), gr.Dropdown(steering_choices(lab))),
+            None, [model, directions], **QUIET,
+        )  # fmt: skip
+    return ports
+
+
+def _send(
+    lab: Laboratory,
+    desk: Desk,
+    text: str,
+    model: str | None,
+    directions: str | None,
+    strength: float,
+    system: str | None,
+    temperature: float,
+    top_p: float,
+    tokens: float,
+    seed: float | None,
+) -> Generator[tuple[Any, ...]]:
+    """Answer ``text``; what could not be answered is put back into its field, with the reason."""
+    busy, idle = _buttons(is_busy=True), _buttons(is_busy=False)
+    if not text.strip():
+        yield (gr.skip(), "", gr.skip(), *idle)
+        return
+    turns = [*desk.turns, {"role": "user", "content": text.strip()}]
+    answer = ""
+    page = desk.begin()
+    try:
+        name = given(model, "choose a model, or type the name of one")
+        yield (_with(turns, WAITING), _said(f"loading {name}"), "", *busy)
+        talk = desk.opened(lab, name, (directions or "").strip() or None)
+        if talk.opened.strength is not None:
+            talk.strength = strength
+        if not desk.is_stopped:
+            yield (_with(turns, WAITING), _said(talk.opened.summary, talk.opened.notes), "", *busy)
+            pieces = talk.answer(
+                turns,
+                system=(system or "").strip() or None,
+                temperature=temperature,
+                top_p=top_p,
+                max_new_tokens=int(tokens),
+                seed=None if seed is None else int(seed),
+            )
+            for heard in paced(pieces):
+                answer += "".join(heard)
+                yield (_with(turns, answer), gr.skip(), gr.skip(), *busy)
+    except ObliteratusError as error:
+        yield (desk.turns, alert(str(error)), text, *idle)
+        return
+    if page == desk.page and not (desk.is_stopped and not answer):
+        desk.turns = _with(turns, answer.strip())
+        text = ""
+    yield (desk.turns, gr.skip(), text if page == desk.page else gr.skip(), *idle)
+
+
+def _clear(desk: Desk) -> tuple[list[Any], str]:
+    desk.clear()
+    return [], ""
+
+
+def _steer(desk: Desk, directions: str | None, strength: float) -> Any:
+    """Turn the strength of the model that is open, also while it answers."""
+    if desk.talk is None or desk.talk.subject.directions is None or not directions:
+        return gr.skip()
+    try:
+        desk.talk.strength = strength
+    except UsageError as error:
+        return alert(str(error))
+    return gr.skip()
+
+
+def _with(turns: list[dict[str, str]], answer: str) -> list[dict[str, str]]:
+    return [*turns, {"role": "assistant", "content": answer}]
+
+
+def _said(text: str, notes: tuple[str, ...] = ()) -> str:
+    return render("said", text=text, notes=notes)
+
+
+def _buttons(*, is_busy: bool) -> tuple[gr.Button, gr.Button]:
+    return gr.Button(interactive=not is_busy), gr.Button(interactive=is_busy)
