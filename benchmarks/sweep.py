@@ -100,7 +100,8 @@ def batches(asked: argparse.Namespace) -> None:
     settings = settings_for(
         asked.method, [*asked.assignments, f"verify.text_documents={asked.documents}"]
     )
-    bench, planned = prepared(asked.model, settings, asked.prompts, Store())
+    ready = prepared(asked.model, settings, asked.prompts, Store())
+    bench, planned = ready.bench, ready.plan
     _ = bench.original
     shares = [-1.0, -0.5, 0.5, 1.0, 1.5, 2.0]
     ways = {"one batch": InOneBatch(bench, planned), "one by one": InMemory(bench, planned, "")}

@@ -95,9 +95,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def served(
-    tmp_path_factory: pytest.TempPathFactory, places: dict[str, str]
-) -> Generator[Server]:
+def served(tmp_path_factory: pytest.TempPathFactory, places: dict[str, str]) -> Generator[Server]:
     """One server for the tests that only look at it and start runs."""
     server = Server(tmp_path_factory.mktemp("workspace"), places).start()
     yield server
@@ -121,9 +119,11 @@ def visitor(browser: Browser) -> Iterator[BrowserContext]:
     strange: list[str] = []
     context.on(
         "request",
-        lambda request: None
-        if request.url.startswith(("http://127.0.0.1:", "data:", "blob:"))
-        else strange.append(request.url),
+        lambda request: (
+            None
+            if request.url.startswith(("http://127.0.0.1:", "data:", "blob:"))
+            else strange.append(request.url)
+        ),
     )
     yield context
     context.close()

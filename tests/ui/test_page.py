@@ -23,7 +23,9 @@ def test_every_tab_opens_without_an_error(served, visit) -> None:
     assert errors == []
 
 
-def test_a_run_is_started_watched_and_read(served, visit, refuser: Path, tiny_settings_text) -> None:
+def test_a_run_is_started_watched_and_read(
+    served, visit, refuser: Path, tiny_settings_text
+) -> None:
     visit.open(served, "Obliterate")
     visit.type_model("obliterate", refuser)
     visit.more("obliterate", tiny_settings_text, refuser)

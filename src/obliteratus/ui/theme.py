@@ -7,13 +7,14 @@ import gradio as gr
 
 from obliteratus.pictures.style import DARK, LIGHT
 
-SHADES = ("50", "100", "200", "300", "400", "500", "600", "700", "800", "900", "950")
+WEIGHTS = (400, 700)  # the files that gradio ships for 500 and 600 lack most letters
 
 
 def appearance() -> dict[str, Any]:
     """Return what gradio takes at launch: the theme, the style sheet and the head of the page."""
     files = resources.files("obliteratus.ui") / "assets"
-    style = (files / "style.css").read_text(encoding="utf-8")
+    sheets = sorted(file.name for file in files.iterdir() if file.name.endswith(".css"))
+    style = "".join((files / name).read_text(encoding="utf-8") for name in sheets)
     script = (files / "page.js").read_text(encoding="utf-8")
     return {
         "theme": _theme(),
@@ -34,6 +35,8 @@ def _theme() -> gr.themes.Base:
             "#f7f9fb", "#eef1f5", "#e3e7ee", "#cfd6e0", "#9aa5b5", "#6b7686",
             "#566070", "#3c4451", "#262c35", "#1b1f27", "#14171c",
         ),
+        font=(gr.themes.LocalFont("IBM Plex Sans", WEIGHTS), "system-ui", "sans-serif"),
+        font_mono=(gr.themes.LocalFont("IBM Plex Mono", WEIGHTS), "ui-monospace", "monospace"),
         radius_size=gr.themes.sizes.radius_sm,
         text_size=gr.themes.sizes.text_md,
         spacing_size=gr.themes.sizes.spacing_md,

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-from obliteratus.ui.drawing import alert, render
-from obliteratus.ui.laboratory import Laboratory
 
 from obliteratus.errors import ObliteratusError, UsageError
 from obliteratus.ui.desk import (
@@ -17,6 +15,8 @@ from obliteratus.ui.desk import (
     paced,
     steering_choices,
 )
+from obliteratus.ui.drawing import alert, render
+from obliteratus.ui.laboratory import Laboratory
 
 LEAD = (
     "Talk to a saved model, to one of the catalogue, or to one that is steered while it runs: its "

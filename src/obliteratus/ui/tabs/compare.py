@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from obliteratus.ui.drawing import alert, render
-from obliteratus.ui.laboratory import Laboratory
 
 from obliteratus.errors import ObliteratusError
 from obliteratus.events import Event, Note, Progress
 from obliteratus.measure.beside import ANSWERS, Token
 from obliteratus.ui import beside
 from obliteratus.ui.desk import QUIET, Desk, desk_state, given, paced, steering_choices
+from obliteratus.ui.drawing import alert, render
+from obliteratus.ui.laboratory import Laboratory
 
 LEAD = (
     "Both models answer one prompt, and both are asked at every token of both answers: how far "
