@@ -8,10 +8,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from obliteratus.ui.drawing import render
-
 from obliteratus.measure.beside import ANSWERS, Token, Whose
 from obliteratus.statistics.words import MINUS
+from obliteratus.ui.drawing import render
 
 LEVELS = (0.01, 0.1, 1.0, 5.0)
 """KL in nats from which a token is one step darker: fixed, so that two comparisons compare."""

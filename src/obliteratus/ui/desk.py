@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import gradio as gr
-from obliteratus.ui.laboratory import Laboratory
 
 from obliteratus.errors import UsageError
+from obliteratus.ui.laboratory import Laboratory
 from obliteratus.ui.talks import Talk
 
 T = TypeVar("T")

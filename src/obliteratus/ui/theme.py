@@ -7,13 +7,14 @@ import gradio as gr
 
 from obliteratus.pictures.style import DARK, LIGHT
 
+STYLES = ("style.css", "compare.css")
 SHADES = ("50", "100", "200", "300", "400", "500", "600", "700", "800", "900", "950")
 
 
 def appearance() -> dict[str, Any]:
     """Return what gradio takes at launch: the theme, the style sheet and the head of the page."""
     files = resources.files("obliteratus.ui") / "assets"
-    style = (files / "style.css").read_text(encoding="utf-8")
+    style = "".join((files / name).read_text(encoding="utf-8") for name in STYLES)
     script = (files / "page.js").read_text(encoding="utf-8")
     return {
         "theme": _theme(),
