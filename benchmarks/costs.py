@@ -4,12 +4,13 @@ A product of a matrix with ``rows`` rows takes parameters · (``read`` + ``rows`
 seconds: its numbers are read once and multiplied with each row. What stands between products moves
 ``moved`` bytes a row at ``memory`` bytes a second, and each operation costs ``dispatch`` seconds,
 however small. A sum over n processes takes ``latency`` and 2 (n − 1) / n of its bytes at ``link``.
-A stage is limited by the largest of these terms.
+These follow one another. Of an edit on disk they do not: :func:`interleaved`.
 """
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import factorial
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,19 @@ class Shape:
         output = self.heads * (self.head if self.latent is None else self.latent.value) * self.width
         return self.embedding + output * self.layers + self.mlp_of(self.experts) // 3
 
+    def written_whole(self, most: float) -> int:
+        """Return the parameters of written matrices with more than ``most``.
+
+        The embedding is not among them: its rows are edited by pieces.
+        """
+        output = self.heads * (self.head if self.latent is None else self.latent.value) * self.width
+        sizes = {
+            output: self.layers,
+            self.width * self.mlp: self.layers - self.routed,
+            self.width * self.expert_mlp: self.routed * (self.experts + self.shared),
+        }
+        return sum(size * count for size, count in sizes.items() if size > most)
+
     def held(self, n: int) -> int:
         """Return the parameters that one of ``n`` processes holds under the tensor plan."""
         split = self.mlp_of(self.experts) + self.embedding
@@ -140,11 +154,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Machine:
-    """One process of a run, in seconds and bytes; ``disk`` and ``hash`` are of the whole machine.
+    """One process of a run, in seconds and bytes; ``disk`` and what follows are of its machine.
 
-    ``dispatch`` is per block and forward pass. ``copy`` reads and writes a file, for which all
-    cores together take ``handle`` seconds a byte; ``edit`` is their arithmetic on bytes that
-    change.
+    ``dispatch`` is per block and forward pass. ``disk`` is read and ``write`` written at; a core
+    takes ``handle`` for a byte that is read and written again, and changes ``edit`` bytes in a
+    second. An edit on disk has ``threads`` on ``cores``.
     """
 
     name: str
@@ -157,10 +171,12 @@ class Machine:
     latency: float
     link: float
     disk: float
+    write: float
     hash: float
-    copy: float
     handle: float
     edit: float
+    cores: int
+    threads: int
     room: float = 0.0
 
 
@@ -264,13 +280,40 @@ def summoning(shape: Shape, machine: Machine, *, hashed: bool = True) -> Cost:
     return Cost(seconds, shape.held(machine.n) * machine.number, disk=size * (2 if hashed else 1))
 
 
-def editing(size: float, changed: float, machine: Machine) -> Cost:
+def editing(size: float, changed: float, machine: Machine, *, whole: float = 0.0) -> Cost:
     """Return EXCISE on disk of ``size`` bytes, of which ``changed`` change.
 
-    Some threads compute, or have the kernel copy, while others wait for the disk: the longer of the
-    two counts.
+    Its threads take piece after piece: each waits until the disk has read one, edits it or lets the
+    kernel copy it, and leaves it to be written (:func:`interleaved`). Matrices that are larger than
+    a piece, ``whole`` bytes of those that change, pass one at a time, each by one core.
     """
-    disk = {"disk": size / machine.copy}
-    cores = {"arithmetic": changed / machine.edit, "copying": (size - changed) * machine.handle}
-    longer = disk if disk["disk"] > sum(cores.values()) else cores
-    return Cost(longer, disk=2 * size)
+    disk = size / machine.disk + size / machine.write
+    cores = changed / machine.edit + size * machine.handle
+    together = interleaved(disk, cores, machine.cores, machine.threads)
+    one_by_one = whole * (1 / machine.disk + 1 / machine.edit + machine.handle)
+    limits = {"disk": disk, "cores": cores / min(machine.cores, machine.threads)}
+    if one_by_one > together:
+        return Cost({"large matrices, one by one": one_by_one}, disk=2 * size)
+    longest = max(limits, key=lambda name: limits[name])
+    waiting = together - limits[longest]
+    return Cost({longest: limits[longest], "waiting": waiting}, disk=2 * size)
+
+
+def interleaved(disk: float, cores: float, count: int, threads: int) -> float:
+    """Return the seconds of work that ``threads`` do, each at the disk or at a core at a time.
+
+    The disk is busy for ``disk`` seconds of it and ``count`` cores for ``cores`` together. One
+    thread takes the sum, many take the longer of disk and cores / count; between them they wait for
+    each other. That is a closed queueing network (Gordon and Newell, 1967), whose throughput is
+    G(threads − 1) / G(threads), with G(n) the sum of disk^(n−k) · cores^k / β(k) over the k that
+    are at the cores, β(k) = k! as long as each has a core, and count! · count^(k − count) beyond.
+    """
+
+    def waits(at_cores: int) -> float:
+        served = min(at_cores, count)
+        return factorial(served) * float(count) ** (at_cores - served)
+
+    def states(n: int) -> float:
+        return sum(disk ** (n - k) * cores**k / waits(k) for k in range(n + 1))
+
+    return states(threads) / states(threads - 1)

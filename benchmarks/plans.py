@@ -19,6 +19,7 @@ from costs import (
     summoning,
 )
 
+from obliteratus.edits.rewrite import PIECE, THREADS
 from obliteratus.models.folders import HASHED_AT_ONCE
 
 LLAMA = Shape("Llama 3.1 405B", 126, 16384, 128, 8, 128, 53248, 128256)
@@ -45,7 +46,7 @@ TOKENS, NEW = 19, 64  # of a prompt behind what all share, and of an answer
 HELD_OUT = 14_586
 DEPTH, OTHER_RUNS = 0.8, 8  # of the layers, one run each; and the runs of ranks and strengths
 GPU_BATCH, CPU_BATCH, ROWS = 16384, 512, 256
-EDIT_CORES = 2  # more cores than here with which the editor's four threads compute
+EDIT_CORES = 64
 
 
 def machines(here: Machine) -> Iterator[Machine]:
@@ -53,9 +54,11 @@ def machines(here: Machine) -> Iterator[Machine]:
     common = {"number": SIZE, "hash": HASHED_AT_ONCE * here.hash, "dispatch": here.dispatch}
     disk = {
         "disk": 6e9,
-        "copy": 2e9,
-        "edit": EDIT_CORES * here.edit,
-        "handle": here.handle / EDIT_CORES,
+        "write": 3e9,
+        "edit": here.edit,
+        "handle": here.handle,
+        "cores": EDIT_CORES,
+        "threads": THREADS,
     }
     rates = {"product": 2 / (0.5 * 989e12)}
     small = {"read": SIZE / (0.7 * 3.35e12), "memory": 0.6 * 3.35e12, "room": 80e9, **rates}
@@ -88,12 +91,12 @@ def stages(shape: Shape, machine: Machine) -> dict[str, Cost]:
     answers = Cost({})
     for prompts in (TEST, LOOKALIKES, AGAIN):
         answers += answering(shape, machine, prompts, NEW, prompt=TOKENS, batch=batch, rows=ROWS)
-    size = SIZE * shape.parameters
+    size, whole = SIZE * shape.parameters, SIZE * shape.written_whole(PIECE / SIZE)
     return {
         "SUMMON": loading,
         "PROBE": probing(shape, machine, FIT * TOKENS, batch=batch),
         "DISTILL": probing(shape, machine, SELECT * TOKENS, batch=batch).times(runs),
-        "EXCISE, on disk": editing(size, SIZE * shape.written, machine),
+        "EXCISE, on disk": editing(size, SIZE * shape.written, machine, whole=whole),
         "VERIFY, both models": (loading + reading + answers).times(2),
     }
 

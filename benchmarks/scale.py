@@ -2,10 +2,10 @@
 
     python benchmarks/scale.py constants FOLDER      measures this machine, on nothing that is run
     python benchmarks/scale.py processes FOLDER      runs two processes beside what was predicted
-    python benchmarks/scale.py disk FOLDER           edits 10 GB beside what was predicted
+    python benchmarks/scale.py disk FOLDER           edits checkpoints beside what was predicted
     python benchmarks/scale.py page docs/scale.md    puts the comparison and the plans there
 
-FOLDER is on the disk that is measured and needs 22 GB. The first three store what they find in
+FOLDER is on the disk that is measured and needs 45 GB. The first three store what they find in
 benchmarks/results/scale/. The model of the costs is benchmarks/costs.py.
 """
 
@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ import torch
 from costs import Cost, Machine, Shape, answering, editing, forward, probing
 from plans import planned
 from torch import distributed, nn
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import LlamaForCausalLM, LlamaModel
 
-from obliteratus.edits.rewrite import THREADS
+from obliteratus.edits.rewrite import PIECE, THREADS
 from obliteratus.measure.generation import generate
 from obliteratus.models.chat import encode
 from obliteratus.models.checkpoint import read_checkpoint, sample
@@ -53,7 +53,12 @@ TRIED = Shape("0.4B", 24, 1024, 16, 4, 64, 4096, 32768)
 BLOCK = Shape("block", 2, 1024, 8, 4, 128, 3072, 64)
 TINY = Shape("dispatch", 16, 32, 2, 2, 16, 64, 64)
 PROMPTS, LETTERS, ANSWERED, NEW_TOKENS = 48, 40, 32, 24
-GIGABYTES = 10.0
+EDITED = (
+    replace(shards.sized(shards.QWEN, 10), name="experts of 2048 × 768"),
+    shards.sized(Shape("experts of 3072 × 1024", 1, 3072, 24, 4, 128, 0, 65536, 64, 8, 0, 1024), 6),
+    shards.sized(Shape("no experts, width 5120", 1, 5120, 40, 40, 128, 13824, 32000), 6),
+)
+"""What is edited on disk. How the executor overlaps its work was looked at on the first alone."""
 REPEATS = 3
 CORES = 2
 
@@ -80,7 +85,8 @@ def constants(folder: Path) -> None:
     """Measure what the model of the costs needs, with both processes busy as in a run."""
     folder.mkdir(parents=True, exist_ok=True)
     found = {**launched(2, "constants-of-one", folder), **of_the_disk(folder), **of_an_edit()}
-    machine = Machine(name="two cores here", n=2, number=4, **found)
+    threads = min(THREADS, 1 + CORES)  # as the executor has them
+    machine = Machine(name="two cores here", n=2, number=4, cores=CORES, threads=threads, **found)
     store("machine", asdict(machine))
     for name, value in asdict(machine).items():
         print(f"{name:10} {value if isinstance(value, str | int) else f'{value:.3g}'}")
@@ -98,11 +104,17 @@ def processes(folder: Path) -> None:
 
 
 def disk(folder: Path) -> None:
-    """Edit 10 GB on disk as predicted, and print both."""
-    seconds, size, changed = edited_on_disk(folder)
-    name = f"edit of {size / 1e9:.1f} GB on disk"
-    cost = editing(size, changed, Machine(**load("machine")))
-    settle("disk", {name: cost}, {name: seconds})
+    """Edit checkpoints on disk as predicted, and print both."""
+    rows: dict[str, Cost] = {}
+    measured: dict[str, float] = {}
+    machine = Machine(**load("machine"))
+    for shape in EDITED:
+        seconds, size = edited_on_disk(folder, shape)
+        name = f"edit of {size / 1e9:.1f} GB on disk, {shape.name}"
+        whole = 2 * shape.written_whole(PIECE / 2)
+        rows[name] = editing(size, 2 * shape.written, machine, whole=whole)
+        measured[name] = seconds
+    settle("disk", rows, measured)
 
 
 def settle(name: str, rows: Mapping[str, Cost], measured: Mapping[str, float]) -> None:
@@ -206,7 +218,10 @@ def measure_process(_: Path) -> None:
 @torch.no_grad()
 def block_seconds(shape: Shape, tokens: int) -> float:
     """Return the seconds of one block of a Llama of ``shape`` for ``tokens`` tokens."""
-    model, ids = LlamaModel(config_of(shape)).eval(), torch.zeros(1, tokens, dtype=torch.long)
+    model, ids = (
+        LlamaModel(shards.config_of(shape)).eval(),
+        torch.zeros(1, tokens, dtype=torch.long),
+    )
     return timed(lambda: model(ids, use_cache=False), 10) / shape.layers
 
 
@@ -232,18 +247,21 @@ def timed(run: Callable[[], object], times: int) -> float:
 
 
 def of_the_disk(folder: Path) -> dict[str, float]:
-    """Measure reading, hashing and copying 4 GB that were written for it, from a cold cache."""
+    """Measure writing, reading, hashing and copying 4 GB, each from a cold cache."""
     files = [folder / f"filler-{index}" for index in range(2)]
     block = torch.randint(256, (1 << 28,), dtype=torch.uint8).numpy().tobytes()
+    start = time.perf_counter()
     for path in files:
         with path.open("wb") as file:
             for _ in range(8):
                 file.write(block)
+            os.fsync(file.fileno())
+    written = time.perf_counter() - start
     size = sum(path.stat().st_size for path in files)
     shards.forget(files)
     before = core_seconds()
-    copied = shards.copy(files, folder / "filler-copy")
-    handled = (core_seconds() - before) / CORES
+    shards.copy(files, folder / "filler-copy")
+    handled = core_seconds() - before
     shards.forget(files)
     start = time.perf_counter()
     with files[0].open("rb", buffering=0) as file:
@@ -257,7 +275,7 @@ def of_the_disk(folder: Path) -> dict[str, float]:
         path.unlink()
     return {
         "disk": size / 2 / read,
-        "copy": size / copied,
+        "write": size / written,
         "handle": handled / size,
         "hash": len(block) / hashed,
     }
@@ -270,35 +288,24 @@ def core_seconds() -> float:
 
 
 def of_an_edit() -> dict[str, float]:
-    """Measure the arithmetic of an edit, by as many threads as the executor has."""
+    """Measure the arithmetic of an edit by one core, while the others do the same."""
     row = orthonormalise(torch.randn(1, 1024, dtype=torch.float64))
     operator = Operator(row, row, torch.ones(1, dtype=torch.float64))
     matrices = [torch.randn(1024, 2048).to(torch.bfloat16) for _ in range(64)]
     run = partial(edit_matrix, operator=operator, in_place=True)
-    with ThreadPoolExecutor(THREADS) as pool:
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(CORES, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         list(pool.map(run, matrices[:8]))
         start = time.perf_counter()
         list(pool.map(run, matrices))
         seconds = time.perf_counter() - start
-    return {"edit": sum(weight.nbytes for weight in matrices) / seconds}
-
-
-def config_of(shape: Shape) -> LlamaConfig:
-    """Return the configuration of a Llama of ``shape``."""
-    return LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        intermediate_size=shape.mlp,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head,
-    )
+    torch.set_num_threads(threads)
+    return {"edit": sum(weight.nbytes for weight in matrices) / seconds / CORES}
 
 
 def write_model(folder: Path) -> None:
     """Write random numbers in the shape of ``TRIED``, with a tokenizer of bytes."""
-    LlamaForCausalLM(config_of(TRIED)).save_pretrained(folder)
+    LlamaForCausalLM(shards.config_of(TRIED)).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
 
 
@@ -323,15 +330,13 @@ def measure_run(folder: Path, parallel: str) -> None:
     say(found)
 
 
-def edited_on_disk(folder: Path) -> tuple[float, float, float]:
-    """Return the median seconds of a 10 GB edit from a cold cache, its bytes and those changed."""
-    source, output = folder / f"{GIGABYTES:g}GB", folder / "edited"
+def edited_on_disk(folder: Path, shape: Shape) -> tuple[float, float]:
+    """Return the median seconds of an edit of ``shape`` from a cold cache, and its bytes."""
+    source, output = folder / shape.name.replace(" ", "-"), folder / "edited"
     if not (source / "model.safetensors.index.json").is_file():
-        shards.generate(source, GIGABYTES)
+        shards.generate(source, shape)
     directions = folder / "directions.safetensors"
-    n_layers = json.loads((source / "config.json").read_text())["num_hidden_layers"]
-    of = sample(read_checkpoint(source))
-    save_directions(shards.random_directions(n_layers, of), directions)
+    save_directions(shards.random_directions(shape, sample(read_checkpoint(source))), directions)
     files = sorted(source.glob("*.safetensors"))
     found: list[float] = []
     for _ in range(REPEATS):
@@ -341,21 +346,7 @@ def edited_on_disk(folder: Path) -> tuple[float, float, float]:
         shutil.rmtree(output)
         found.append(json.loads(run.stdout.splitlines()[-1])["seconds"])
         print(f"{found[-1]:.1f} s", flush=True)
-    shape = Shape(
-        "mixture",
-        layers=n_layers,
-        width=shards.WIDTH,
-        heads=shards.HEADS,
-        kv_heads=4,
-        head=shards.HEAD,
-        mlp=0,
-        vocabulary=shards.VOCABULARY,
-        experts=shards.EXPERTS,
-        active=8,
-        expert_mlp=shards.EXPERT,
-    )
-    size = sum(path.stat().st_size for path in files)
-    return sorted(found)[len(found) // 2], size, 2 * shape.written
+    return sorted(found)[len(found) // 2], sum(path.stat().st_size for path in files)
 
 
 def store(name: str, value: object) -> None:

@@ -2,10 +2,10 @@
 
     python benchmarks/shards.py FOLDER [--gigabytes 10] [--repeats 3] [--norm none]
 
-A mixture of experts in the shape of Qwen3-30B-A3B, bfloat16, in shards of about 2 GB, is written
-to FOLDER (kept for the next call). Then, ``repeats`` times and in turn, with the source out of the
-page cache: ``cp`` of the shards, forced to disk, and the edit of every writer along random
-directions in a process of its own. The disk must hold twice the size.
+A mixture of experts in the shape of Qwen3-30B-A3B with fewer layers, bfloat16, in shards of about
+2 GB, is written to FOLDER (kept for the next call). Then, ``repeats`` times and in turn, with the
+source out of the page cache: ``cp`` of the shards, forced to disk, and the edit of every writer
+along random directions in a process of its own. The disk must hold twice the size.
 """
 
 import argparse
@@ -17,20 +17,34 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from costs import Shape
 from safetensors.torch import save_file
-from transformers import Qwen3MoeConfig
+from transformers import LlamaConfig, Qwen3MoeConfig
 
 from obliteratus.directions.directions import Directions
 from obliteratus.models.checkpoint import read_checkpoint, sample
 from obliteratus.operator.bases import orthonormalise
 from obliteratus.release.directions_file import save_directions
 
-WIDTH, EXPERT, EXPERTS, HEADS, HEAD, VOCABULARY = 2048, 768, 128, 32, 128, 151936
+QWEN = Shape(
+    "mixture",
+    layers=48,
+    width=2048,
+    heads=32,
+    kv_heads=4,
+    head=128,
+    mlp=0,
+    vocabulary=151936,
+    experts=128,
+    active=8,
+    expert_mlp=768,
+)
+"""That of Qwen3-30B-A3B."""
 SHARD_BYTES = 2_000_000_000
-LAYER_BYTES = 2 * (3 * EXPERTS * WIDTH * EXPERT + 2 * WIDTH * HEADS * HEAD + 2 * WIDTH * 512)
 CHILD = """
 import json, resource, sys
 from pathlib import Path
@@ -57,14 +71,15 @@ def main() -> None:
     asked = parser.parse_args()
     source = asked.folder / f"{asked.gigabytes:g}GB"
     if not (source / "model.safetensors.index.json").is_file():
-        generate(source, asked.gigabytes)
+        generate(source, sized(QWEN, asked.gigabytes))
         os.execv(sys.executable, [sys.executable, *sys.argv])  # a child inherits its parent's peak
     directions = asked.folder / f"{asked.gigabytes:g}GB.safetensors"
     n_layers = json.loads((source / "config.json").read_text())["num_hidden_layers"]
-    save_directions(random_directions(n_layers, sample(read_checkpoint(source))), directions)
+    of = sample(read_checkpoint(source))
+    save_directions(random_directions(replace(QWEN, layers=n_layers), of), directions)
     files = sorted(source.glob("*.safetensors"))
     size = sum(path.stat().st_size for path in files) / 1e9
-    print(f"{size:.2f} GB in {len(files)} shards, {n_layers} layers of {EXPERTS} experts")
+    print(f"{size:.2f} GB in {len(files)} shards, {n_layers} layers of {QWEN.experts} experts")
     ratios: list[float] = []
     for _ in range(asked.repeats):
         forget(files)
@@ -88,24 +103,38 @@ def main() -> None:
     print(f"median {statistics.median(ratios):.0%} of cp")
 
 
-def generate(folder: Path, gigabytes: float) -> None:
-    """Write a checkpoint of about ``gigabytes`` with random numbers."""
-    embedding = 2 * VOCABULARY * WIDTH
-    n_layers = max(1, round((gigabytes * 1e9 - 2 * embedding) / LAYER_BYTES))
-    folder.mkdir(parents=True, exist_ok=True)
-    config = Qwen3MoeConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        num_hidden_layers=n_layers,
-        num_attention_heads=HEADS,
-        num_key_value_heads=4,
-        head_dim=HEAD,
-        moe_intermediate_size=EXPERT,
-        num_experts=EXPERTS,
+def sized(shape: Shape, gigabytes: float) -> Shape:
+    """Return ``shape`` with as many layers as make about ``gigabytes`` in bfloat16."""
+    ends = 2 * replace(shape, layers=0).parameters
+    layer = 2 * replace(shape, layers=1).parameters - ends
+    return replace(shape, layers=max(1, round((gigabytes * 1e9 - ends) / layer)))
+
+
+def config_of(shape: Shape) -> LlamaConfig | Qwen3MoeConfig:
+    """Return the configuration of a Llama of ``shape``, or of a mixture where it has experts."""
+    common = {
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head,
+    }
+    if not shape.experts:
+        return LlamaConfig(**common, intermediate_size=shape.mlp)
+    return Qwen3MoeConfig(
+        **common,
+        moe_intermediate_size=shape.expert_mlp,
+        num_experts=shape.experts,
         decoder_sparse_step=1,
         tie_word_embeddings=False,
     )
-    config.save_pretrained(folder)
+
+
+def generate(folder: Path, shape: Shape) -> None:
+    """Write a checkpoint of ``shape`` with random numbers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config_of(shape).save_pretrained(folder)
     weight_map: dict[str, str] = {}
     shard: dict[str, torch.Tensor] = {}
     total = 0
@@ -116,8 +145,8 @@ def generate(folder: Path, gigabytes: float) -> None:
         weight_map.update(dict.fromkeys(shard, name))
         shard.clear()
 
-    for name, shape in tensors(n_layers):
-        shard[name] = torch.randn(shape).mul_(shape[-1] ** -0.5).to(torch.bfloat16)
+    for name, size in tensors(shape):
+        shard[name] = torch.randn(size).mul_(size[-1] ** -0.5).to(torch.bfloat16)
         total += shard[name].nbytes
         if sum(tensor.nbytes for tensor in shard.values()) > SHARD_BYTES:
             flush()
@@ -127,35 +156,40 @@ def generate(folder: Path, gigabytes: float) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def tensors(n_layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield names and shapes as checkpoints of this architecture have them."""
-    yield "model.embed_tokens.weight", (VOCABULARY, WIDTH)
-    for layer in range(n_layers):
+def tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield names and shapes as checkpoints of these architectures have them."""
+    width, head = shape.width, shape.head
+    yield "model.embed_tokens.weight", (shape.vocabulary, width)
+    for layer in range(shape.layers):
         block = f"model.layers.{layer}"
-        for name, rows in (("q", HEADS * HEAD), ("k", 4 * HEAD), ("v", 4 * HEAD)):
-            yield f"{block}.self_attn.{name}_proj.weight", (rows, WIDTH)
-        yield f"{block}.self_attn.o_proj.weight", (WIDTH, HEADS * HEAD)
-        for name, length in (("self_attn.q_norm", HEAD), ("self_attn.k_norm", HEAD)):
-            yield f"{block}.{name}.weight", (length,)
+        rows = {"q": shape.heads * head, "k": shape.kv_heads * head, "v": shape.kv_heads * head}
+        for name, count in rows.items():
+            yield f"{block}.self_attn.{name}_proj.weight", (count, width)
+        yield f"{block}.self_attn.o_proj.weight", (width, shape.heads * head)
         for name in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{block}.{name}.weight", (WIDTH,)
-        yield f"{block}.mlp.gate.weight", (EXPERTS, WIDTH)
-        for expert in range(EXPERTS):
-            for name, shape in (
-                ("gate", (EXPERT, WIDTH)),
-                ("up", (EXPERT, WIDTH)),
-                ("down", (WIDTH, EXPERT)),
-            ):
-                yield f"{block}.mlp.experts.{expert}.{name}_proj.weight", shape
-    yield "model.norm.weight", (WIDTH,)
-    yield "lm_head.weight", (VOCABULARY, WIDTH)
+            yield f"{block}.{name}.weight", (width,)
+        if not shape.experts:
+            yield from _mlp(f"{block}.mlp", width, shape.mlp)
+            continue
+        for name in ("self_attn.q_norm", "self_attn.k_norm"):
+            yield f"{block}.{name}.weight", (head,)
+        yield f"{block}.mlp.gate.weight", (shape.experts, width)
+        for expert in range(shape.experts):
+            yield from _mlp(f"{block}.mlp.experts.{expert}", width, shape.expert_mlp)
+    yield "model.norm.weight", (width,)
+    yield "lm_head.weight", (shape.vocabulary, width)
 
 
-def random_directions(n_layers: int, of: str) -> Directions:
+def _mlp(block: str, width: int, inner: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, size in (("gate", (inner, width)), ("up", (inner, width)), ("down", (width, inner))):
+        yield f"{block}.{name}_proj.weight", size
+
+
+def random_directions(shape: Shape, of: str) -> Directions:
     """Return one random direction for all layers and the embedding."""
     generator = torch.Generator().manual_seed(0)
-    row = orthonormalise(torch.randn((1, WIDTH), generator=generator, dtype=torch.float64))
-    layers = ("embedding", *range(n_layers))
+    row = orthonormalise(torch.randn((1, shape.width), generator=generator, dtype=torch.float64))
+    layers = ("embedding", *range(shape.layers))
     return Directions(
         basis=dict.fromkeys(layers, row),
         scale=dict.fromkeys(layers, 1.0),

@@ -1,19 +1,21 @@
-"""A sweep of some strengths against as many separate runs, on one model and one cache.
+"""A sweep of some strengths against as many separate runs, on one model.
 
     python benchmarks/sweep.py MODEL [--points 13] [--prompts 32] [--whole 1]
     python benchmarks/sweep.py MODEL --batches      # strengths in one batch against one by one
 
 Both are commands in processes of their own, with as many prompts and documents, and measure what
 the sweep measures: refusal and log-odds, first-token KL, perplexity, similarity of harmless
-answers. A separate run is ``obliterate`` at one strength, from a cache in which the prompts are
-read, the direction is found and the original is measured; the sweep measures the original itself.
-``--runs`` of them are timed, at strengths spread over the range, and their median stands for every
-strength. ``--whole`` of them are timed as they are without further settings: they also measure
-safe look-alikes, doses, random controls and the divergence along answers.
+answers. The sweep begins with an empty cache. Of the separate runs (``obliterate`` at one strength)
+the first does, too; the others find in the cache what it left there: the prompts read, the
+direction, the original measured. ``--runs`` of them are timed, at strengths spread over the range,
+and their median stands for all but the first. Beside that stands as many first runs, each from an
+empty cache. ``--whole`` runs are timed as they are without further settings: they also measure safe
+look-alikes, doses, random controls and the divergence along answers.
 """
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -53,37 +55,44 @@ def timed(cache: Path, *words: str) -> float:
 
 
 def against_runs(asked: argparse.Namespace) -> None:
-    """Print the times of the sweep and of the runs, and their ratio."""
+    """Print the times of the sweep and of the runs, and their ratios."""
     sets = [*asked.assignments, f"verify.text_documents={asked.documents}"]
     with tempfile.TemporaryDirectory() as folder:
-        work, cache = Path(folder), Path(folder) / "cache"
+        work, points = Path(folder), asked.points
 
         def run(name: str, strength: float, same: Sequence[str] = SAME) -> float:
             chosen = [*sets, *same, f"verify.prompts={asked.prompts}", f"edit.strength={strength}"]
             words = [word for each in chosen for word in ("--set", each)]
             output = ["-m", asked.method, "-o", str(work / name), "--quiet"]
-            return timed(cache, "obliterate", asked.model, *output, *words)
+            seconds = timed(work / "cache", "obliterate", asked.model, *output, *words)
+            shutil.rmtree(work / name)
+            print(f"{name}: {seconds:.1f} s", flush=True)
+            return seconds
 
-        first = run("first", 1.0)
-        print(f"the first run, which fills the cache: {first:.1f} s", flush=True)
         words = [word for each in sets for word in ("--set", each)]
-        limits = ["--points", str(asked.points), "--prompts", str(asked.prompts)]
+        limits = ["--points", str(points), "--prompts", str(asked.prompts)]
         output = ["-m", asked.method, "-o", str(work / "sweep"), "--quiet"]
-        swept = timed(cache, "sweep", asked.model, *output, *limits, *words)
-        print(f"| sweep of {asked.points} strengths | {swept:.1f} s |", flush=True)
+        swept = timed(work / "other", "sweep", asked.model, *output, *limits, *words)
+        print(f"| sweep of {points} strengths, cache empty | {swept:.1f} s |", flush=True)
+        first = run("first", 1.0)
         runs = [run(f"run{number}", STRENGTHS[number]) for number in range(asked.runs)]
-        _compare("a separate run that measures the same", runs, swept, asked.points)
+        each = statistics.median(runs)
+        print(f"| a separate run that measures the same, cache empty | {first:.1f} s |")
+        print(f"| the same, cache filled by the first | {each:.1f} s |")
+        _compare(f"{points} runs, one cache", first + (points - 1) * each, swept)
+        _compare(f"{points} runs, each from an empty cache", points * first, swept)
         if asked.whole:
-            run("whole", 1.0, ())  # fills the cache with the original's
+            begun = run("whole", 1.0, ())  # the cache lacks only what is measured beyond a sweep
             more = [run(f"whole{n}", STRENGTHS[n], ()) for n in range(asked.whole)]
-            _compare("a separate run that measures all", more, swept, asked.points)
+            each = statistics.median(more)
+            print(f"| a separate run that measures all, cache filled | {each:.1f} s |")
+            _compare(
+                f"{points} runs that measure all, one cache", begun + (points - 1) * each, swept
+            )
 
 
-def _compare(what: str, runs: Sequence[float], swept: float, points: int) -> None:
-    each = statistics.median(runs)
-    shown = ", ".join(f"{seconds:.1f}" for seconds in runs)
-    print(f"| {what}, median of {shown} | {each:.1f} s |")
-    print(f"| {points} times that, against the sweep | {points * each / swept:.2f} |", flush=True)
+def _compare(what: str, seconds: float, swept: float) -> None:
+    print(f"| {what}, against the sweep | {seconds:.0f} s | {seconds / swept:.2f} |", flush=True)
 
 
 def batches(asked: argparse.Namespace) -> None:
@@ -113,7 +122,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--whole", type=int, default=0)
     parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--documents", type=int, default=48)
+    parser.add_argument("--documents", type=int, default=8)
     parser.add_argument("--method", default="basic")
     parser.add_argument("--batches", action="store_true")
     parser.add_argument("--set", action="append", default=[], dest="assignments")

@@ -1,13 +1,21 @@
 """The model of what a stage costs counts what transformers builds and splits."""
 
+import math
 from dataclasses import replace
 
 import pytest
+import shards
 import torch
-from costs import Machine, Shape, answering, editing, forward, probing
+from costs import Machine, Shape, answering, editing, forward, interleaved, probing
 from plans import LLAMA, MIXTURE, plan, planned
-from scale import compared
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, LlamaConfig, LlamaForCausalLM
+from scale import EDITED, compared
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 HERE = Machine(
     name="some machine",
@@ -21,9 +29,11 @@ HERE = Machine(
     link=1e9,
     disk=1e9,
     hash=1e9,
-    copy=6e8,
-    handle=1e-10,
-    edit=3e8,
+    write=1e9,
+    handle=0.0,
+    edit=2.5e8,
+    cores=2,
+    threads=3,
 )
 
 
@@ -127,11 +137,57 @@ def test_answers_take_a_step_for_each_token():
     assert two - one == pytest.approx(100 * step)
 
 
-def test_an_edit_takes_as_long_as_the_slower_of_disk_and_arithmetic():
-    assert editing(6e8, 1e8, HERE).limit == "disk"
-    assert editing(6e8, 1e8, HERE).total == pytest.approx(1.0)
-    assert editing(6e8, 3e8, HERE).limit == "arithmetic"
-    assert editing(6e8, 3e8, HERE).total == pytest.approx(1.03)
+def test_one_thread_of_an_edit_waits_for_everything_and_many_for_the_slowest():
+    times = [interleaved(2.0, 6.0, 2, threads) for threads in (1, 2, 3, 50)]
+    assert times[0] == pytest.approx(8.0)  # the disk, then a core
+    assert times == sorted(times, reverse=True)
+    assert times[-1] == pytest.approx(3.0)  # two cores share six seconds
+    assert interleaved(5.0, 6.0, 2, 50) == pytest.approx(5.0)  # the disk
+
+
+def test_as_many_threads_at_two_places_wait_as_in_the_chain_of_their_states():
+    """The formula against the balance of the states: 0 to 3 of three threads at the cores."""
+    disk, cores = 2.0, 5.0
+    rates = [[0.0] * 4 for _ in range(4)]
+    for at in range(4):  # a thread leaves the disk with rate 1/disk, each busy core with 1/cores
+        if at < 3:
+            rates[at][at + 1] = 1 / disk
+        if at > 0:
+            rates[at][at - 1] = min(at, 2) / cores
+    change = torch.tensor(rates, dtype=torch.float64)
+    change -= torch.diag(change.sum(dim=1))
+    still = torch.cat([change.T, torch.ones(1, 4, dtype=torch.float64)])
+    share = torch.linalg.lstsq(still, torch.tensor([0, 0, 0, 0, 1.0], dtype=torch.float64)[:, None])
+    reading = float(share.solution[:3].sum())  # of the time the disk is busy
+    assert interleaved(disk, cores, 2, 3) == pytest.approx(disk / reading)
+
+
+def test_an_edit_is_limited_by_the_disk_or_by_the_cores_and_waits_beside():
+    reading, computing = editing(1e9, 1e8, HERE), editing(1e9, 2e9, HERE)
+    assert (reading.limit, computing.limit) == ("disk", "cores")
+    assert reading.seconds["disk"] == pytest.approx(2.0)
+    assert computing.seconds["cores"] == pytest.approx(4.0)
+    assert 2.0 < reading.total < 2.4
+    assert 4.0 < computing.total < 6.0
+
+
+def test_large_matrices_pass_one_at_a_time():
+    cost = editing(1e9, 5e8, HERE, whole=5e8)
+    assert cost.total == pytest.approx(5e8 * (1e-9 + 4e-9))
+    assert editing(1e9, 5e8, HERE).total < cost.total
+    assert editing(1e9, 5e8, HERE, whole=1e7).total == editing(1e9, 5e8, HERE).total
+    assert LLAMA.written_whole(1 << 23) == LLAMA.written - LLAMA.embedding
+    assert LLAMA.written_whole(1 << 30) == 0
+
+
+@pytest.mark.parametrize("shape", EDITED, ids=lambda shape: shape.name)
+def test_what_is_edited_on_disk_is_what_the_costs_count(shape):
+    sizes = [math.prod(size) for _, size in shards.tensors(shape) if len(size) > 1]
+    assert sum(sizes) == shape.parameters
+    assert 2 * sum(sizes) == pytest.approx((6e9, 10e9)[shape is EDITED[0]], rel=0.1)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shards.config_of(shape))
+    assert sum(w.numel() for w in model.parameters() if w.ndim > 1) == shape.parameters
 
 
 def test_a_machine_that_does_not_do_says_why():

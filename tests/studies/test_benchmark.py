@@ -74,20 +74,24 @@ def test_nothing_to_compare_is_refused(tmp_path):
         benchmark([], ["basic"], tmp_path / "x")
 
 
-def test_two_methods_on_a_tiny_model(refuser, tmp_path, capsys, monkeypatch):
+def test_methods_on_a_tiny_model(refuser, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("OBLITERATUS_CACHE", str(tmp_path / "cache"))
     sets = [f"prompts.{name}={refuser / name}.jsonl" for name in ("harmful", "harmless")]
     sets += ["distill.select_prompts=8", "distill.max_kl=5", "distill.max_depth=1"]
     sets += ["verify.max_new_tokens=20", "verify.dose=false"]
     words = [word for each in sets for word in ("--set", each)]
     folder = tmp_path / "out"
-    words = ["--models", str(refuser), "--methods", "basic,inverted", "-o", str(folder), *words]
+    words = ["--models", str(refuser), "--methods", "basic,inverted,advanced", "-o", str(folder), *words]
     assert main(["benchmark", *words, "--prompts", "6"]) == 0
     shown = capsys.readouterr().out
     assert "front" in shown
     assert "95 % intervals" in shown
     rows = json.loads((folder / "benchmark.json").read_text())
-    assert {row["method"] for row in rows} == {"basic", "inverted"}
+    reasons = {row["method"]: row["one_by_one_because"] for row in rows}
+    assert set(reasons) == {"basic", "inverted", "advanced"}
+    assert reasons["basic"] is reasons["inverted"] is None
+    assert "norm=column" in reasons["advanced"]
+    assert "Measured one by one" in shown
     assert all(row["estimates"]["kl_first"]["value"] > 0 for row in rows)
     assert list(folder.glob("pareto-*.png"))
     assert list(folder.glob("layers-*-*.png"))

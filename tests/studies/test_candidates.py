@@ -31,7 +31,7 @@ def prepared(refuser, settings, tmp_path_factory):
 def read(bench, planned, shares):
     gain = Shares(shares)
     with edited(bench.model, planned, gain=gain):
-        return bench.read_shares(gain)
+        return bench.read_all(gain)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_the_original_is_measured_once(prepared, monkeypatch):
     bench, planned = prepared
     _ = bench.original
     monkeypatch.setattr(bench, "read", lambda: pytest.fail("measured again"))
-    monkeypatch.setattr(bench, "read_shares", lambda _: pytest.fail("measured again"))
+    monkeypatch.setattr(bench, "read_all", lambda _: pytest.fail("measured again"))
     (found,) = candidates(bench, planned).measured((0.0,))
     assert found[0] == 0
 

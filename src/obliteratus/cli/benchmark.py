@@ -78,6 +78,9 @@ def _show(screen: Screen, found: "Benchmark", folder: Path) -> None:
         for each in found.candidates
     ]
     screen.say(table(COLUMNS, rows))
+    alone = [(f"{Path(e.model).name}, {e.method}", e.alone) for e in found.candidates if e.alone]
+    if alone:
+        screen.say(listing("Measured one by one", "the others shared their batches", alone))
     failed = [
         (unit.entry.spec["name"], unit.error or "")
         for unit in found.study.units

@@ -25,7 +25,7 @@ from obliteratus.measure.judges.base import Bench as JudgeBench
 from obliteratus.measure.likelihood import document_nll
 from obliteratus.measure.outcomes import Outcome
 from obliteratus.models.loaded import LoadedModel
-from obliteratus.operator.shares import Shares
+from obliteratus.operator.shares import Lineup
 from obliteratus.probe.forward import automatic_batch_tokens
 from obliteratus.prompts.contrast import ContrastSet, Prompt, Splits
 from obliteratus.prompts.rewrites import widened
@@ -178,15 +178,15 @@ class StudyBench:
         with without_progress():
             return self._read(None)[0]
 
-    def read_shares(self, shares: Shares) -> tuple[Reading, ...]:
-        """Measure the model under hooks that follow ``shares``, all of them in the same batches.
+    def read_all(self, lineup: Lineup) -> tuple[Reading, ...]:
+        """Measure the model under hooks that follow ``lineup``, all of them in the same batches.
 
         One Progress is emitted for each batch: this takes as long as many calls of :meth:`read`.
 
         Raises:
             MeasurementError: see :meth:`read`.
         """
-        return self._read(shares)
+        return self._read(lineup)
 
     def rows(self, after: Reading) -> tuple[Row, ...]:
         """Return what ``after`` changed, metric by metric, paired by prompt or document.
@@ -241,16 +241,16 @@ class StudyBench:
         return [each for each in asked if each[2] != "lookalikes" or self._lookalikes]
 
     @torch.no_grad()
-    def _read(self, shares: Shares | None) -> tuple[Reading, ...]:
-        found: list[dict[str, Any]] = [{} for _ in range(1 if shares is None else len(shares))]
-        self._ask(found, shares)
+    def _read(self, lineup: Lineup | None) -> tuple[Reading, ...]:
+        found: list[dict[str, Any]] = [{} for _ in range(1 if lineup is None else len(lineup))]
+        self._ask(found, lineup)
         for number in range(len(found)):  # long texts fill a batch by themselves
-            if shares is not None:
-                shares.turn_all(number)
+            if lineup is not None:
+                lineup.turn_all(number)
             found[number] |= self._documents_and_questions()
         return tuple(Reading(**each) for each in found)
 
-    def _ask(self, found: list[dict[str, Any]], shares: Shares | None) -> None:
+    def _ask(self, found: list[dict[str, Any]], lineup: Lineup | None) -> None:
         """Put the prompts to every variant, and add to its ``found`` what it made of them."""
         head, wanted = head_of(self.model), set(self._metrics)
         classes = {
@@ -271,7 +271,7 @@ class StudyBench:
                 self._system,
                 self._batch,
                 self.settings.verify.max_new_tokens,
-                shares,
+                lineup,
             )
             if side in speaking:
                 _ = questions.answers  # first: the states come with them

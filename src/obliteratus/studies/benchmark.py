@@ -45,6 +45,8 @@ class Candidate:
         seconds: How long mapping, editing and measuring took, with what the cache held.
         beaten_by: The methods that are surely better in refusal or divergence and not worse in the
             other; a method that nobody beats is on the front.
+        alone: Why it was measured by itself, in the weights; None where others shared its batches,
+            or there was none to share them with.
     """
 
     model: str
@@ -52,6 +54,7 @@ class Candidate:
     estimates: Mapping[str, Estimate]
     seconds: float
     beaten_by: tuple[str, ...] = ()
+    alone: str | None = None
 
     @property
     def contender(self) -> Contender:
@@ -66,6 +69,7 @@ class Candidate:
             "estimates": {name: each.as_json() for name, each in self.estimates.items()},
             "seconds": round(self.seconds, 3),
             "beaten_by": list(self.beaten_by),
+            "one_by_one_because": self.alone,
         }
 
 
@@ -90,7 +94,8 @@ def benchmark(
 ) -> Benchmark:
     """Edit every model by every method, measure on the same test prompts, and compare.
 
-    All candidates of a model share it in memory and the measurement of the original. ``output`` is
+    All candidates of a model share it in memory and the measurement of the original, and those
+    that hooks make exactly share the batches in which they are measured. ``output`` is
     the folder of a study (:func:`obliteratus.studies.run.run_study`): the same call goes on where
     a killed one stopped. It gets ``benchmark.json``, a picture of refusal against divergence, and
     for each model two of its layers: the cosines of their directions, and how the direction turns.
@@ -125,6 +130,7 @@ def benchmark(
 
 def candidates(done: StudyResult) -> tuple[Candidate, ...]:
     """Return what finished units found."""
+    facts = {unit.entry.id: unit.result["facts"] for unit in done.units if unit.result}
     by_unit: dict[str, list[Mapping[str, Any]]] = {}
     for row in results(NAME, done.units).rows:
         if row["metric"]:
@@ -135,8 +141,9 @@ def candidates(done: StudyResult) -> tuple[Candidate, ...]:
             rows[0]["method"],
             {row["metric"]: _estimate(row) for row in rows},
             rows[0]["seconds"],
+            alone=facts[unit].get("one_by_one_because"),
         )
-        for rows in by_unit.values()
+        for unit, rows in by_unit.items()
     )
 
 

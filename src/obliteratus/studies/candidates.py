@@ -74,7 +74,7 @@ class InOneBatch(Candidates):
             return
         gain = Shares(shares)
         with edited(self._bench.model, self._planned, gain=gain):
-            readings = self._bench.read_shares(gain)
+            readings = self._bench.read_all(gain)
         for share, reading in zip(shares, readings, strict=True):
             yield share, self._bench.rows(reading)
 

@@ -12,7 +12,7 @@ from obliteratus.measure.generation import generate
 from obliteratus.measure.writing import Completion
 from obliteratus.models.chat import Encoded, encode
 from obliteratus.models.loaded import LoadedModel
-from obliteratus.operator.shares import Shares
+from obliteratus.operator.shares import Lineup
 from obliteratus.probe.forward import last_hidden
 from obliteratus.probe.variants import Variants
 from obliteratus.prompts.contrast import Prompt
@@ -25,12 +25,12 @@ class Questions:
     """Prompts that are put to every variant at once; what is asked twice is computed once.
 
     Attributes:
-        model: The model, under the hooks that follow ``shares``.
+        model: The model, under the hooks that follow ``lineup``.
         prompts: One class of prompts.
         system: The system prompt.
         batch_tokens: Of a forward pass: the same for every state of a model that is compared.
         max_new_tokens: Of an answer.
-        shares: The variants; None where the model is measured as it is.
+        lineup: The variants; None where the model is measured as it is.
     """
 
     model: LoadedModel
@@ -38,7 +38,7 @@ class Questions:
     system: str | None
     batch_tokens: int
     max_new_tokens: int
-    shares: Shares | None = None
+    lineup: Lineup | None = None
     _opened: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
 
     @cached_property
@@ -81,12 +81,12 @@ class Questions:
 
     def _rest(self) -> None:
         """Leave no strengths of a batch behind, which other passes would not fit."""
-        if self.shares is not None:
-            self.shares.turn_all(0)
+        if self.lineup is not None:
+            self.lineup.turn_all(0)
 
     @property
     def _count(self) -> int:
-        return 1 if self.shares is None else len(self.shares)
+        return 1 if self.lineup is None else len(self.lineup)
 
     @property
     def _repeated(self) -> Encoded:
@@ -99,7 +99,7 @@ class Questions:
 
     @property
     def _variants(self) -> Variants | None:
-        if self.shares is None:
+        if self.lineup is None:
             return None
         of = [number for number in range(self._count) for _ in self.prompts]
-        return Variants(tuple(of), self.shares.turn)
+        return Variants(tuple(of), self.lineup.turn)

@@ -1,13 +1,15 @@
 """Runs units: one model in memory is edited or ablated, measured, and given back."""
 
+import contextlib
 import gc
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from obliteratus import __version__
 from obliteratus.edits.undo import undone
@@ -16,6 +18,9 @@ from obliteratus.events import Deviation, DeviationRecorded, Event, Note, listen
 from obliteratus.measure.head import Head, head_of
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.summon import summon
+from obliteratus.operator.edit import EditPlan
+from obliteratus.operator.hooks import edited
+from obliteratus.operator.shares import Members
 from obliteratus.pipeline.behaviour import behaviour_of
 from obliteratus.pipeline.obliterate import EditedInPlace, edit_in_place
 from obliteratus.prompts.load import contrast_set
@@ -23,8 +28,10 @@ from obliteratus.prompts.split import split
 from obliteratus.store import Store
 from obliteratus.studies.ablating import Means, ablated, component_means
 from obliteratus.studies.bench import StudyBench, check_metrics
+from obliteratus.studies.candidates import inexact
 from obliteratus.studies.ledger import Entry
 from obliteratus.studies.units import Unit, unit_of
+from obliteratus.studies.work import JointRunner
 from obliteratus.verify.identity import digest, weights_fingerprint
 from obliteratus.verify.report import Row
 
@@ -39,11 +46,51 @@ class _Held:
     head: Head
 
 
-class StudyRunner:
+@dataclass(frozen=True)
+class Found:
+    """What was done for a unit: its rows, facts, deviations, and what was said meanwhile."""
+
+    unit: Unit
+    bench: StudyBench
+    rows: tuple[Row, ...]
+    facts: Mapping[str, Any]
+    deviations: tuple[Deviation, ...]
+    heard: tuple[Event, ...] = ()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the ledger keeps, JSON-ready.
+
+        Raises:
+            MeasurementError: nothing of what was asked for could be measured.
+        """
+        check_metrics(self.unit.metrics, self.rows, self.unit.settings.behaviour)
+        notes = [event.text for event in self.heard if isinstance(event, Note)]
+        said = [event.deviation for event in self.heard if isinstance(event, DeviationRecorded)]
+        every = dict.fromkeys([*self.bench.deviations, *self.deviations, *said])
+        return {
+            "rows": [row.model_dump(mode="json") for row in self.rows],
+            "facts": self.facts,
+            "notes": list(dict.fromkeys(notes)),
+            "deviations": [asdict(each) for each in every],
+            "version": __version__,
+        }
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An edit that was made, proved and undone, and is to be measured by hooks beside others."""
+
+    found: Found
+    plan: EditPlan
+
+
+class StudyRunner(JointRunner):
     """Does units of a study in this process.
 
     The model of the last unit stays in memory with what was measured of it, and serves every unit
-    of the same model that follows. A model that was edited is given back bit for bit.
+    of the same model that follows. A model that was edited is given back bit for bit. Edits that
+    hooks make exactly are measured in the same batches.
     """
 
     def __init__(self, cache: Path | None = None, threads: int = 0) -> None:
@@ -55,6 +102,7 @@ class StudyRunner:
         self._benches: dict[str, StudyBench] = {}
         self._means: dict[str, Means] = {}
 
+    @override
     def __call__(self, entry: Entry) -> Mapping[str, Any]:
         """Do one unit and return its rows, facts, notes and deviations, JSON-ready."""
         heard: list[Event] = []
@@ -62,41 +110,78 @@ class StudyRunner:
         with listening(heard.append):
             held = self._hold(unit, entry.affinity)
             bench, key = self._bench(unit, held)
-            before = bench.original  # measured before anything is changed
-            del before
+            _ = bench.original  # measured before anything is changed
             if unit.component is None:
-                rows, facts, deviations = self._edited(unit, held, bench)
+                found = self._edited(unit, held, bench, is_alone=True)
+                assert isinstance(found, Found)
             else:
-                rows, facts, deviations = self._ablated(unit, held.model, bench, key)
-        check_metrics(unit.metrics, rows, unit.settings.behaviour)
-        notes = [event.text for event in heard if isinstance(event, Note)]
-        said = [event.deviation for event in heard if isinstance(event, DeviationRecorded)]
-        every = dict.fromkeys([*bench.deviations, *deviations, *said])
-        return {
-            "rows": [row.model_dump(mode="json") for row in rows],
-            "facts": facts,
-            "notes": list(dict.fromkeys(notes)),
-            "deviations": [asdict(each) for each in every],
-            "version": __version__,
-        }
+                found = self._ablated(unit, held.model, bench, key)
+        return replace(found, heard=tuple(heard)).result
+
+    @override
+    def company(self, entry: Entry) -> str | None:
+        """Return what edits that are measured alike have in common; ablations are done alone."""
+        unit = unit_of(entry.spec)
+        return f"{entry.affinity} {_measured(unit)}" if unit.component is None else None
+
+    @override
+    def begin(self, entry: Entry) -> Mapping[str, Any] | Begun:
+        """Make the edit of a unit, and measure it where hooks would not do exactly the same."""
+        heard: list[Event] = []
+        unit = unit_of(entry.spec)
+        with listening(heard.append):
+            held = self._hold(unit, entry.affinity)
+            bench, _ = self._bench(unit, held)
+            _ = bench.original
+            found = self._edited(unit, held, bench, is_alone=False)
+        if isinstance(found, Found):
+            return replace(found, heard=tuple(heard)).result
+        return replace(found, found=replace(found.found, heard=tuple(heard)))
+
+    @override
+    def end(self, begun: Sequence[object]) -> Sequence[Mapping[str, Any]]:
+        """Measure edits of one company in the same batches, each as hooks on its own rows."""
+        every = [each for each in begun if isinstance(each, Begun)]
+        bench, members, heard = every[0].found.bench, Members(len(every)), list[Event]()
+        with listening(heard.append):
+            with contextlib.ExitStack() as stack:
+                for number, each in enumerate(every):
+                    gain = members.only(number)
+                    stack.enter_context(edited(bench.model, each.plan, gain=gain))
+                readings = bench.read_all(members)
+            rows = [bench.rows(reading) for reading in readings]
+        together = len(every)
+        return [
+            replace(
+                each.found,
+                rows=own,
+                facts={**each.found.facts, "measured_together": together},
+                heard=(*each.found.heard, *heard),
+            ).result
+            for each, own in zip(every, rows, strict=True)
+        ]
 
     def _edited(
-        self, unit: Unit, held: _Held, bench: StudyBench
-    ) -> tuple[tuple[Row, ...], dict[str, Any], tuple[Deviation, ...]]:
+        self, unit: Unit, held: _Held, bench: StudyBench, *, is_alone: bool
+    ) -> Found | Begun:
+        """Edit, prove, and measure what cannot or need not be measured beside others."""
         with undone(held.model):
             done = edit_in_place(held.model, bench.splits, unit.settings, store=self._store)
-            rows = bench.rows(bench.read())
+            reason = None if is_alone else _alone_because(held.model, done)
+            rows = bench.rows(bench.read()) if is_alone or reason else ()
         if weights_fingerprint(held.model) != held.weights:
             self._forget()
             raise EditError(
                 f"after an edit {unit.model} could not be given back as it was, so it is loaded "
                 "again for the next unit. This is a bug: please report it."
             )
-        return rows, _facts(done, bench), done.deviations
+        facts = _facts(done, bench)
+        if reason is not None:
+            facts["one_by_one_because"] = reason
+        found = Found(unit, bench, rows, facts, done.deviations)
+        return found if is_alone or reason else Begun(found, done.passes[0].plan)
 
-    def _ablated(
-        self, unit: Unit, model: LoadedModel, bench: StudyBench, key: str
-    ) -> tuple[tuple[Row, ...], dict[str, Any], tuple[Deviation, ...]]:
+    def _ablated(self, unit: Unit, model: LoadedModel, bench: StudyBench, key: str) -> Found:
         assert unit.component is not None
         if unit.by == "mean" and key not in self._means:
             system = unit.settings.prompts.system
@@ -104,7 +189,7 @@ class StudyRunner:
         means = self._means[key] if unit.by == "mean" else None
         with ablated(model, unit.component, means):
             rows = bench.rows(bench.read())
-        return rows, _prompt_facts(bench), ()
+        return Found(unit, bench, rows, _prompt_facts(bench), ())
 
     def _hold(self, unit: Unit, affinity: str) -> _Held:
         """Return the model of ``unit``: the one in memory, or another in its place."""
@@ -125,9 +210,7 @@ class StudyRunner:
 
     def _bench(self, unit: Unit, held: _Held) -> tuple[StudyBench, str]:
         """Return what measures the unit: the same for units that are measured alike."""
-        settings = unit.settings
-        measured = settings.model_dump(mode="json", include={"behaviour", "prompts", "verify"})
-        key = digest([measured, list(unit.metrics), unit.prompts, settings.seed])
+        settings, key = unit.settings, _measured(unit)
         if key not in self._benches:
             behaviour = behaviour_of(settings)
             splits = split(contrast_set(settings.prompts, behaviour.contrast_set))
@@ -142,6 +225,20 @@ class StudyRunner:
                 head=held.head,
             )
         return self._benches[key], key
+
+
+def _measured(unit: Unit) -> str:
+    """Return what says how ``unit`` is measured."""
+    settings = unit.settings
+    measured = settings.model_dump(mode="json", include={"behaviour", "prompts", "verify"})
+    return digest([measured, list(unit.metrics), unit.prompts, settings.seed])
+
+
+def _alone_because(model: LoadedModel, done: EditedInPlace) -> str | None:
+    """Say why an edit cannot be measured by hooks beside others; None if it can."""
+    if len(done.passes) > 1:
+        return f"edit.passes made {len(done.passes)} edits, one on top of the other"
+    return inexact(model, done.passes[0].plan)
 
 
 def threads_per_worker(workers: int) -> int:
