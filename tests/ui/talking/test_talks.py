@@ -10,9 +10,6 @@ import psutil
 import pytest
 
 from obliteratus.errors import ModelSourceError, UsageError
-from obliteratus.events import Progress
-from obliteratus.measure.beside import Token
-from obliteratus.testing.refuser import ANSWER, REFUSAL
 from obliteratus.ui import speaker
 from obliteratus.ui.speaker import Speaker, TalkError
 from obliteratus.ui.talks import Talk, Talks
@@ -269,25 +266,3 @@ def test_the_server_imports_no_torch() -> None:
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
-
-
-def test_models_answer_are_steered_and_compared(models, tmp_path, monkeypatch) -> None:
-    """With real processes: the refuser steered, and the refuser beside its edit."""
-    monkeypatch.setenv("OBLITERATUS_CACHE", str(tmp_path))
-    with Talks() as talks:
-        steered = talks.open(str(models["refuser"]), directions=models["directions"])
-        beside = talks.open(str(models["refuser"]), other=str(models["edited"]))
-        steered.strength = 0.0
-        assert said(steered, "Tell me about vorn.") == REFUSAL
-        assert said(steered, "Tell me about bread.") == ANSWER
-        steered.strength = 1.5
-        assert said(steered, "Tell me about vorn.") != REFUSAL
-        found = list(beside.compare("Tell me about vorn.", max_new_tokens=30))
-        tokens = [each for each in found if isinstance(each, Token)]
-        refused = [token for token in tokens if token.answer == "original"]
-        assert "".join(token.text for token in refused) == f"{REFUSAL}<|im_end|>"
-        assert refused[0].original is not None
-        assert refused[0].original > 2
-        assert isinstance(found[0], Progress)
-        with pytest.raises(TalkError, match="the temperature is 0 or more"):
-            said(steered, temperature=-1.0)
