@@ -65,8 +65,9 @@ def chat(
     with rendering(quiet=not (is_typed and sys.stdout.isatty()), stages=("summon",)) as screen:
         screen.title(f"chat with {model}")
         with stage("summon", f"load {model}") as result:
-            from obliteratus.cli.loading import load, summary
+            from obliteratus.cli.loading import load
             from obliteratus.models.conversation import Conversation, Sampling
+            from obliteratus.models.loaded import summary
 
             loaded = load(model, flags)
             result.text = summary(loaded)

@@ -5,7 +5,6 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from obliteratus.amounts import count
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.sources import resolve
 from obliteratus.models.summon import outline, summon
@@ -41,16 +40,6 @@ def load_outline(name: str, settings: ModelSettings) -> PreTrainedModel:
     except _EnoughError as enough:
         folder = enough.folder
     return outline(folder, settings)
-
-
-def summary(model: LoadedModel) -> str:
-    """Return family, size, type and place of a model in a few words."""
-    n_parameters = sum(weight.numel() for weight in model.module.parameters())
-    dtype = str(model.dtype).removeprefix("torch.")
-    return (
-        f"{model.anatomy.family}, {model.anatomy.n_layers} blocks, {count(n_parameters)} "
-        f"parameters, {model.quantization or dtype} on {model.device}"
-    )
 
 
 class _EnoughError(Exception):

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from obliteratus.amounts import count
 from obliteratus.models.anatomy import Anatomy
 
 SourceKind = Literal["hub", "folder", "gguf", "catalogue"]
@@ -66,3 +67,13 @@ class LoadedModel(ModelOutline):
     def device(self) -> torch.device:
         """The device on which inputs go."""
         return self.module.device
+
+
+def summary(model: LoadedModel) -> str:
+    """Return family, size, type and place of a model in a few words."""
+    n_parameters = sum(weight.numel() for weight in model.module.parameters())
+    dtype = str(model.dtype).removeprefix("torch.")
+    return (
+        f"{model.anatomy.family}, {model.anatomy.n_layers} blocks, {count(n_parameters)} "
+        f"parameters, {model.quantization or dtype} on {model.device}"
+    )

@@ -10,6 +10,7 @@ import contextlib
 import json
 import secrets
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -88,6 +89,7 @@ class Jobs:
         self.folder = workspace / ".jobs"
         self._at_once = at_once
         self._records: dict[str, Record] = {}
+        self._children: list[subprocess.Popen[bytes]] = []
         self._guard = threading.RLock()
         self._stop = threading.Event()
 
@@ -114,6 +116,8 @@ class Jobs:
         finally:
             self._stop.set()
             tending.join()
+            for child in self._children:
+                child.returncode = 0  # it goes on without us: not to be waited for
             lock.release()
 
     def submit(self, order: Order) -> Job:
@@ -176,8 +180,11 @@ class Jobs:
         if not (folder / "started").exists():
             return "queued"
         known = agent.state(folder)
-        if known["lives"] or not known["started"] or known["exit_code"] is not None:
-            return "running"  # or about to be, or ended between two looks
+        if known["lives"] or known["exit_code"] is not None:
+            return "running"  # or ended between two looks
+        if not known["started"]:
+            since = time.time() - (folder / "started").stat().st_mtime
+            return "running" if since < agent.SECONDS_TO_START else "failed"
         return "failed"
 
     def cancel(self, job: Job) -> None:
@@ -205,6 +212,7 @@ class Jobs:
     def _tend(self) -> None:
         while not self._stop.wait(PAUSE):
             self._start_what_can_be()
+            self._children = [each for each in self._children if each.poll() is None]
 
     def _start_what_can_be(self) -> None:
         with self._guard:
@@ -212,7 +220,8 @@ class Jobs:
             busy = [job.order.model for job, state in jobs if state == "running"]
             for job, state in jobs:
                 if state == "queued" and len(busy) < self._at_once and job.order.model not in busy:
-                    agent.start(self.folder / job.id)
+                    (self.folder / job.id / "started").touch(exist_ok=False)
+                    self._children.append(agent.spawn(self.folder / job.id))
                     busy.append(job.order.model)
 
 

@@ -63,7 +63,7 @@ class Laboratory:
         for file in self.workspace.glob(f"*/{RECORDS}/run.json"):
             try:
                 facts = json.loads(file.read_text(encoding="utf-8"))
-                model, method = str(facts["model"]), str(facts["settings"]["method"])
+                model, method = str(facts["model"]), str(facts["requested"]["method"])
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # a folder that is being written, or is none of ours
             yield Saved(file.parents[1], model, method, file.stat().st_mtime)

@@ -75,9 +75,10 @@ class Speaker:
         self._loading = threading.Lock()
         self._opened: Opened | None = None
         self._failure: ObliteratusError | None = None
-        self._process = subprocess.Popen(
-            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
-        )
+        self._process = subprocess.Popen(  # a session of its own: it lowers the priority of that
+            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
+            start_new_session=True,
+        )  # fmt: skip
         self.ended = threading.Event()
         threading.Thread(target=self._listen, name=f"hears {subject.name}", daemon=True).start()
         self._open = self.ask(

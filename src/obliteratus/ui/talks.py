@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from obliteratus.errors import UsageError
 from obliteratus.events import Event, from_json
@@ -46,7 +46,7 @@ class Talks:
         threading.Thread(target=self._watch, name="talks", daemon=True).start()
         atexit.register(self.close)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Talks":
         """Return itself; it closes when the block ends."""
         return self
 

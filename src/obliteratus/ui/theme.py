@@ -7,14 +7,14 @@ import gradio as gr
 
 from obliteratus.pictures.style import DARK, LIGHT
 
+STYLES = ("style.css", "compare.css")
 WEIGHTS = (400, 700)  # the files that gradio ships for 500 and 600 lack most letters
 
 
 def appearance() -> dict[str, Any]:
     """Return what gradio takes at launch: the theme, the style sheet and the head of the page."""
     files = resources.files("obliteratus.ui") / "assets"
-    sheets = sorted(file.name for file in files.iterdir() if file.name.endswith(".css"))
-    style = "".join((files / name).read_text(encoding="utf-8") for name in sheets)
+    style = "".join((files / name).read_text(encoding="utf-8") for name in STYLES)
     script = (files / "page.js").read_text(encoding="utf-8")
     return {
         "theme": _theme(),

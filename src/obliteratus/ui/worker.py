@@ -22,7 +22,6 @@ import contextlib
 import json
 import os
 import queue
-import signal
 import sys
 import threading
 import traceback
@@ -36,7 +35,7 @@ from obliteratus.events import Event, Note, emit, listening
 from obliteratus.measure.log_odds import RefusalTokens
 from obliteratus.measure.side_by_side import Side, side_by_side, steered_side
 from obliteratus.models.conversation import Conversation, Sampling
-from obliteratus.models.loaded import LoadedModel
+from obliteratus.models.loaded import summary
 from obliteratus.models.summon import summon
 from obliteratus.operator.steering import Dial, steering
 from obliteratus.pipeline.record import RUN_FILE, read_run
@@ -44,6 +43,7 @@ from obliteratus.release.directions_file import load_directions
 from obliteratus.release.save import RECORDS
 from obliteratus.settings import RunSettings
 from obliteratus.store import Store
+from obliteratus.store.priority import lower_priority
 from obliteratus.verify.first_tokens import first_tokens
 
 NICE = 10  # a model that talks gives way to the page that shows it
@@ -106,7 +106,8 @@ class Voices:
 
     def summary(self) -> str:
         """Return what was loaded, in a few words."""
-        return " and ".join(_summary(m) for m in (self.original, self.edited) if m is not None)
+        models = [each for each in (self.original, self.edited) if each is not None]
+        return " and ".join(f"{each.source.asked}: {summary(each)}" for each in models)
 
 
 class Worker:
@@ -238,19 +239,9 @@ class Worker:
             self._records.flush()
 
 
-def _summary(model: LoadedModel) -> str:
-    n_parameters = sum(weight.numel() for weight in model.module.parameters())
-    dtype = str(model.dtype).removeprefix("torch.")
-    return (
-        f"{model.source.asked}: {model.anatomy.family}, {model.anatomy.n_layers} blocks, "
-        f"{n_parameters:,} parameters, {model.quantization or dtype} on {model.device}"
-    )
-
-
 def main() -> None:
     """Talk over standard input and output."""
-    os.nice(NICE)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which closes our input
+    lower_priority(NICE)
     records = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.stdout = sys.stderr

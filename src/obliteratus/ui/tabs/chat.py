@@ -39,20 +39,7 @@ class Ports:
 def build(lab: Laboratory) -> Ports:
     """Build the tab."""
     gr.HTML(render("lead", text=LEAD))
-    with gr.Row(elem_classes="fields"):
-        model = gr.Dropdown(
-            lab.models(), label="Model", allow_custom_value=True, elem_id="chat-model", scale=2,
-            info="A saved model, a name of the catalogue, a Hub id or a path.",
-        )  # fmt: skip
-        directions = gr.Dropdown(
-            steering_choices(lab), value=None, label="Steer", allow_custom_value=True,
-            elem_id="chat-directions", scale=2,
-            info="Empty: the model as it is. Else a directions.safetensors of this model.",
-        )  # fmt: skip
-        strength = gr.Slider(
-            -1, 2, value=1, step=0.05, label="Strength", elem_id="chat-strength", scale=2,
-            info="0 as it is, 1 removes, 2 reflects, below 0 amplifies. Also while it answers.",
-        )  # fmt: skip
+    ports = _ports(lab)
     talk = gr.Chatbot(
         label="Conversation", height=430, elem_id="chat-talk", render_markdown=False,
         feedback_options=None, buttons=["copy"], layout="bubble",
@@ -65,45 +52,75 @@ def build(lab: Laboratory) -> Ports:
         ask = gr.Button("Send", variant="primary", elem_id="chat-send", scale=0, min_width=120)
         stop = gr.Button("Stop", interactive=False, elem_id="chat-stop", scale=0, min_width=110)
         clear = gr.Button("Clear", elem_id="chat-clear", scale=0, min_width=110)
-    with gr.Accordion("System prompt and sampling", open=False, elem_id="chat-more"):
-        system = gr.Textbox(label="System prompt", placeholder="none", elem_id="chat-system")
-        with gr.Row():
-            temperature = gr.Slider(
-                0, 2, value=0, step=0.05, label="Temperature",
-                info="0 always takes the likeliest token.",
-            )  # fmt: skip
-            top_p = gr.Slider(
-                0.05, 1, value=1, step=0.05, label="Top p",
-                info="Only the likeliest tokens with this probability together.",
-            )  # fmt: skip
-            tokens = gr.Slider(
-                1, LONGEST, value=512, step=1, label="Longest answer", info="In tokens."
-            )
-            seed = gr.Number(
-                label="Seed", precision=0, value=None, info="Empty: another answer each time."
-            )
+    sampling = _sampling()
     desk = desk_state()
-    ports = Ports(model, directions, strength)
-    shown = [talk, status, text, ask, stop]
-    given_by_user = [desk, text, model, directions, strength, system]
-    given_by_user += [temperature, top_p, tokens, seed]
 
     def send(desk: Desk, text: str, *values: Any) -> Generator[tuple[Any, ...]]:
         yield from _send(lab, desk, text, *values)
 
     gr.on(
-        [ask.click, text.submit], send, given_by_user, shown, show_progress="hidden",
+        [ask.click, text.submit],
+        send,
+        [desk, text, ports.model, ports.directions, ports.strength, *sampling],
+        [talk, status, text, ask, stop],
+        show_progress="hidden",
         concurrency_limit=AT_ONCE,
-    )  # fmt: skip
+    )
     stop.click(Desk.stop, desk, None, **QUIET)
     clear.click(_clear, desk, [talk, status], **QUIET)
-    strength.change(_steer, [desk, directions, strength], status, **QUIET)
-    for field in (model, directions):
-        field.focus(
-            lambda: (gr.Dropdown(lab.models()), gr.Dropdown(steering_choices(lab))),
-            None, [model, directions], **QUIET,
-        )  # fmt: skip
+    turned = [desk, ports.directions, ports.strength]
+    ports.strength.change(_steer, turned, status, **QUIET)
+    ports.model.focus(lambda: gr.Dropdown(lab.models()), None, ports.model, **QUIET)
+    ports.directions.focus(
+        lambda: gr.Dropdown(steering_choices(lab)), None, ports.directions, **QUIET
+    )
     return ports
+
+
+def _ports(lab: Laboratory) -> Ports:
+    with gr.Row(elem_classes="fields"):
+        return Ports(
+            model=gr.Dropdown(
+                lab.models(), value=None, label="Model", allow_custom_value=True, scale=2,
+                info="A saved model, a name of the catalogue, a Hub id or a path.",
+                elem_id="chat-model",
+            ),
+            directions=gr.Dropdown(
+                steering_choices(lab), value=None, label="Steer", allow_custom_value=True, scale=2,
+                info="Empty: the model as it is. Else a directions.safetensors of this model.",
+                elem_id="chat-directions",
+            ),
+            strength=gr.Slider(
+                -1, 2, value=1, step=0.05, label="Strength", scale=2, elem_id="chat-strength",
+                info="0 as it is, 1 removes, 2 reflects, below 0 amplifies. Also while it answers.",
+            ),
+        )  # fmt: skip
+
+
+def _sampling() -> list[Any]:
+    """Return the fields of a request in the order in which :func:`_send` takes them."""
+    with gr.Accordion("System prompt and sampling", open=False, elem_id="chat-more"):
+        system = gr.Textbox(label="System prompt", placeholder="none", elem_id="chat-system")
+        with gr.Row():
+            return [
+                system,
+                gr.Slider(
+                    0, 2, value=0, step=0.05, label="Temperature", elem_id="chat-temperature",
+                    info="0 always takes the likeliest token.",
+                ),
+                gr.Slider(
+                    0.05, 1, value=1, step=0.05, label="Top p", elem_id="chat-top-p",
+                    info="Only the likeliest tokens with this probability together.",
+                ),
+                gr.Slider(
+                    1, LONGEST, value=512, step=1, label="Longest answer", info="In tokens.",
+                    elem_id="chat-longest",
+                ),
+                gr.Number(
+                    label="Seed", precision=0, value=None, elem_id="chat-seed",
+                    info="Empty: another answer each time.",
+                ),
+            ]  # fmt: skip
 
 
 def _send(

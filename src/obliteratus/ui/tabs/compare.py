@@ -1,6 +1,7 @@
 """A/B Compare: one prompt, the original's and the edited model's answer token by token."""
 
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,19 @@ AT_ONCE = 32  # visitors whose answers are being written
 NOTHING_TO_COMPARE = "choose the edited model, or directions to steer the original along"
 
 
+@dataclass(frozen=True)
+class _Fields:
+    """What is compared."""
+
+    original: gr.Dropdown
+    edited: gr.Dropdown
+    strength: gr.Slider
+
+
 def build(lab: Laboratory) -> None:
     """Build the tab."""
     gr.HTML(render("lead", text=LEAD))
-    with gr.Row(elem_classes="fields"):
-        original = gr.Dropdown(
-            lab.models(), label="Original", allow_custom_value=True, elem_id="compare-original",
-            info="A name, a Hub id or a path. That of a saved edit is filled in.", scale=2,
-        )  # fmt: skip
-        edited = gr.Dropdown(
-            _edits(lab), value=None, label="Edited", allow_custom_value=True,
-            elem_id="compare-edited", scale=2,
-            info="A saved model, or the original steered along a directions.safetensors.",
-        )  # fmt: skip
-        strength = gr.Slider(
-            -1, 2, value=1, step=0.05, label="Strength", elem_id="compare-strength", scale=2,
-            interactive=False, info="Of steering: 1 removes. A saved edit has its own.",
-        )  # fmt: skip
+    fields = _fields(lab)
     prompt = gr.Textbox(
         label="Prompt", placeholder="Ask both", lines=2, max_lines=10, elem_id="compare-prompt"
     )
@@ -48,13 +45,7 @@ def build(lab: Laboratory) -> None:
         stop = gr.Button("Stop", interactive=False, elem_id="compare-stop", scale=0, min_width=110)
         numbers = gr.Checkbox(label="Write KL under every token", elem_id="compare-numbers")
     status = gr.HTML(elem_id="compare-status")
-    panes: list[gr.HTML] = []
-    with gr.Row(elem_classes="sides"):
-        for whose in ANSWERS:
-            with gr.Column(min_width=320):
-                gr.HTML(f"<h3>{whose.capitalize()}</h3>")
-                panes.append(gr.HTML(elem_id=f"compare-{whose}-answer"))
-                panes.append(gr.HTML(elem_id=f"compare-{whose}-trace"))
+    panes = _panes()
     gr.HTML(beside.key(), elem_id="compare-key")
     with gr.Accordion("Every value, as a table", open=False, elem_id="compare-values"):
         table = gr.HTML()
@@ -65,22 +56,58 @@ def build(lab: Laboratory) -> None:
             info="In tokens. Both take the likeliest token each time.",
         )  # fmt: skip
     desk, said = desk_state(), gr.State([])
-    shown = [said, status, *panes, table, ask, stop]
+    original, edited, strength = fields.original, fields.edited, fields.strength
 
     def compare(desk: Desk, *values: Any) -> Generator[tuple[Any, ...]]:
         yield from _compare(lab, desk, *values)
 
     gr.on(
-        [ask.click, prompt.submit], compare,
-        [desk, prompt, original, edited, strength, system, longest, numbers], shown,
-        show_progress="hidden", concurrency_limit=AT_ONCE,
-    )  # fmt: skip
+        [ask.click, prompt.submit],
+        compare,
+        [desk, prompt, original, edited, strength, system, longest, numbers],
+        [said, status, *panes, table, ask, stop],
+        show_progress="hidden",
+        concurrency_limit=AT_ONCE,
+    )
     stop.click(Desk.stop, desk, None, **QUIET)
-    numbers.change(_panes, [said, numbers], panes, **QUIET)
+    numbers.change(_drawn, [said, numbers], panes, **QUIET)
     strength.change(_steer, [desk, edited, strength], status, **QUIET)
     edited.change(lambda value: _chosen(lab, value), edited, [original, strength], **QUIET)
     original.focus(lambda: gr.Dropdown(lab.models()), None, original, **QUIET)
     edited.focus(lambda: gr.Dropdown(_edits(lab)), None, edited, **QUIET)
+
+
+def _fields(lab: Laboratory) -> _Fields:
+    with gr.Row(elem_classes="fields"):
+        return _Fields(
+            original=gr.Dropdown(
+                lab.models(), value=None, label="Original", allow_custom_value=True, scale=2,
+                info="A name, a Hub id or a path. That of a saved edit is filled in.",
+                elem_id="compare-original",
+            ),
+            edited=gr.Dropdown(
+                _edits(lab), value=None, label="Edited", allow_custom_value=True, scale=2,
+                info="A saved model, or the original steered along a directions.safetensors.",
+                elem_id="compare-edited",
+            ),
+            strength=gr.Slider(
+                -1, 2, value=1, step=0.05, label="Strength", scale=2, interactive=False,
+                info="Of steering: 1 removes. A saved edit has its own.",
+                elem_id="compare-strength",
+            ),
+        )  # fmt: skip
+
+
+def _panes() -> list[gr.HTML]:
+    """Return the place of each answer's text and trace; they stack where there is no room."""
+    found: list[gr.HTML] = []
+    with gr.Row(elem_classes="sides"):
+        for whose in ANSWERS:
+            with gr.Column(min_width=320):
+                gr.HTML(f"<h3>{whose.capitalize()}</h3>")
+                found.append(gr.HTML(elem_id=f"compare-{whose}-answer"))
+                found.append(gr.HTML(elem_id=f"compare-{whose}-trace"))
+    return found
 
 
 def _compare(
@@ -108,7 +135,7 @@ def _compare(
         if talk.opened.strength is not None:
             talk.strength = strength
         notes = list(talk.opened.notes)
-        yield ([], _said(talk.opened.summary, notes), *_panes([], numbers), "", *busy)
+        yield ([], _said(talk.opened.summary, notes), *_drawn([], numbers), "", *busy)
         if not desk.is_stopped:
             answers = talk.compare(
                 text, system=(system or "").strip() or None, max_new_tokens=int(longest)
@@ -116,15 +143,15 @@ def _compare(
             for heard in paced(answers):
                 tokens += [each for each in heard if isinstance(each, Token)]
                 line = _heard(talk.opened.summary, notes, heard)
-                yield (gr.skip(), line, *_panes(tokens, numbers), gr.skip(), *busy)
+                yield (gr.skip(), line, *_drawn(tokens, numbers), gr.skip(), *busy)
     except ObliteratusError as error:
-        drawn = _panes(tokens, numbers) if tokens else same
+        drawn = _drawn(tokens, numbers) if tokens else same
         yield (tokens or gr.skip(), alert(str(error)), *drawn, beside.values(tokens), *idle)
         return
-    yield (tokens, gr.skip(), *_panes(tokens, numbers), beside.values(tokens), *idle)
+    yield (tokens, gr.skip(), *_drawn(tokens, numbers), beside.values(tokens), *idle)
 
 
-def _panes(tokens: Sequence[Token], numbers: bool) -> tuple[str, ...]:
+def _drawn(tokens: Sequence[Token], numbers: bool) -> tuple[str, ...]:
     """Return the text and the trace of each answer."""
     found: list[str] = []
     for whose in ANSWERS:
