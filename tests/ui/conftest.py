@@ -156,6 +156,12 @@ class Visit:
         self.page.locator(f"#{name} input").first.click()
         self.page.get_by_role("option", name=text, exact=True).first.click()
 
+    def start_tiny(self, kind: str, model: Path) -> None:
+        """Start a run of the tiny refuser that takes seconds."""
+        self.type_model(kind, model)
+        self.more(kind, TINY, model)
+        self.page.locator(f"#{kind}-start").click()
+
     def more(self, kind: str, settings: str, folder: Path | None = None) -> None:
         """Unfold the rare settings and fill them in, with the prompts of ``folder``."""
         rare = self.page.locator(f"#{kind}-more")

@@ -169,23 +169,13 @@ class Jobs:
     def state(self, job: Job) -> State:
         """Return where the job is."""
         folder = self.folder / job.id
-        ended = folder / "exit_code"
-        if ended.exists():
-            code = json.loads(ended.read_text(encoding="utf-8"))
-            if code == 0:
-                return "finished"
-            return "cancelled" if (folder / CANCELLED_FILE).exists() else "failed"
-        if (folder / CANCELLED_FILE).exists():
-            return "running" if agent.state(folder)["lives"] else "cancelled"
+        unfinished: State = "cancelled" if (folder / CANCELLED_FILE).exists() else "failed"
+        if (folder / "exit_code").exists():
+            code = json.loads((folder / "exit_code").read_text(encoding="utf-8"))
+            return "finished" if code == 0 else unfinished
         if not (folder / "started").exists():
-            return "queued"
-        known = agent.state(folder)
-        if known["lives"] or known["exit_code"] is not None:
-            return "running"  # or ended between two looks
-        if not known["started"]:
-            since = time.time() - (folder / "started").stat().st_mtime
-            return "running" if since < agent.SECONDS_TO_START else "failed"
-        return "failed"
+            return "cancelled" if unfinished == "cancelled" else "queued"
+        return "running" if _may_live(folder) else unfinished
 
     def cancel(self, job: Job) -> None:
         """Take the job out of the queue, or end its process and all that it has started."""
@@ -223,6 +213,14 @@ class Jobs:
                     (self.folder / job.id / "started").touch(exist_ok=False)
                     self._children.append(agent.spawn(self.folder / job.id))
                     busy.append(job.order.model)
+
+
+def _may_live(folder: Path) -> bool:
+    """Say whether a job that was started and has no exit code lives, or is just about to."""
+    known = agent.state(folder)
+    if known["started"]:
+        return known["lives"] or known["exit_code"] is not None  # it ended between two looks
+    return time.time() - (folder / "started").stat().st_mtime < agent.SECONDS_TO_START
 
 
 def _as_json(job: Job) -> dict[str, Any]:
