@@ -72,11 +72,15 @@ PROOF_PROMPTS = 4
 
 @dataclass(frozen=True)
 class RunResult:
-    """The released folder, its report and the seconds that the run took."""
+    """The released folder, its report and the seconds that the run took.
+
+    ``identity`` is that of the run in the book of runs; None where it is not recorded.
+    """
 
     folder: Path
     report: Report
     seconds: float
+    identity: str | None = None
 
 
 def obliterate(
@@ -108,7 +112,7 @@ def obliterate(
     with recording(entry):
         report = run.execute(model, output, force=force, fingerprint=fingerprint)
         entry.report = report
-    return RunResult(output, report, time.perf_counter() - start)
+    return RunResult(output, report, time.perf_counter() - start, entry.identity)
 
 
 @dataclass(frozen=True)
