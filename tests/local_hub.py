@@ -27,6 +27,7 @@ class Repo:
     name: str
     private: bool = True
     files: dict[str, bytes] = field(default_factory=dict)
+    branches: dict[str, dict[str, bytes]] = field(default_factory=dict)
     pulls: list[dict[str, Any]] = field(default_factory=list)
     commits: list[str] = field(default_factory=list)
 
@@ -34,6 +35,10 @@ class Repo:
     def sha(self) -> str:
         text = repr(sorted(self.files.items())) + repr(len(self.commits))
         return hashlib.sha1(text.encode()).hexdigest()
+
+    def on(self, revision: str) -> dict[str, bytes]:
+        """Return the files of a branch; those of main for any other revision."""
+        return self.branches.get(revision, self.files)
 
 
 @dataclass
@@ -117,8 +122,8 @@ class Handler(BaseHTTPRequestHandler):
                 fault.times -= 1
         if fault is not None and not fault.after:
             return self.broken(fault)
-        if path.startswith("/lfs/") and self.command == "PUT":
-            self.wait_if_held()
+        if path.startswith("/lfs/") and self.command == "PUT" and self.is_held():
+            return None  # the client is gone by now
         with self.server.lock:
             status, found, headers = self.route(path, body)
         if fault is not None:
@@ -133,11 +138,15 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return found
 
-    def wait_if_held(self) -> None:
+    def is_held(self) -> bool:
+        """Wait where no more uploads are taken, and then say so: this one has not arrived."""
         limit = self.server.hold_after
-        if limit is not None and len(self.server.uploaded) >= limit:
-            self.server.holding.set()
-            self.server.release.wait(60)
+        if limit is None or len(self.server.uploaded) < limit:
+            return False
+        self.server.holding.set()
+        self.server.release.wait(60)
+        self.close_connection = True
+        return True
 
     def broken(self, fault: Fault) -> None:
         if fault.status is None:
@@ -177,6 +186,7 @@ class Handler(BaseHTTPRequestHandler):
         verb, rest = parts[begin + 2 : begin + 3], parts[begin + 3 :]
         handlers: dict[str, Callable[[Repo, list[str], bytes], Any]] = {
             "preupload": self.preupload,
+            "branch": self.branch,
             "commit": self.commit,
             "discussions": self.discussions,
             "tree": self.tree,
@@ -211,11 +221,12 @@ class Handler(BaseHTTPRequestHandler):
         self.server.uploaded.append(oid)
         return told(200, {})
 
-    def preupload(self, repo: Repo, _rest: list[str], body: bytes) -> Any:
+    def preupload(self, repo: Repo, rest: list[str], body: bytes) -> Any:
         files = []
+        stored = repo.on(rest[0])
         for each in json.loads(body)["files"]:
             is_large = each["path"].endswith(LARGE)
-            there = repo.files.get(each["path"])
+            there = stored.get(each["path"])
             found = {"path": each["path"], "uploadMode": "lfs" if is_large else "regular",
                      "shouldIgnore": False}  # fmt: skip
             if there is not None:
@@ -223,8 +234,14 @@ class Handler(BaseHTTPRequestHandler):
             files.append(found)
         return told(200, {"files": files})
 
-    def commit(self, repo: Repo, _rest: list[str], body: bytes) -> Any:
-        files = dict(repo.files)
+    def branch(self, repo: Repo, rest: list[str], _body: bytes) -> Any:
+        if rest[0] in repo.branches:
+            return told(409, {"error": "Reference already exists"})
+        repo.branches[rest[0]] = dict(repo.files)
+        return told(201, {})
+
+    def commit(self, repo: Repo, rest: list[str], body: bytes) -> Any:
+        files = dict(repo.on(rest[0]))
         title = ""
         for line in body.splitlines():
             item = json.loads(line)
@@ -241,7 +258,10 @@ class Handler(BaseHTTPRequestHandler):
         if "create_pr" in parse_qs(urlsplit(self.path).query):
             repo.pulls.append({"num": number, "title": title, "files": files, "status": "open"})
         else:
-            repo.files = files
+            if rest[0] in repo.branches:
+                repo.branches[rest[0]] = files
+            else:
+                repo.files = files
             repo.commits.append(title)
         url = f"{self.server.endpoint}/{repo.name}"
         answer = {"commitUrl": f"{url}/commit/{repo.sha}", "commitOid": repo.sha,
@@ -258,10 +278,10 @@ class Handler(BaseHTTPRequestHandler):
         ][page * PAGE : (page + 1) * PAGE]  # fmt: skip
         return told(200, {"count": len(repo.pulls), "start": page * PAGE, "discussions": found})
 
-    def tree(self, repo: Repo, _rest: list[str], _body: bytes) -> Any:
+    def tree(self, repo: Repo, rest: list[str], _body: bytes) -> Any:
         entries = [
             {"type": "file", "path": name, "size": len(data), "oid": git_oid(data)}
-            for name, data in sorted(repo.files.items())
+            for name, data in sorted(repo.on(rest[0]).items())
         ]
         return 200, json.dumps(entries).encode(), {}
 

@@ -1,4 +1,4 @@
-"""What leaves of a run is what the list names, is what its hash says, and says nothing of anybody."""
+"""What leaves of a run is what the list names and what its hash says, and tells of nobody."""
 
 import dataclasses
 import json

@@ -1,10 +1,10 @@
-"""What was contributed comes back checked, in DuckDB, once; and stands on the leaderboard, marked."""
+"""What was contributed comes back checked, in DuckDB, and stands on the leaderboard, marked."""
 
 import json
 
 import pytest
-from local_hub import LocalHub
 
+from local_hub import LocalHub
 from obliteratus.community.board_picture import board_figure
 from obliteratus.community.contribute import package, send
 from obliteratus.community.contribution import as_bytes, contribution_of
@@ -96,11 +96,11 @@ def test_sql_asks_the_numbers_of_the_runs(hub, runs) -> None:
 
 
 def test_before_the_first_pull_that_is_said_and_a_damaged_file_is(hub) -> None:
-    with pytest.raises(UsageError, match="nothing was fetched from lab/runs yet. `obliteratus com"):
+    with pytest.raises(UsageError, match=r"nothing was fetched from lab/runs yet\. `obliteratus"):
         pulled(DATA_SET)
     pull(DATA_SET)
     database_path(DATA_SET).write_bytes(b"no database")
-    with pytest.raises(StorageError, match="is damaged .* Remove it and pull again"):
+    with pytest.raises(StorageError, match=r"is damaged .* Remove it and pull again"):
         pulled(DATA_SET)
 
 

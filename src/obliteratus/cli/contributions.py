@@ -39,7 +39,7 @@ def contribute(
     from obliteratus.community.consent import checked_id, consent
     from obliteratus.community.contribute import package, send, write_package
 
-    if to_file is None and not yes and not _can_ask(screen):
+    if to_file is None and not yes and not can_ask(screen):
         raise UsageError(
             "nobody can be asked here, and nothing is sent without being asked. Pass --yes, or "
             "write the row to a file with --to-file."
@@ -63,7 +63,7 @@ def contribute(
         return
     target = consent().data_set if data_set is None else checked_id(data_set)
     screen.say(paragraph(WARNING.format(data_set=target)))
-    if not yes and not _agreed(screen, f"Send this to {target}?"):
+    if not yes and answer(screen, f"Send this to {target}? [y, N]") not in YES:
         screen.say(" Nothing was sent.\n")
         screen.result("community contribute", {**value, "url": None})
         return
@@ -86,7 +86,7 @@ def offer(screen: Screen, identity: str | None) -> None:
         wish = consent()
         if identity is None or wish.contribute == "off":
             return
-        if wish.contribute == "ask" and not _can_ask(screen):
+        if wish.contribute == "ask" and not can_ask(screen):
             return
         if wish.contribute == "always" and not wish.is_named:
             raise UsageError(f"`always` needs to know where to: set {SET_VARIABLE} or data_set.")
@@ -106,14 +106,14 @@ def offer(screen: Screen, identity: str | None) -> None:
 
 def _asked(screen: Screen, made: "Package", run: "Run", data_set: str) -> bool:
     question = f"Contribute this run to {data_set}? [y, N, show]"
-    answer = _answer(screen, question)
-    if answer in SHOW:
+    said = answer(screen, question)
+    if said in SHOW:
         _show(screen, made)
         screen.say(paragraph(WARNING.format(data_set=data_set)))
-        answer = _answer(screen, f"Send this to {data_set}? [y, N]")
-    if answer not in YES:
+        said = answer(screen, f"Send this to {data_set}? [y, N]")
+    if said not in YES:
         screen.say(f" Not sent. `obliteratus community contribute {run.id}` does it later.\n")
-    return answer in YES
+    return said in YES
 
 
 def _show(screen: Screen, made: "Package") -> None:
@@ -126,14 +126,12 @@ def _show(screen: Screen, made: "Package") -> None:
             screen.say(" the patterns of every layer in float32, without anything else\n")
 
 
-def _can_ask(screen: Screen) -> bool:
+def can_ask(screen: Screen) -> bool:
+    """Say whether a person is there to be asked: nothing is asked of a pipe or a script."""
     return not isinstance(screen, SILENT) and sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def _agreed(screen: Screen, question: str) -> bool:
-    return _answer(screen, f"{question} [y, N]") in YES
-
-
-def _answer(screen: Screen, question: str) -> str:
+def answer(screen: Screen, question: str) -> str:
+    """Ask, and return what is typed in lower case; nothing at the end of the input."""
     screen.say(f" {question}")
     return sys.stdin.readline().strip().lower()

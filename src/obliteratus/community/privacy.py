@@ -13,9 +13,9 @@ from obliteratus.store.secrets import without_secrets
 
 SHORTEST = 3  # letters: a shorter name is a part of too many words
 GENERIC = frozenset(
-    ("root", "user", "users", "admin", "home", "guest", "runner", "localhost", "local", "docker")
-    + ("ubuntu", "debian", "codespace", "vscode", "jovyan", "nobody", "obliteratus")
-)
+    ("root", "user", "users", "admin", "home", "guest", "runner", "localhost", "local", "nobody",
+     "docker", "ubuntu", "debian", "codespace", "vscode", "jovyan", "obliteratus")
+)  # fmt: skip
 """Names of users and hosts that name nobody."""
 PUBLIC = "results.original.name"
 """The name that the model has on the Hub or in the catalogue; its owner may be the sender."""

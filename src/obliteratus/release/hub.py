@@ -31,7 +31,7 @@ UNAUTHORISED, FORBIDDEN, NOT_FOUND, CONFLICT, RATE_LIMITED = 401, 403, 404, 409,
 BUSY = (408, CONFLICT, RATE_LIMITED, 500, 502, 503, 504)
 SHOWN = 300  # characters of what the Hub said
 FROM_THE_CLIENT = (HTTPError, LocalEntryNotFoundError, ConnectionError, RuntimeError, ValueError)
-"""What the client raises: answers, lost connections, a failed file of several, malformed answers."""
+"""What the client raises: answers, lost connections, one file of several that failed."""
 
 
 def hub_api() -> HfApi:
