@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from local_hub import TOKEN, LocalHub
 from safetensors.torch import save_file
 
+from local_hub import TOKEN, LocalHub
 from obliteratus.errors import HubError, UsageError
 from obliteratus.events import Progress, listening
 from obliteratus.models.loaded import ModelSource
@@ -21,7 +21,7 @@ from obliteratus.operator.edit import EditPlan
 from obliteratus.pipeline.methods import settings_for
 from obliteratus.pipeline.record import read_run
 from obliteratus.release.card import CARD, REPEAT, write_unverified_card
-from obliteratus.release.publication import UNREPEATABLE, publication, public_run
+from obliteratus.release.publication import UNREPEATABLE, public_run, publication
 from obliteratus.release.push import push
 from obliteratus.release.save import RECORDS
 from obliteratus.store import write_json
@@ -197,7 +197,7 @@ def test_public_is_asked_for_and_an_existing_visibility_is_kept(local_hub, folde
     local_hub.repo("ada/closed", private=True)
     with pytest.raises(UsageError, match="is private, and a push does not change that"):
         push(publication(folder), "ada/closed", public=True)
-    with pytest.raises(UsageError, match="'edited' is no repository of the Hub. Write owner/name"):
+    with pytest.raises(UsageError, match=r"'edited' is no repository of the Hub. Write owner/name"):
         push(publication(folder), "edited")
 
 

@@ -160,6 +160,22 @@ def pull(
         fetch(screen, data_set, sql)
 
 
+@app.command()
+def universality(
+    *,
+    data_set: DataSet = None,
+    behaviour: Annotated[
+        str | None, typer.Option("--behaviour", metavar="NAME", help="This behaviour alone.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compare the directions that contributed runs share: are they one across runs and models?"""
+    with rendering(as_json=as_json, stages=()) as screen:
+        from obliteratus.cli.received import universality as compare
+
+        compare(screen, data_set, behaviour)
+
+
 def _pulled(data_set: str | None) -> "Sequence[Received]":
     from obliteratus.community.consent import checked_id, consent
     from obliteratus.community.pull import pulled

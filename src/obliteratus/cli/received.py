@@ -8,8 +8,19 @@ from obliteratus.cli.tables import paragraph, table
 from obliteratus.community.consent import checked_id, consent
 from obliteratus.community.pull import pull as fetch
 from obliteratus.community.pulled import Pulled, ask
+from obliteratus.statistics.words import p_value
 
 REASON_SHOWN = 120  # characters
+ANGLES = ("run", "and", "layer", "principal angles", "cosine (chance)", "p, adjusted", "")
+ANGLES_RULE = (
+    "At the layer where the two are nearest. Runs on one model, and on models of one shape, which "
+    "may have one base. Cosine: how much of the first direction of each lies in those of the "
+    "other. p: that random directions are as near, corrected over layers and pairs. Two models at "
+    "chance may have unrelated coordinates, so that says nothing; `obliteratus analyze` brings a "
+    "direction to another model through a map and measures what it does there."
+)
+ALIKE = {"supported": "alike", "not_supported": "different", "undetermined": "undetermined"}
+ALIKE_ELSEWHERE = {**ALIKE, "supported": "alike: one base, one direction"}
 
 
 def pull(screen: Screen, data_set: str | None, sql: str | None) -> None:
@@ -32,6 +43,31 @@ def pull(screen: Screen, data_set: str | None, sql: str | None) -> None:
         screen.say(table(columns, [[_shown(cell) for cell in row] for row in rows]))
     screen.path(found.database)
     screen.result("community pull", value)
+
+
+def universality(screen: Screen, data_set: str | None, behaviour: str | None) -> None:
+    """Show how alike the directions are that runs share."""
+    from obliteratus.community.universality import alike, with_directions
+
+    target = consent().data_set if data_set is None else checked_id(data_set)
+    given = with_directions(target, behaviour=behaviour)
+    found = alike(given)
+    screen.result(
+        "community universality",
+        {"data_set": target, "runs": len(given), "pairs": [each.as_json() for each in found]},
+    )
+    rows = [
+        (
+            *each.labels,
+            each.layer,
+            ", ".join(f"{angle:.0f}°" for angle in each.degrees),
+            f"{each.along:.2f} ({each.chance:.2f})",
+            p_value(each.adjusted_p),
+            ALIKE[each.verdict] if each.is_same_model else ALIKE_ELSEWHERE[each.verdict],
+        )
+        for each in found
+    ]
+    screen.say(table(ANGLES, rows), paragraph(ANGLES_RULE))
 
 
 def _say(screen: Screen, found: Pulled, *, is_new: bool) -> None:

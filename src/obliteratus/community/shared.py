@@ -16,6 +16,7 @@ FOLDER = "directions"
 KIND = "obliteratus.shared-directions"
 MOST_BYTES = 1 << 26  # 64 MiB: some hundred layers of a few directions
 PRECISION = torch.float32
+ORTHONORMAL = 1e-4  # largest Gram error of rows that were rounded to float32
 
 
 def shared_path(sha256: str) -> str:
@@ -40,7 +41,7 @@ def read_shared(data: bytes, name: str) -> dict[str, Float32[Tensor, "rank d_mod
     """Return the patterns by layer's name from what :func:`shared_bytes` gave.
 
     Raises:
-        StorageError: it is something else: too large, damaged, or not unit rows.
+        StorageError: it is something else: too large, damaged, or rows that are not orthonormal.
     """
     if len(data) > MOST_BYTES:
         raise StorageError(f"{name} has {len(data)} bytes; directions have {MOST_BYTES} at most.")
@@ -49,8 +50,16 @@ def read_shared(data: bytes, name: str) -> dict[str, Float32[Tensor, "rank d_mod
     except (SafetensorError, ValueError, json.JSONDecodeError) as error:
         raise StorageError(f"{name} is no safetensors file: {error}.") from error
     for layer, rows in tensors.items():
-        if rows.ndim != 2 or rows.dtype != PRECISION or not bool(torch.isfinite(rows).all()):
+        is_matrix = rows.ndim == 2 and rows.dtype == PRECISION and 0 < len(rows) < rows.shape[1]
+        if not is_matrix or not _are_orthonormal(rows):
             raise StorageError(
                 f"{name} holds no directions at {layer}: {tuple(rows.shape)} {rows.dtype}."
             )
     return tensors
+
+
+def _are_orthonormal(rows: Float32[Tensor, "rank d_model"]) -> bool:
+    """Say whether the rows have unit length and are orthogonal, up to float32's rounding."""
+    gram = rows.to(torch.float64) @ rows.to(torch.float64).T
+    gap = (gram - torch.eye(len(rows), dtype=torch.float64)).abs().max()
+    return bool(gap < ORTHONORMAL)
