@@ -195,12 +195,13 @@ class Speaker:
     def _listen(self) -> None:
         """Hand every record to who waits for it; when there are no more, tell all who wait."""
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            record: Record = json.loads(line)
-            with self._guard:
-                records = self._heard.get(record["id"])
-            if records is not None:  # nobody waits for what was stopped
-                records.put(record)
+        with self._process.stdout as lines:
+            for line in lines:
+                record: Record = json.loads(line)
+                with self._guard:
+                    records = self._heard.get(record["id"])
+                if records is not None:  # nobody waits for what was stopped
+                    records.put(record)
         with self._guard:
             self.ended.set()
             for records in self._heard.values():
