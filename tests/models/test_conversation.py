@@ -10,7 +10,7 @@ from obliteratus.testing.planted_transformer import planted
 from obliteratus.testing.tiny import tiny_model
 
 ASK = "please describe vorn near the old bridge"
-REFUSAL = ["I ", "cannot ", "help ", "with ", "that."]
+REFUSAL = ["I", " cannot", " help", " with", " that", "."]
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +58,12 @@ def test_an_answer_is_stopped_at_any_token_and_kept_as_far_as_it_got(
 
 def test_ctrl_c_keeps_what_was_said(refuser: LoadedModel) -> None:
     def interrupt(piece: str) -> None:
-        if piece == "help ":
+        if piece == " help":
             raise KeyboardInterrupt
 
     talk = Conversation(refuser)
-    assert talk.ask(ASK, interrupt) == "I cannot help with"
-    assert talk.turns[-1]["content"] == "I cannot help with"
+    assert talk.ask(ASK, interrupt) == "I cannot help"
+    assert talk.turns[-1]["content"] == "I cannot help"
 
 
 def test_sampling_draws_from_the_whole_distribution(monkeypatch: pytest.MonkeyPatch) -> None:

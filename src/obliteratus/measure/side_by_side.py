@@ -6,7 +6,7 @@ the token that comes next: that of the model whose answer it is, which chooses, 
 other one.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -21,9 +21,9 @@ from obliteratus.measure.divergence import kl_divergence
 from obliteratus.measure.generation import stop_tokens
 from obliteratus.measure.head import Head, head_of
 from obliteratus.measure.log_odds import RefusalTokens, log_odds
-from obliteratus.measure.spelling import Spelling
 from obliteratus.models.chat import encode
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.models.spelling import Spelling
 from obliteratus.operator.steering import Dial
 
 
@@ -62,7 +62,7 @@ def side_by_side(
     max_new_tokens: int,
     tokens: RefusalTokens | None = None,
     system: str | None = None,
-) -> Iterator[Token]:
+) -> Generator[Token]:
     """Yield the tokens of both answers as they are chosen, each the likeliest one of its model.
 
     The answers are those of :func:`obliteratus.measure.generation.generate`, up to rounding: a

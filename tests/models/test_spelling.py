@@ -2,7 +2,7 @@
 
 import pytest
 
-from obliteratus.measure.spelling import Spelling
+from obliteratus.models.spelling import Spelling
 from obliteratus.testing.planted_vocabulary import planted_tokenizer
 from obliteratus.testing.tiny import tiny_tokenizer
 
@@ -31,3 +31,12 @@ def test_special_tokens_add_nothing_and_have_a_name(tokenizer) -> None:
     spelling = Spelling(tokenizer)
     assert spelling.add(tokenizer.pad_token_id) == ""
     assert spelling.name(tokenizer.pad_token_id) == "<pad>"
+
+
+def test_bytes_that_are_no_character_are_not_kept_for_ever() -> None:
+    tokenizer = tiny_tokenizer()
+    spelling = Spelling(tokenizer)
+    (byte,) = tokenizer("é", add_special_tokens=False)["input_ids"][:1]
+    pieces = [spelling.add(byte) for _ in range(12)]
+    assert "".join(pieces) == tokenizer.decode([byte] * 12)
+    assert all("".join(pieces[start : start + 4]) for start in range(9))

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what the first bytes of a character are decoded to
+MOST_BYTES = 4  # of a character in UTF-8: a token brings at least one
 
 
 @dataclass
@@ -24,12 +25,13 @@ class Spelling:
     def add(self, token_id: int) -> str:
         """Return the text that ``token_id`` adds: empty for a special token.
 
-        Empty also where it leaves a character incomplete; the token that completes it adds all.
+        Empty also where it leaves a character incomplete; the token that completes it adds all, and
+        one that no character can be completed with any more adds what there is.
         """
         self._ids.append(token_id)
         before = self._text(self._from, self._given)
         text = self._text(self._from, len(self._ids))
-        if text.endswith(INCOMPLETE):
+        if text.endswith(INCOMPLETE) and len(self._ids) - self._given < MOST_BYTES:
             return ""
         self._from, self._given = self._given, len(self._ids)
         return text.removeprefix(before)
