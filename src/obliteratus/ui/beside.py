@@ -120,9 +120,6 @@ def _chart(tokens: Sequence[Token]) -> Chart:
     def y(odds: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (high - odds) / (high - low)
 
-    def places(name: Whose) -> list[tuple[int, float]]:
-        return list(enumerate(rows[name], start=1))
-
     step = next((each for each in STEPS if (high - low) / each <= MOST_TICKS), STEPS[-1])
     ticks = range(math.ceil(low / step) * step, math.floor(high) + 1, step)
     marks = (1, *range(_mark(last), last + 1, _mark(last)))
