@@ -55,6 +55,7 @@ def test_the_theme_follows_the_system_and_then_the_visitor(served, browser: Brow
     visit = Visit(context.new_page())
     visit.open(served, TABS[0])
     ground = "getComputedStyle(document.body).backgroundColor"
+    expect(visit.page.locator("body")).to_have_class("dark")
     dark = visit.page.evaluate(ground)
     visit.page.locator("#theme-toggle").click()
     expect(visit.page.locator("body")).not_to_have_class("dark")

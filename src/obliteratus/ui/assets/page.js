@@ -1,27 +1,27 @@
 // The theme: what the visitor chose last, else what the system says.
 (() => {
   const KEY = "obliteratus-theme";
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const wanted = () => localStorage.getItem(KEY) || (dark.matches ? "dark" : "light");
+  const system = window.matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (localStorage.getItem(KEY) || (system.matches ? "dark" : "light")) === "dark";
   const show = () => {
-    const isDark = wanted() === "dark";
-    document.documentElement.style.colorScheme = isDark ? "dark" : "light";
-    if (document.body) document.body.classList.toggle("dark", isDark);
+    document.documentElement.lang = "en";
+    document.documentElement.style.colorScheme = isDark() ? "dark" : "light";
+    if (document.body && document.body.classList.contains("dark") !== isDark()) {
+      document.body.classList.toggle("dark", isDark());
+    }
   };
-  dark.addEventListener("change", show);
+  system.addEventListener("change", show);
   document.addEventListener("click", (event) => {
     if (event.target.closest && event.target.closest("#theme-toggle")) {
-      localStorage.setItem(KEY, wanted() === "dark" ? "light" : "dark");
+      localStorage.setItem(KEY, isDark() ? "light" : "dark");
       show();
     }
   });
-  document.addEventListener("DOMContentLoaded", () => {
-    document.documentElement.lang = "en";
-    show();
-    new MutationObserver(() => {  // gradio sets its own class when it starts
-      if (document.body.classList.contains("dark") !== (wanted() === "dark")) show();
-    }).observe(document.body, { attributes: true, attributeFilter: ["class"] });
+  // gradio sets its class on the body when it starts, and again when it has loaded.
+  new MutationObserver(show).observe(document.documentElement, {
+    attributes: true, attributeFilter: ["class"], childList: true, subtree: true,
   });
+  show();
 })();
 // A report has no scripts and says nothing of its height: its frame is made as high as it is.
 document.addEventListener("load", (event) => {

@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from obliteratus.errors import ObliteratusError, UsageError
+from obliteratus.statistics.words import MINUS
 from obliteratus.store import read_json
 from obliteratus.ui.curves import drawn
 from obliteratus.ui.drawing import alert
@@ -100,13 +101,18 @@ def build(lab: Laboratory, page: gr.Blocks, tabs: gr.Tabs, talking: Ports) -> No
     chosen = gr.State(None)
     with gr.Row(elem_classes="actions"):
         said = gr.HTML(UNCHOSEN, elem_id="sweep-chosen")
-        talk = gr.Button("Chat at this strength", interactive=False, elem_id="sweep-talk", scale=0)
-        keep = gr.Button("Save the model at it", interactive=False, elem_id="sweep-save", scale=0)
+        talk = gr.Button(
+            "Chat at this strength", interactive=False, elem_id="sweep-talk", scale=0, min_width=210
+        )
+        keep = gr.Button(
+            "Save the model at it", interactive=False, elem_id="sweep-save", scale=0, min_width=210
+        )
 
     def choose(where: str, event: gr.EventData) -> tuple[Any, ...]:
         strength = float(event._data["strength"])  # pyright: ignore[reportPrivateUsage]
         found = read_json(Path(where) / SWEEP_FILE)
-        text = f"<p>Strength <b>{strength:g}</b> is chosen.</p>"
+        shown = f"{strength:g}".replace("-", MINUS)
+        text = f"<p>Strength <b>{shown}</b> is chosen.</p>"
         able = gr.Button(interactive=True)
         return strength, drawn(found["points"], strength), text, able, able
 
