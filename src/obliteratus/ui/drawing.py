@@ -14,6 +14,17 @@ from obliteratus.statistics.words import Unit, p_value, ratio, shown
 from obliteratus.ui.jobs import View
 from obliteratus.ui.record import StageRow
 
+THEMED = """<script>
+addEventListener("message", ({ data }) => {
+  for (const sheet of document.styleSheets) for (const rule of sheet.cssRules) {
+    if (rule instanceof CSSMediaRule && (rule.themed || rule.media.mediaText.includes("scheme"))) {
+      rule.themed = true;
+      rule.media.mediaText = data.dark ? "all" : "not all";
+    }
+  }
+});
+</script>"""
+"""What makes a page with scripts in a frame follow the theme of the page around it."""
 LOG_LINES = 60  # of the log on the page, the newest last
 
 
@@ -91,6 +102,7 @@ def framed(page: str, title: str, *, runs_scripts: bool = False) -> str:
     """Return a whole page inside a frame that can reach nothing of the page around it."""
     rights = "allow-scripts" if runs_scripts else "allow-same-origin"
     kind = "frame is-tall" if runs_scripts else "frame"
+    page += THEMED if runs_scripts else ""
     return (
         f'<iframe class="{kind}" sandbox="{rights}" title="{html.escape(title, quote=True)}" '
         f'srcdoc="{html.escape(page, quote=True)}"></iframe>'
