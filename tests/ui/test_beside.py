@@ -57,7 +57,7 @@ def test_the_text_is_all_there() -> None:
 
 @pytest.mark.parametrize(
     ("kl", "shade"),
-    [(0.0, 0), (0.009, 0), (0.01, 1), (0.099, 1), (0.1, 2), (1.0, 3), (4.99, 3), (5.0, 4), (70, 4)],
+    [(0.0, 0), (0.009, 0), (0.01, 1), (0.099, 1), (0.1, 2), (1.0, 3), (4.99, 3), (5.0, 4), (70.0, 4)],
 )
 def test_a_token_is_as_dark_as_the_models_are_apart(kl: float, shade: int) -> None:
     assert level(kl) == shade

@@ -129,7 +129,7 @@ def _chart(tokens: Sequence[Token]) -> Chart:
             for name, row in rows.items()
         ),
         zero=round(y(0.0), 1),
-        ticks=tuple((round(y(each), 1), _signed(each)) for each in ticks),
+        ticks=tuple((round(y(float(each)), 1), _signed(each)) for each in ticks),
         places=tuple((round(x(place), 1), str(place)) for place in marks),
         summary="; ".join(
             f"{name} {_number(row[0], 1)} at the first token, {_number(row[-1], 1)} at the last"
