@@ -132,11 +132,12 @@ def config_of(shape: Shape) -> LlamaConfig | Qwen3MoeConfig:
 
 
 def generate(folder: Path, shape: Shape) -> None:
-    """Write a checkpoint of ``shape`` with random numbers."""
+    """Write a checkpoint of ``shape``; all matrices of one size have the same random numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     config_of(shape).save_pretrained(folder)
     weight_map: dict[str, str] = {}
     shard: dict[str, torch.Tensor] = {}
+    drawn: dict[tuple[int, ...], torch.Tensor] = {}
     total = 0
 
     def flush() -> None:
@@ -146,7 +147,9 @@ def generate(folder: Path, shape: Shape) -> None:
         shard.clear()
 
     for name, size in tensors(shape):
-        shard[name] = torch.randn(size).mul_(size[-1] ** -0.5).to(torch.bfloat16)
+        if size not in drawn:
+            drawn[size] = torch.randn(size).mul_(size[-1] ** -0.5).to(torch.bfloat16)
+        shard[name] = drawn[size].clone()
         total += shard[name].nbytes
         if sum(tensor.nbytes for tensor in shard.values()) > SHARD_BYTES:
             flush()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from local_hub import TOKEN, LocalHub, serving
 from obliteratus.testing.refuser import refuser_folder
 
 TASKS = Path(__file__).parent / "harness_tasks"
@@ -16,7 +17,30 @@ def _no_book_of_runs(tmp_path_factory: pytest.TempPathFactory) -> Generator[None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OBLITERATUS_RUNS", "off")
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data of the user")))
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("configuration of the user")))
+        for name in ("OBLITERATUS_CONTRIBUTE", "OBLITERATUS_DATA_SET"):
+            patch.delenv(name, raising=False)
         yield
+
+
+@pytest.fixture
+def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[LocalHub]:
+    """The Hub on loopback, an account on it, and waits that take no time.
+
+    ``waited`` of the server lists for how long the client would have slept.
+    """
+    from huggingface_hub import constants
+
+    with serving() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr("time.sleep", hub.waited.append)
+        yield hub
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,10 @@ class ModelSourceError(ObliteratusError):
     """A model could not be obtained: no network, gated, a wrong hash, a damaged file."""
 
 
+class HubError(ObliteratusError):
+    """The Hub refused what was to be written to it or read from a data set, or is out of reach."""
+
+
 class UnsupportedArchitectureError(ObliteratusError):
     """No family file describes the model, or it leaves part of the model undescribed."""
 

@@ -81,7 +81,8 @@ def test_methods_on_a_tiny_model(refuser, tmp_path, capsys, monkeypatch):
     sets += ["verify.max_new_tokens=20", "verify.dose=false"]
     words = [word for each in sets for word in ("--set", each)]
     folder = tmp_path / "out"
-    words = ["--models", str(refuser), "--methods", "basic,inverted,advanced", "-o", str(folder), *words]
+    words = ["--models", str(refuser), "-o", str(folder), *words]
+    words = ["--methods", "basic,inverted,advanced", *words]
     assert main(["benchmark", *words, "--prompts", "6"]) == 0
     shown = capsys.readouterr().out
     assert "front" in shown

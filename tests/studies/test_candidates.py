@@ -25,7 +25,8 @@ def settings(refuser):
 
 @pytest.fixture(scope="module")
 def prepared(refuser, settings, tmp_path_factory):
-    return module.prepared(str(refuser), settings, 0, Store(tmp_path_factory.mktemp("cache")))
+    ready = module.prepared(str(refuser), settings, 0, Store(tmp_path_factory.mktemp("cache")))
+    return ready.bench, ready.plan
 
 
 def read(bench, planned, shares):
@@ -116,7 +117,8 @@ def test_an_edited_head_is_edited_in_the_weights(refuser, tmp_path):
     settings = tiny_settings(
         refuser, "basic", "edit.layers=all", "edit.strengths={components: {head: 1.0}}"
     )
-    bench, planned = module.prepared(str(refuser), settings, 4, Store(tmp_path))
+    ready = module.prepared(str(refuser), settings, 4, Store(tmp_path))
+    bench, planned = ready.bench, ready.plan
     assert "probabilities" in str(inexact(bench.model, planned))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from obliteratus.errors import EditError
 from obliteratus.operator.hooks import edited
 from obliteratus.operator.shares import Members
 from obliteratus.pipeline.obliterate import EditedInPlace
@@ -142,6 +143,14 @@ def test_passes_on_top_of_each_other_are_measured_alone(runner, begun) -> None:
 def test_the_model_is_as_it_was(runner, together) -> None:
     assert runner._held is not None
     assert weights_fingerprint(runner._held.model) == runner._held.weights
+
+
+def test_edits_of_a_model_that_was_loaded_again_are_not_measured_together(
+    runner, begun, monkeypatch
+) -> None:
+    monkeypatch.setattr(runner, "_benches", {})
+    with pytest.raises(EditError, match="loaded again"):
+        runner.end([begun["basic"]])
 
 
 def test_a_study_measures_its_edits_together(study, alone, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from obliteratus.cli.sweep import between
 from obliteratus.community.book import RunBook
 from obliteratus.errors import StorageError, UsageError
 from obliteratus.models.summon import summon
+from obliteratus.release.directions_file import load_directions
 from obliteratus.store import Store
 from obliteratus.studies import sweep as module
 from obliteratus.studies.candidates import InMemory, InOneBatch
@@ -59,7 +60,8 @@ def test_a_point_is_what_an_edit_of_that_strength_does(refuser, settings, found)
     from obliteratus.edits.memory import excise
 
     store = Store(found[1] / "cache")
-    bench, planned = module.prepared(str(refuser), settings, 0, store)
+    ready = module.prepared(str(refuser), settings, 0, store)
+    bench, planned = ready.bench, ready.plan
     point = next(p for p in found[0].points if p.strength == 1.0)
     _ = bench.original
     excise(bench.model, planned)
@@ -71,7 +73,8 @@ def test_a_point_is_what_an_edit_of_that_strength_does(refuser, settings, found)
 
 @pytest.mark.parametrize("way", [InOneBatch, partial(InMemory, alone="asked")])
 def test_the_model_is_as_it_was(refuser, settings, tmp_path, way):
-    bench, planned = module.prepared(str(refuser), settings, 4, Store(tmp_path))
+    ready = module.prepared(str(refuser), settings, 4, Store(tmp_path))
+    bench, planned = ready.bench, ready.plan
     before = weights_fingerprint(bench.model)
     for _ in way(bench, planned).measured((1.5, -1.0)):
         assert weights_fingerprint(bench.model) == before
@@ -84,6 +87,13 @@ def test_strengths_that_cannot_share_batches_are_swept_one_by_one(refuser, setti
     found = sweep(str(refuser), tmp_path / "out", kept, points=3, prompts=4, store=Store(tmp_path))
     assert "rescales" in str(found.alone)
     assert json.loads((tmp_path / "out" / "sweep.json").read_text())["one_by_one_because"]
+
+
+def test_its_directions_steer_as_its_points_say(found):
+    written = json.loads((found[1] / "out" / "sweep.json").read_text())
+    directions = load_directions(found[1] / "out" / "directions.safetensors")
+    assert written["strength"] == directions.strength
+    assert directions.basis.keys() == found[0].directions.basis.keys()
 
 
 def test_what_is_written_can_be_read(found):

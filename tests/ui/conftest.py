@@ -95,9 +95,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def served(
-    tmp_path_factory: pytest.TempPathFactory, places: dict[str, str]
-) -> Generator[Server]:
+def served(tmp_path_factory: pytest.TempPathFactory, places: dict[str, str]) -> Generator[Server]:
     """One server for the tests that only look at it and start runs."""
     server = Server(tmp_path_factory.mktemp("workspace"), places).start()
     yield server
@@ -121,9 +119,11 @@ def visitor(browser: Browser) -> Iterator[BrowserContext]:
     strange: list[str] = []
     context.on(
         "request",
-        lambda request: None
-        if request.url.startswith(("http://127.0.0.1:", "data:", "blob:"))
-        else strange.append(request.url),
+        lambda request: (
+            None
+            if request.url.startswith(("http://127.0.0.1:", "data:", "blob:"))
+            else strange.append(request.url)
+        ),
     )
     yield context
     context.close()
@@ -155,6 +155,12 @@ class Visit:
         """Choose from a list."""
         self.page.locator(f"#{name} input").first.click()
         self.page.get_by_role("option", name=text, exact=True).first.click()
+
+    def start_tiny(self, kind: str, model: Path) -> None:
+        """Start a run of the tiny refuser that takes seconds."""
+        self.type_model(kind, model)
+        self.more(kind, TINY, model)
+        self.page.locator(f"#{kind}-start").click()
 
     def more(self, kind: str, settings: str, folder: Path | None = None) -> None:
         """Unfold the rare settings and fill them in, with the prompts of ``folder``."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
+pytestmark = pytest.mark.slow
 TABS = (
     "Obliterate", "Benchmark", "Chat", "A/B Compare", "Strength Sweep", "Export", "Leaderboard",
     "Atlas", "About",
@@ -23,11 +24,9 @@ def test_every_tab_opens_without_an_error(served, visit) -> None:
     assert errors == []
 
 
-def test_a_run_is_started_watched_and_read(served, visit, refuser: Path, tiny_settings_text) -> None:
+def test_a_run_is_started_watched_and_read(served, visit, refuser: Path) -> None:
     visit.open(served, "Obliterate")
-    visit.type_model("obliterate", refuser)
-    visit.more("obliterate", tiny_settings_text, refuser)
-    visit.page.locator("#obliterate-start").click()
+    visit.start_tiny("obliterate", refuser)
     visit.await_state("obliterate", "running", "finished")
     expect(visit.state("obliterate").locator(".stage").first).to_be_visible()
     visit.await_state("obliterate", "finished", "failed")
@@ -60,3 +59,71 @@ def test_what_is_typed_is_text_and_no_flag(served, visit, name: str) -> None:
     alert = visit.state("obliterate").get_by_role("alert")
     expect(alert).to_contain_text("model")
     assert visit.page.locator("img[src=x]").count() == 0
+
+
+def test_a_run_is_cancelled_and_says_so(served, visit, refuser: Path) -> None:
+    visit.open(served, "Atlas")
+    visit.start_tiny("analyze", refuser)
+    visit.await_state("analyze", "running")
+    visit.page.locator("#analyze-cancel").click()
+    visit.await_state("analyze", "cancelled", "finished", "failed")
+    expect(visit.state("analyze")).to_have_attribute("data-state", "cancelled")
+    expect(visit.page.locator("#analyze-cancel")).to_be_disabled()
+
+
+def test_a_page_that_is_loaded_again_still_shows_the_run(served, visit, refuser: Path) -> None:
+    visit.open(served, "Strength Sweep")
+    visit.start_tiny("sweep", refuser)
+    visit.await_state("sweep", "queued", "running", "finished")
+    title = visit.state("sweep").locator(".job-head b").inner_text()
+    visit.open(served, "Strength Sweep")
+    expect(visit.state("sweep").locator(".job-head b")).to_have_text(title)
+    visit.await_state("sweep", "finished", "failed")
+    expect(visit.state("sweep")).to_have_attribute("data-state", "finished")
+
+
+def test_a_point_of_a_sweep_is_chosen_by_keyboard_and_talked_to(served, visit, refuser) -> None:
+    visit.open(served, "Strength Sweep")
+    if visit.state("sweep").count() == 0:
+        visit.start_tiny("sweep", refuser)
+    visit.await_state("sweep", "finished")
+    dots = visit.page.locator("#sweep-curves g[role=button]")
+    dots.first.focus()
+    visit.page.keyboard.press("Enter")
+    expect(visit.page.locator("#sweep-chosen")).to_contain_text("−1")
+    visit.page.locator("#sweep-talk").click()
+    expect(visit.page.locator("#chat-text")).to_be_visible()
+    expect(visit.page.locator("#chat-strength input[type=number]")).to_have_value("-1")
+    expect(visit.page.locator("#chat-directions input")).to_have_value(re.compile("sweep-"))
+
+
+def test_a_saved_model_is_exported_and_its_card_shown(served, visit, refuser: Path) -> None:
+    visit.open(served, "Obliterate")
+    if not list(served.workspace.glob("tiny-refuser-advanced/obliteratus")):
+        visit.start_tiny("obliterate", refuser)
+        visit.await_state("obliterate", "finished")
+    visit.choose("Export")
+    visit.page.locator("#export-model input").click()
+    visit.page.get_by_role("option", name=re.compile("^tiny-refuser-advanced")).first.click()
+    visit.page.get_by_role("button", name="The model card").click()
+    expect(visit.page.locator("#export-card")).to_contain_text("refus")
+    visit.page.locator("#export-start").click()
+    visit.await_state("export", "finished", "failed")
+    expect(visit.page.locator(".tabitem:visible")).to_contain_text("Written to")
+    assert list(served.workspace.glob("tiny-refuser-advanced-zip*.zip"))
+
+
+def test_two_people_see_each_other_wait(served, visitor, browser, refuser: Path) -> None:
+    from conftest import Visit
+
+    first, other = Visit(visitor.new_page()), Visit(browser.new_context().new_page())
+    for person in (first, other):
+        person.open(served, "Atlas")
+        person.start_tiny("analyze", refuser)
+    other.await_state("analyze", "queued")
+    expect(other.state("analyze")).to_contain_text("in the queue")
+    first.page.locator("#analyze-cancel").click()
+    first.await_state("analyze", "cancelled")
+    other.await_state("analyze", "running")
+    other.page.locator("#analyze-cancel").click()
+    other.await_state("analyze", "cancelled")

@@ -58,6 +58,7 @@ def run(
     screen: Screen, original: str, edited: str, settings: RunSettings, output: Path | None
 ) -> None:
     """Compare the two models, write the report and show it."""
+    from obliteratus.cli.contributions import offer
     from obliteratus.cli.loading import load_outline
     from obliteratus.cli.results import show_report
     from obliteratus.community.recording import Entry, recording
@@ -87,6 +88,7 @@ def run(
     if output is not None:
         screen.say(f" Written to {output / FILES[0]} and {output / FILES[1]}.\n")
         screen.path(output)
+    offer(screen, entry.identity)
     screen.result(
         "verify",
         {"folder": output and str(output), "report": report.model_dump(mode="json")},

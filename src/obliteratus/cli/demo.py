@@ -62,5 +62,5 @@ def demo(
             NO_DOSES,
         )
         settings = settings_for(DEFAULT_METHOD, smaller)
-        run(screen, Job(MODEL, settings), output, force=force)
+        run(screen, Job(MODEL, settings), output, force=force, offers=False)
         screen.say(listing("How to read the report", "", []), paragraph(HOW_TO_READ))

@@ -34,6 +34,7 @@ from obliteratus.cli import (
     models,
     obliterate,
     probe,
+    release,
     remote,
     runs,
     study,
@@ -121,6 +122,7 @@ for panel, commands in {
     for name, function in commands.items():
         app.command(name, rich_help_panel=panel)(function)
 app.add_typer(study.app, name="study", rich_help_panel="Do")
+app.add_typer(release.app, name="release", rich_help_panel="Do")
 app.add_typer(runs.app, name="runs", rich_help_panel="List")
 app.add_typer(community.app, name="community", rich_help_panel="List")
 app.add_typer(remote.app, name="remote", rich_help_panel="Do", no_args_is_help=True)

@@ -23,18 +23,24 @@ class Job:
     fingerprint: str | None = None
 
 
-def run(screen: Screen, job: Job, output: Path | None, *, force: bool) -> None:
-    """Run the main job and show its report. ``output`` defaults to ``out/<model>-<method>``."""
+def run(screen: Screen, job: Job, output: Path | None, *, force: bool, offers: bool = True) -> None:
+    """Run the main job and show its report. ``output`` defaults to ``out/<model>-<method>``.
+
+    ``offers``: contribute the run where the user's setting says so.
+    """
     output = output or default_output(job.model, job.settings.method)
     screen.title(f"{job.model} · {job.settings.method} · to {output}")
     if force:
         check_replaceable(output)
+    from obliteratus.cli.contributions import offer
     from obliteratus.cli.results import next_steps, show_report
     from obliteratus.pipeline.obliterate import obliterate as run_stages
 
     result = run_stages(job.model, output, job.settings, force=force, fingerprint=job.fingerprint)
     show_report(screen, result.report, seconds=result.seconds)
     screen.say(next_steps(result.folder))
+    if offers:
+        offer(screen, result.identity)
     screen.path(result.folder)
     screen.result(
         "obliterate",

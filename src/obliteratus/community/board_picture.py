@@ -10,8 +10,15 @@ from obliteratus.statistics.front import Contender, ranks
 
 
 def board_picture(board: Board) -> Picture:
-    """Return refusal against divergence with intervals; the front has a colour of its own."""
-    contenders = [Contender(row.label, row.refusal, row.divergence) for row in board.rows]
+    """Return refusal against divergence with intervals; the front has a colour of its own.
+
+    Rows that are not ranked are not drawn.
+    """
+    contenders = [
+        Contender(row.label, row.refusal, row.divergence)
+        for row in board.rows
+        if row.rank is not None
+    ]
     return front_picture(board.title, contenders, ranks(contenders))
 
 

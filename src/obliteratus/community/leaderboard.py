@@ -1,11 +1,13 @@
 """The leaderboard: verified edits of one model and behaviour, compared only where that is fair."""
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from obliteratus.community.book import Run
-from obliteratus.community.record import ModelFacts, Protocol, Record, Results
+from obliteratus.community.received import OUTLIER, Received
+from obliteratus.community.record import Aggregates, Kind, Protocol
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.statistics.front import Contender, Rank, ranks
 
@@ -31,7 +33,10 @@ class Row:
         dtype: What it computed in.
         started: When, in seconds since the epoch.
         times: How many runs measured the same weights.
-        rank: Who beats it and who is tied with it, by the ids of their runs.
+        rank: Who beats it and who is tied with it, by the ids of their runs; None where it is not
+            ranked, being far from all others.
+        is_received: Whether somebody else contributed it: nobody has verified it here.
+        flags: What was seen in a contributed row.
     """
 
     id: str
@@ -43,17 +48,20 @@ class Row:
     dtype: str
     started: float
     times: int
-    rank: Rank
+    rank: Rank | None
+    is_received: bool = False
+    flags: tuple[str, ...] = ()
 
     @property
     def is_on_front(self) -> bool:
         """Whether nobody beats it."""
-        return not self.rank.beaten_by
+        return self.rank is not None and not self.rank.beaten_by
 
     @property
     def label(self) -> str:
         """The method with the beginning of the id, which together name it on a board."""
-        return f"{self.method or 'unknown'} {self.id[:ID_SHOWN]}"
+        whose = ", received" if self.is_received else ""
+        return f"{self.method or 'unknown'} {self.id[:ID_SHOWN]}{whose}"
 
     def as_json(self) -> dict[str, Any]:
         """Return a plain row, for a table on a page or in a file."""
@@ -69,8 +77,10 @@ class Row:
             "started": self.started,
             "times": self.times,
             "is_on_front": self.is_on_front,
-            "beaten_by": list(self.rank.beaten_by),
-            "tied_with": list(self.rank.tied_with),
+            "beaten_by": [] if self.rank is None else list(self.rank.beaten_by),
+            "tied_with": [] if self.rank is None else list(self.rank.tied_with),
+            "is_received": self.is_received,
+            "flags": list(self.flags),
         }
 
 
@@ -113,20 +123,48 @@ class Board:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A verified run with what a board takes of it."""
+    """A verified run with what a board takes of it; ``names`` are those that it is found by."""
 
-    run: Run
-    results: Results
-    refusal: Estimate
-    divergence: Estimate
+    id: str
+    kind: Kind
+    method: str | None
+    behaviour: str | None
+    results: Aggregates
+    device: str
+    started: float
+    name: str
+    names: tuple[str, ...]
+    is_received: bool = False
+    flags: tuple[str, ...] = ()
 
     @property
     def group(self) -> tuple[Any, ...]:
-        return self.results.original.source, self.run.record.behaviour, self.results.protocol
+        return self.results.original.source, self.behaviour, self.results.protocol
+
+    @property
+    def is_ranked(self) -> bool:
+        return not any(flag.startswith(OUTLIER) for flag in self.flags)
+
+    @property
+    def is_of_a_board(self) -> bool:
+        """Whether a saved folder was measured, with the goal to end the behaviour."""
+        results = self.results
+        if self.kind not in VERIFIED or GOAL not in [claim.key for claim in results.claims]:
+            return False
+        found = (results.metric(key) for key in (REFUSAL, DIVERGENCE))
+        return all(metric is not None and metric.edited is not None for metric in found)
+
+    def edited(self, key: str) -> Estimate:
+        """Return what was measured of the edited model; ``is_of_a_board`` says that it was."""
+        metric = self.results.metric(key)
+        assert metric is not None
+        assert metric.edited is not None
+        return metric.edited
 
 
 def leaderboard(
     runs: Sequence[Run],
+    received: Sequence[Received] = (),
     *,
     model: str | None = None,
     behaviour: str | None = None,
@@ -137,83 +175,112 @@ def leaderboard(
 
     Only finished runs that measured a saved folder, with the goal to end the behaviour, are on it.
     Rows are compared with those of their own board alone. Several runs of the same edited weights
-    are one row, that of the newest. ``model`` and ``device`` are parts of names, ``behaviour`` and
+    are one row, that of the newest. Contributions that were ``received`` stand beside own runs and
+    are marked; one that is far from all others is shown and not ranked, and of weights that were
+    measured here the own run counts. ``model`` and ``device`` are parts of names, ``behaviour`` and
     ``dtype`` whole ones; ranks are among the rows that are left.
     """
+    entries = [each for run in runs if (each := _of_run(run)) is not None]
+    entries += [_of_received(each) for each in received]
     groups: dict[tuple[Any, ...], list[_Entry]] = {}
-    for run in sorted(runs, key=lambda each: -each.started):
-        entry = _entry(run)
-        if entry is not None and _is_wanted(entry, model, behaviour, device, dtype):
+    for entry in sorted(entries, key=lambda each: (each.is_received, -each.started)):
+        if entry.is_of_a_board and _is_wanted(entry, model, behaviour, device, dtype):
             groups.setdefault(entry.group, []).append(entry)
     boards = [_board(entries) for entries in groups.values()]
     return tuple(sorted(boards, key=lambda board: (-len(board.rows), board.title)))
 
 
-def _entry(run: Run) -> _Entry | None:
-    record, results = run.record, run.record.results
-    if run.state != "finished" or record.kind not in VERIFIED or results is None:
+def _of_run(run: Run) -> _Entry | None:
+    record = run.record
+    if run.state != "finished" or record.results is None:
         return None
-    if GOAL not in [claim.key for claim in results.claims]:
-        return None
-    refusal, divergence = (results.metric(key) for key in (REFUSAL, DIVERGENCE))
-    if refusal is None or divergence is None:
-        return None
-    if refusal.edited is None or divergence.edited is None:
-        return None
-    return _Entry(run, results, refusal.edited, divergence.edited)
+    return _Entry(
+        id=run.id,
+        kind=record.kind,
+        method=record.method,
+        behaviour=record.behaviour,
+        results=record.results,
+        device=record.hardware.device,
+        started=run.started,
+        name=run.short_name,
+        names=(run.name, run.local.model),
+    )
+
+
+def _of_received(row: Received) -> _Entry:
+    found = row.contribution
+    day = datetime.datetime.fromisoformat(found.day).replace(tzinfo=datetime.UTC)
+    original = found.results.original
+    name = original.name or f"a local {original.model_type}"
+    return _Entry(
+        id=found.sha256,
+        kind=found.kind,
+        method=found.method,
+        behaviour=found.behaviour,
+        results=found.results,
+        device=found.device,
+        started=day.timestamp(),
+        name=name,
+        names=(name,),
+        is_received=True,
+        flags=row.flags,
+    )
 
 
 def _is_wanted(
     entry: _Entry, model: str | None, behaviour: str | None, device: str | None, dtype: str | None
 ) -> bool:
-    record, facts = entry.run.record, entry.results.edited
-    names = (entry.run.name.lower(), entry.run.local.model.lower())
     return (
-        (model is None or any(model.lower() in name for name in names))
-        and behaviour in (None, record.behaviour)
-        and (device is None or device.lower() in record.hardware.device.lower())
-        and dtype in (None, facts.dtype)
+        (model is None or any(model.lower() in name.lower() for name in entry.names))
+        and behaviour in (None, entry.behaviour)
+        and (device is None or device.lower() in entry.device.lower())
+        and dtype in (None, entry.results.edited.dtype)
     )
 
 
 def _board(entries: Sequence[_Entry]) -> Board:
-    newest: dict[str, _Entry] = {}
+    """Return the board of ``entries``, own ones first and of those the newest."""
+    chosen: dict[str, _Entry] = {}
     times: dict[str, int] = {}
-    for entry in entries:  # the newest first
+    for entry in entries:
         weights = entry.results.edited.weights
-        newest.setdefault(weights, entry)
+        chosen.setdefault(weights, entry)
         times[weights] = times.get(weights, 0) + 1
-    chosen = list(newest.values())
-    stands = ranks([Contender(e.run.id, e.refusal, e.divergence) for e in chosen])
-    rows = [
-        _row(entry, stands[entry.run.id], times[entry.results.edited.weights]) for entry in chosen
-    ]
+    stands = ranks(
+        [
+            Contender(each.id, each.edited(REFUSAL), each.edited(DIVERGENCE))
+            for each in chosen.values()
+            if each.is_ranked
+        ]
+    )
+    rows = [_row(entry, stands.get(entry.id), times[weights]) for weights, entry in chosen.items()]
     first = entries[0]
-    original: ModelFacts = first.results.original
+    original = first.results.original
     return Board(
-        name=first.run.short_name,
+        name=first.name,
         model=original.name,
         source=original.source,
-        behaviour=first.run.record.behaviour or GOAL,
+        behaviour=first.behaviour or GOAL,
         protocol=first.results.protocol,
         rows=tuple(sorted(rows, key=lambda row: (row.refusal.value, row.divergence.value))),
     )
 
 
-def _row(entry: _Entry, rank: Rank, times: int) -> Row:
-    record: Record = entry.run.record
+def _row(entry: _Entry, rank: Rank | None, times: int) -> Row:
     perplexity = entry.results.metric(PERPLEXITY)
     return Row(
-        id=entry.run.id,
-        method=record.method,
-        refusal=entry.refusal,
-        divergence=entry.divergence,
+        id=entry.id,
+        method=entry.method,
+        refusal=entry.edited(REFUSAL),
+        divergence=entry.edited(DIVERGENCE),
         perplexity=None if perplexity is None else perplexity.change,
-        device=record.hardware.device,
+        device=entry.device,
         dtype=entry.results.edited.dtype,
-        started=entry.run.started,
+        started=entry.started,
         times=times,
         rank=rank,
+        is_received=entry.is_received,
+        flags=entry.flags,
     )
 
 

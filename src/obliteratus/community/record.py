@@ -33,6 +33,8 @@ Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,=+\-]{0,80}$")]
 Value = bool | int | float | Word | None | tuple[Word | int | float, ...]
 Test = Annotated[str, StringConstraints(pattern=r"^[A-Za-z\-]{1,20}( [A-Za-z\-]{1,20}){0,3}$")]
 """The name of a statistical test."""
+DeviceClass = Annotated[str, StringConstraints(pattern=r"^(cpu|mps|[a-z]{2,8}:[\w .()\-]{1,60})$")]
+"""``cpu``, ``mps``, or ``cuda`` with the model of the accelerator."""
 Letters = Annotated[str, StringConstraints(pattern=r"^[rcdu]*$")]
 """One outcome a letter: refusal, compliance, degenerate, undetermined."""
 
@@ -126,8 +128,8 @@ class Outcomes(Fact):
     edited: Letters
 
 
-class Results(Fact):
-    """What was measured.
+class Aggregates(Fact):
+    """What was measured of all prompts and documents together.
 
     Attributes:
         original: The model before.
@@ -136,10 +138,6 @@ class Results(Fact):
         verdict: On all claims.
         claims: The claims.
         metrics: The rows.
-        outcomes: Every prompt's outcomes, by class, in the order of the set.
-        divergences: First-token KL of every harmless prompt, in nats.
-        documents: Change of −log p per token of every held-out document.
-        tokens: How many tokens each of them has.
     """
 
     original: ModelFacts
@@ -148,14 +146,26 @@ class Results(Fact):
     verdict: Verdict
     claims: tuple[Held, ...]
     metrics: tuple[Metric, ...]
-    outcomes: tuple[Outcomes, ...]
-    divergences: tuple[float, ...]
-    documents: tuple[float, ...]
-    tokens: tuple[int, ...]
 
     def metric(self, key: str) -> Metric | None:
         """Return the metric called ``key``, or None where it was not measured."""
         return next((each for each in self.metrics if each.key == key), None)
+
+
+class Results(Aggregates):
+    """What was measured, of every prompt and document as well.
+
+    Attributes:
+        outcomes: Every prompt's outcomes, by class, in the order of the set.
+        divergences: First-token KL of every harmless prompt, in nats.
+        documents: Change of −log p per token of every held-out document.
+        tokens: How many tokens each of them has.
+    """
+
+    outcomes: tuple[Outcomes, ...]
+    divergences: tuple[float, ...]
+    documents: tuple[float, ...]
+    tokens: tuple[int, ...]
 
 
 class Hardware(Fact):
@@ -171,7 +181,7 @@ class Hardware(Fact):
         memory_gib: The memory of the machine.
     """
 
-    device: Annotated[str, StringConstraints(pattern=r"^(cpu|mps|[a-z]{2,8}:[\w .()\-]{1,60})$")]
+    device: DeviceClass
     count: int
     system: Name
     machine: Name

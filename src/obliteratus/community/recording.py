@@ -41,6 +41,7 @@ class Entry:
         numbers: What else was counted.
         deviations: How many things were not done as asked.
         report: What was measured.
+        identity: Its id in the book; None where it is not recorded.
     """
 
     kind: Kind
@@ -53,6 +54,7 @@ class Entry:
     numbers: dict[str, float] = field(default_factory=dict)
     deviations: int = 0
     report: Report | None = None
+    identity: str | None = None
 
     def record(self, spent: float, error: BaseException | None = None) -> Record:
         """Return the record of the run as it is now, after ``spent`` seconds."""
@@ -102,7 +104,7 @@ def recording(entry: Entry) -> Generator[Entry]:
         return
     start = time.perf_counter()
     token = _is_recording.set(True)
-    identity = _begun(path, entry)
+    entry.identity = identity = _begun(path, entry)
     try:
         yield entry
     except BaseException as error:

@@ -53,6 +53,7 @@ from obliteratus.prompts.split import split
 from obliteratus.release.card import write_card
 from obliteratus.release.directions_file import save_directions
 from obliteratus.release.save import RECORDS, releasing, write_edit, write_model, write_records
+from obliteratus.release.undo_file import UNDO, UndoNotes
 from obliteratus.settings import ModelSettings, RunSettings
 from obliteratus.store import Store, atomic_folder, check_target, write_json
 from obliteratus.verify.compare import compare
@@ -72,11 +73,15 @@ PROOF_PROMPTS = 4
 
 @dataclass(frozen=True)
 class RunResult:
-    """The released folder, its report and the seconds that the run took."""
+    """The released folder, its report and the seconds that the run took.
+
+    ``identity`` is that of the run in the book of runs; None where it is not recorded.
+    """
 
     folder: Path
     report: Report
     seconds: float
+    identity: str | None = None
 
 
 def obliterate(
@@ -108,7 +113,7 @@ def obliterate(
     with recording(entry):
         report = run.execute(model, output, force=force, fingerprint=fingerprint)
         entry.report = report
-    return RunResult(output, report, time.perf_counter() - start)
+    return RunResult(output, report, time.perf_counter() - start, entry.identity)
 
 
 @dataclass(frozen=True)
@@ -194,8 +199,10 @@ class _Run:
         self.tried: list[PassTried] = []
         self.dose: Dose | None = None
         self.decisions: tuple[Decision, ...] = ()
+        self.undo: UndoNotes | None = None
 
     def execute(self, name: str, output: Path, *, force: bool, fingerprint: str | None) -> Report:
+        self.undo = undo = UndoNotes()
         check_extractor(self.settings)
         if self.settings.informed.enabled:
             _ = modules_of(self.settings)
@@ -236,6 +243,7 @@ class _Run:
         record = run_record(model, contrast, self.asked, self.journal, self.tried, self.decisions)
         with releasing(output, force=force) as work:
             self._rebirth(model, work, passes, activations)
+            undo.save(work / RECORDS / UNDO)
             source = model.source
             del model, first
             gc.collect()
@@ -252,7 +260,7 @@ class _Run:
             )
             save_report(report, work / RECORDS / REPORT_FILE)
             save_html(report, work / RECORDS / "report.html")
-            write_card(work, report, source, self.settings, passes[0].plan)
+            write_card(work, report, source, self.settings, passes[0].plan, undo=undo.reason)
             record["seconds"] = {k: round(v, 3) for k, v in self.journal.seconds.items()}
             write_records(work, {"run": record})
         return report
@@ -476,6 +484,8 @@ class _Run:
     ) -> Pass:
         self.journal.deviate(*planned.deviations)
         prompts, allow = self._proof_ids(model, splits), self.settings.edit.allow_leak
+        if self.undo is not None:
+            self.undo.note(model, planned)
         done = carry_out(model, directions, planned, prompts, allow_leak=allow)
         self.journal.deviate(*done.receipt.deviations)
         self._leak(done.leaks)

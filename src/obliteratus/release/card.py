@@ -31,6 +31,10 @@ have said. It is no safeguard by itself."""
 
 NOT_TRAINED = "It was not trained, and nothing was added to what it knows."
 
+NO_UNDO = "it holds no file that would do it"
+REPEAT = "`obliteratus obliterate --from obliteratus/run.json -o DIR` repeats the run."
+"""A sentence of its own: it goes where the record of the run is not published."""
+
 HOME = "https://pypi.org/project/obliteratus"
 
 
@@ -40,8 +44,13 @@ def write_card(
     source: ModelSource,
     settings: RunSettings,
     plan: EditPlan,
+    *,
+    undo: str | None = NO_UNDO,
 ) -> None:
-    """Write the model card ``README.md`` into the model folder."""
+    """Write the model card ``README.md`` into the model folder.
+
+    ``undo`` says why the edit cannot be undone from the folder; None where it can be.
+    """
     template = resources.files("obliteratus.release").joinpath("card.md.j2").read_text("utf-8")
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True
@@ -65,6 +74,8 @@ def write_card(
         is_refusal=report.behaviour == "refusal",
         left=[] if report.edit is None else left_lines(report.edit, report.words),
         weaker=dose_line(report),
+        repeat=REPEAT,
+        undo=undo,
     )
     (folder / CARD).write_text(text, encoding="utf-8")
 

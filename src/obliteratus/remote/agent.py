@@ -33,18 +33,23 @@ def start(folder: Path) -> Mapping[str, Any]:
         (folder / "started").touch(exist_ok=False)
     except FileExistsError:
         return state(folder)
+    spawn(folder)
+    deadline = time.monotonic() + SECONDS_TO_START
+    while time.monotonic() < deadline and not (folder / "pid.json").exists():
+        time.sleep(0.05)
+    return state(folder)
+
+
+def spawn(folder: Path) -> subprocess.Popen[bytes]:
+    """Return the process that runs the job, in a session of its own: no login's end ends it."""
     (folder / "work").mkdir(exist_ok=True)
-    subprocess.Popen(  # a new session: the end of the login does not end it
+    return subprocess.Popen(
         [sys.executable, "-m", "obliteratus.remote.agent", "run", str(folder)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + SECONDS_TO_START
-    while time.monotonic() < deadline and not (folder / "pid.json").exists():
-        time.sleep(0.05)
-    return state(folder)
 
 
 def run(folder: Path) -> Mapping[str, Any]:

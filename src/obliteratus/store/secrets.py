@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 
 NAMES = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 """Environment variables that hold a credential, by how their names end."""
@@ -26,13 +27,19 @@ def without_secrets(text: str) -> str:
     """Return ``text`` with every credential in it replaced.
 
     These are the values of environment variables whose names end like one that holds a credential,
-    and whatever looks like one.
+    the token that `hf auth login` has stored, and whatever looks like a credential.
     """
-    values = {
-        value for name, value in os.environ.items() if len(value) >= SHORTEST and NAMES.search(name)
-    }
+    values = {value for name, value in os.environ.items() if NAMES.search(name)}
+    values = {value for value in values | _stored_tokens() if len(value) >= SHORTEST}
     for value in sorted(values, key=len, reverse=True):  # one may be a part of another
         text = text.replace(value, "[credentials]")
     for pattern, instead in PATTERNS:
         text = pattern.sub(instead, text)
     return text
+
+
+def _stored_tokens() -> set[str]:
+    """Return the Hub's token; without its client, which is slow to import, none was ever sent."""
+    client = sys.modules.get("huggingface_hub")
+    token = None if client is None else client.get_token()
+    return set() if token is None else {token}

@@ -1,7 +1,7 @@
 """What a study measures of a model, once as it is and then in every changed state of it."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -262,31 +262,39 @@ class StudyBench:
         speaking = (ruled if self._judge.reads_answers else set[str]()) | (
             {"harmless"} if "coherence" in wanted else set[str]()
         )
-        for side, prompts in classes.items():
-            if not prompts:
-                continue
+        there = [side for side, prompts in classes.items() if prompts]
+        answering = [side for side in there if side in speaking]
+        # Classes that are answered share their batches, which finished rows then leave less empty.
+        groups = [answering, *([side] for side in there if side not in speaking)]
+        for sides in filter(None, groups):
             questions = Questions(
                 self.model,
-                prompts,
+                [prompt for side in sides for prompt in classes[side]],
                 self._system,
                 self._batch,
                 self.settings.verify.max_new_tokens,
                 lineup,
             )
-            if side in speaking:
+            if sides is answering:
                 _ = questions.answers  # first: the states come with them
-            if f"log_odds_{side}" in wanted and self.tokens is not None:
-                for each, hidden in zip(found, questions.states, strict=True):
-                    each[f"log_odds_{side}"] = prompt_log_odds(hidden, head, self.tokens)
-            if side == "harmless" and "kl_first" in wanted:
-                for each, hidden in zip(found, questions.states, strict=True):
-                    each["harmless"] = hidden.cpu()
-            if side == "harmless" and "coherence" in wanted:
-                for each, said in zip(found, questions.answers, strict=True):
-                    each["meanings"] = embed([answer.text for answer in said])
-            if side in ruled:
-                for number, each in enumerate(found):
-                    each.setdefault("outcomes", {})[side] = self._ruled(questions, number)
+            start = 0
+            for side in sides:
+                part = slice(start, start + len(classes[side]))
+                start = part.stop
+                if f"log_odds_{side}" in wanted and self.tokens is not None:
+                    for each, hidden in zip(found, questions.states, strict=True):
+                        odds = prompt_log_odds(hidden[part], head, self.tokens)
+                        each[f"log_odds_{side}"] = odds
+                if side == "harmless" and "kl_first" in wanted:
+                    for each, hidden in zip(found, questions.states, strict=True):
+                        each["harmless"] = hidden[part].cpu()
+                if side == "harmless" and "coherence" in wanted:
+                    for each, said in zip(found, questions.answers, strict=True):
+                        each["meanings"] = embed([answer.text for answer in said[part]])
+                if side in ruled:
+                    for number, each in enumerate(found):
+                        rulings = self._ruled(questions, number, part)
+                        each.setdefault("outcomes", {})[side] = rulings
 
     def _documents_and_questions(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -299,16 +307,17 @@ class StudyBench:
             found["questions"] = task.score(self.model, self._system, progress=TASK)
         return found
 
-    def _ruled(self, questions: Questions, number: int) -> tuple[Outcome, ...]:
-        """Let the judge rule on what a variant did; its answers are dropped."""
+    def _ruled(self, questions: Questions, number: int, part: slice) -> tuple[Outcome, ...]:
+        """Let the judge rule on what a variant did with some prompts; its answers are dropped."""
+        texts = tuple(prompt.text for prompt in questions.prompts[part])
         asked = Asked(
             self.model,
-            tuple(prompt.text for prompt in questions.prompts),
-            questions.encoded,
-            lambda: questions.answers[number],
-            lambda: questions.states[number],
+            texts,
+            replace(questions.encoded, ids=questions.encoded.ids[part]),
+            lambda: questions.answers[number][part],
+            lambda: questions.states[number][part],
         )
-        rulings = checked(self._judge, self._judge.judge(asked), len(questions.prompts))
+        rulings = checked(self._judge, self._judge.judge(asked), len(texts))
         return tuple(ruling.outcome for ruling in rulings)
 
 

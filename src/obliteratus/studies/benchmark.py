@@ -12,7 +12,7 @@ from obliteratus.errors import UsageError
 from obliteratus.pictures.drawn import drawn
 from obliteratus.pictures.front import front_picture
 from obliteratus.pictures.spec import Picture
-from obliteratus.pictures.style import as_png
+from obliteratus.pictures.style import as_png, as_svg
 from obliteratus.pipeline.analyze import analyze
 from obliteratus.pipeline.methods import settings_for
 from obliteratus.statistics.estimate import Estimate
@@ -187,7 +187,9 @@ def _layers(model: str, output: Path, common: Mapping[str, Any], store: Store) -
 
 
 def _saved(picture: Picture, path: Path) -> Path:
-    path.write_bytes(as_png(drawn(picture)))
+    figure = drawn(picture)
+    path.write_bytes(as_png(figure))
+    path.with_suffix(".svg").write_text(as_svg(figure), encoding="utf-8")  # for a page
     return path
 
 

@@ -140,8 +140,14 @@ class StudyRunner(JointRunner):
 
     @override
     def end(self, begun: Sequence[object]) -> Sequence[Mapping[str, Any]]:
-        """Measure edits of one company in the same batches, each as hooks on its own rows."""
+        """Measure edits of one company in the same batches, each as hooks on its own rows.
+
+        Raises:
+            EditError: the model had to be loaded again since one of them was begun.
+        """
         every = [each for each in begun if isinstance(each, Begun)]
+        if not all(each.found.bench in self._benches.values() for each in every):
+            raise EditError("the model was loaded again; its edits are measured one by one.")
         bench, members, heard = every[0].found.bench, Members(len(every)), list[Event]()
         with listening(heard.append):
             with contextlib.ExitStack() as stack:
@@ -150,12 +156,11 @@ class StudyRunner(JointRunner):
                     stack.enter_context(edited(bench.model, each.plan, gain=gain))
                 readings = bench.read_all(members)
             rows = [bench.rows(reading) for reading in readings]
-        together = len(every)
         return [
             replace(
                 each.found,
                 rows=own,
-                facts={**each.found.facts, "measured_together": together},
+                facts={**each.found.facts, "measured_together": len(every)},
                 heard=(*each.found.heard, *heard),
             ).result
             for each, own in zip(every, rows, strict=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from obliteratus.community.recording import Entry, recording
+from obliteratus.directions.directions import Directions
 from obliteratus.edits.planner import plan
 from obliteratus.errors import UsageError
 from obliteratus.events import Progress, emit
@@ -29,6 +30,7 @@ from obliteratus.pipeline.stages import Laboratory
 from obliteratus.prompts.contrast import Splits
 from obliteratus.prompts.load import contrast_set
 from obliteratus.prompts.split import split
+from obliteratus.release.directions_file import save_directions
 from obliteratus.settings import RunSettings
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.store import Store, atomic_folder, check_target, write_json
@@ -39,6 +41,7 @@ from obliteratus.studies.schema import Metric
 from obliteratus.verify.report import Row, Unit
 
 SWEEP_FILE, PICTURE_FILE = "sweep.json", "sweep.png"
+DIRECTIONS_FILE = "directions.safetensors"
 METRICS: tuple[Metric, ...] = (
     "refusal_harmful",
     "degenerate_harmful",
@@ -89,10 +92,21 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """What measures the strengths, the edit at 1, and the directions that it is along."""
+
+    bench: StudyBench
+    plan: EditPlan
+    directions: Directions
+
+
+@dataclass(frozen=True)
 class Sweep:
     """The points of a sweep in order of strength, and what they were measured on.
 
-    ``alone`` says why each strength was measured by itself; None where they shared batches.
+    ``strengths`` are the method's own in words, over all matrices; ``strength`` the number that a
+    multiple of 1 stands for along ``directions``. ``alone`` says why each strength was measured by
+    itself; None where they shared batches.
     """
 
     model: str
@@ -101,7 +115,9 @@ class Sweep:
     points: tuple[Point, ...]
     prompts: int
     strengths: str
+    strength: float
     seconds: float
+    directions: Directions
     alone: str | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -113,6 +129,7 @@ class Sweep:
             "split": "select",
             "prompts": self.prompts,
             "strengths_of_the_method": self.strengths,
+            "strength": self.strength,
             "one_by_one_because": self.alone,
             "seconds": round(self.seconds, 3),
             "points": [
@@ -157,6 +174,7 @@ def sweep(
         with atomic_folder(output, replace=force) as work:
             write_json(work / SWEEP_FILE, result.as_json())
             (work / PICTURE_FILE).write_bytes(as_png(drawn(picture(result))))
+            save_directions(result.directions, work / DIRECTIONS_FILE)
     return result
 
 
@@ -170,8 +188,8 @@ def _swept(
     store: Store,
 ) -> Sweep:
     start = time.perf_counter()
-    bench, planned = prepared(model, settings, prompts, store)
-    tried, found = candidates(bench, planned), dict[float, Point]()
+    ready = prepared(model, settings, prompts, store)
+    tried, found = candidates(ready.bench, ready.plan), dict[float, Point]()
     for strengths in _rounds(first_points(low, high, min(FIRST, points)), points, found):
         begun = time.perf_counter()
         for strength, rows in tried.measured(strengths):
@@ -184,11 +202,18 @@ def _swept(
         method=settings.method,
         behaviour=settings.behaviour,
         points=tuple(found[each] for each in sorted(found)),
-        prompts=len(bench.widened.origins),
-        strengths=planned.strength_range,
+        prompts=len(ready.bench.widened.origins),
+        strengths=ready.plan.strength_range,
+        strength=_strength(settings, ready.directions),
+        directions=ready.directions,
         seconds=time.perf_counter() - start,
         alone=tried.alone,
     )
+
+
+def _strength(settings: RunSettings, directions: Directions) -> float:
+    given = settings.edit.strength
+    return directions.strength if given is None else given
 
 
 def check_range(low: float, high: float, points: int) -> None:
@@ -224,10 +249,8 @@ def picture(found: Sweep) -> Picture:
     )
 
 
-def prepared(
-    name: str, settings: RunSettings, prompts: int, store: Store
-) -> tuple[StudyBench, EditPlan]:
-    """Load the model and find the direction; return what measures it, and the edit at share 1.
+def prepared(name: str, settings: RunSettings, prompts: int, store: Store) -> Ready:
+    """Load the model and find the direction.
 
     Raises:
         ObliteratusError: see the stages.
@@ -246,7 +269,7 @@ def prepared(
         directions, note.is_cached = laboratory.distilled(activations, tokens)
         note.text = f"rank {directions.rank}"
     planned = plan(model, directions, settings.edit)
-    return _bench(model, splits, settings, prompts, store), planned
+    return Ready(_bench(model, splits, settings, prompts, store), planned, directions)
 
 
 def _bench(

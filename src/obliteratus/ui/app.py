@@ -36,8 +36,8 @@ def page(lab: Laboratory) -> gr.Blocks:
                 sweep.build(lab, found, tabs, talking)
             with gr.Tab("Export", id="export"):
                 export.build(lab, found)
-            with gr.Tab("Leaderboard", id="leaderboard"):
-                leaderboard.build(lab)
+            with gr.Tab("Leaderboard", id="leaderboard") as tab:
+                leaderboard.build(lab, tab)
             with gr.Tab("Atlas", id="atlas"):
                 atlas.build(lab, found)
             with gr.Tab("About", id="about"):

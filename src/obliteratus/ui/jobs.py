@@ -10,6 +10,7 @@ import contextlib
 import json
 import secrets
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -88,6 +89,7 @@ class Jobs:
         self.folder = workspace / ".jobs"
         self._at_once = at_once
         self._records: dict[str, Record] = {}
+        self._children: list[subprocess.Popen[bytes]] = []
         self._guard = threading.RLock()
         self._stop = threading.Event()
 
@@ -114,6 +116,8 @@ class Jobs:
         finally:
             self._stop.set()
             tending.join()
+            for child in self._children:
+                child.returncode = 0  # it goes on without us: not to be waited for
             lock.release()
 
     def submit(self, order: Order) -> Job:
@@ -165,20 +169,13 @@ class Jobs:
     def state(self, job: Job) -> State:
         """Return where the job is."""
         folder = self.folder / job.id
-        ended = folder / "exit_code"
-        if ended.exists():
-            code = json.loads(ended.read_text(encoding="utf-8"))
-            if code == 0:
-                return "finished"
-            return "cancelled" if (folder / CANCELLED_FILE).exists() else "failed"
-        if (folder / CANCELLED_FILE).exists():
-            return "running" if agent.state(folder)["lives"] else "cancelled"
+        unfinished: State = "cancelled" if (folder / CANCELLED_FILE).exists() else "failed"
+        if (folder / "exit_code").exists():
+            code = json.loads((folder / "exit_code").read_text(encoding="utf-8"))
+            return "finished" if code == 0 else unfinished
         if not (folder / "started").exists():
-            return "queued"
-        known = agent.state(folder)
-        if known["lives"] or not known["started"] or known["exit_code"] is not None:
-            return "running"  # or about to be, or ended between two looks
-        return "failed"
+            return "cancelled" if unfinished == "cancelled" else "queued"
+        return "running" if _may_live(folder) else unfinished
 
     def cancel(self, job: Job) -> None:
         """Take the job out of the queue, or end its process and all that it has started."""
@@ -205,6 +202,7 @@ class Jobs:
     def _tend(self) -> None:
         while not self._stop.wait(PAUSE):
             self._start_what_can_be()
+            self._children = [each for each in self._children if each.poll() is None]
 
     def _start_what_can_be(self) -> None:
         with self._guard:
@@ -212,8 +210,17 @@ class Jobs:
             busy = [job.order.model for job, state in jobs if state == "running"]
             for job, state in jobs:
                 if state == "queued" and len(busy) < self._at_once and job.order.model not in busy:
-                    agent.start(self.folder / job.id)
+                    (self.folder / job.id / "started").touch(exist_ok=False)
+                    self._children.append(agent.spawn(self.folder / job.id))
                     busy.append(job.order.model)
+
+
+def _may_live(folder: Path) -> bool:
+    """Say whether a job that was started and has no exit code lives, or is just about to."""
+    known = agent.state(folder)
+    if known["started"]:
+        return known["lives"] or known["exit_code"] is not None  # it ended between two looks
+    return time.time() - (folder / "started").stat().st_mtime < agent.SECONDS_TO_START
 
 
 def _as_json(job: Job) -> dict[str, Any]:

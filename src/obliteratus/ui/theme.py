@@ -8,7 +8,7 @@ import gradio as gr
 from obliteratus.pictures.style import DARK, LIGHT
 
 STYLES = ("style.css", "compare.css")
-SHADES = ("50", "100", "200", "300", "400", "500", "600", "700", "800", "900", "950")
+WEIGHTS = (400, 700)  # the files that gradio ships for 500 and 600 lack most letters
 
 
 def appearance() -> dict[str, Any]:
@@ -35,6 +35,8 @@ def _theme() -> gr.themes.Base:
             "#f7f9fb", "#eef1f5", "#e3e7ee", "#cfd6e0", "#9aa5b5", "#6b7686",
             "#566070", "#3c4451", "#262c35", "#1b1f27", "#14171c",
         ),
+        font=(gr.themes.LocalFont("IBM Plex Sans", WEIGHTS), "system-ui", "sans-serif"),
+        font_mono=(gr.themes.LocalFont("IBM Plex Mono", WEIGHTS), "ui-monospace", "monospace"),
         radius_size=gr.themes.sizes.radius_sm,
         text_size=gr.themes.sizes.text_md,
         spacing_size=gr.themes.sizes.spacing_md,

@@ -7,12 +7,6 @@
     const isDark = wanted() === "dark";
     document.documentElement.style.colorScheme = isDark ? "dark" : "light";
     if (document.body) document.body.classList.toggle("dark", isDark);
-    const button = document.getElementById("theme-toggle");
-    if (button) {
-      button.setAttribute("aria-pressed", String(isDark));
-      button.textContent = isDark ? "Light" : "Dark";
-      button.setAttribute("aria-label", isDark ? "Switch to the light theme" : "Switch to the dark theme");
-    }
   };
   dark.addEventListener("change", show);
   document.addEventListener("click", (event) => {
@@ -24,11 +18,9 @@
   document.addEventListener("DOMContentLoaded", () => {
     document.documentElement.lang = "en";
     show();
-    new MutationObserver(show).observe(document.body, { childList: true });
-    const waiting = new MutationObserver(() => {
-      if (document.getElementById("theme-toggle")) { show(); waiting.disconnect(); }
-    });
-    waiting.observe(document.body, { childList: true, subtree: true });
+    new MutationObserver(() => {  // gradio sets its own class when it starts
+      if (document.body.classList.contains("dark") !== (wanted() === "dark")) show();
+    }).observe(document.body, { attributes: true, attributeFilter: ["class"] });
   });
 })();
 // A report has no scripts and says nothing of its height: its frame is made as high as it is.

@@ -19,8 +19,8 @@ LEAD = (
 ALL = "all"
 
 
-def build(lab: Laboratory) -> None:
-    """Build the tab."""
+def build(lab: Laboratory, tab: gr.Tab) -> None:
+    """Build what is on ``tab``; it is read anew whenever that is chosen."""
     del lab  # the book of runs is the machine's, not the workspace's
     gr.HTML(LEAD)
     with gr.Row(elem_classes="fields"):
@@ -33,7 +33,7 @@ def build(lab: Laboratory) -> None:
         show = gr.Button("Show", variant="primary", elem_id="board-show", scale=0, min_width=120)
     boards = gr.HTML(elem_id="boards")
     show.click(_boards, [model, device, dtype], boards, show_progress="hidden")
-    gr.on([model.submit, dtype.change], _boards, [model, device, dtype], boards,
+    gr.on([tab.select, model.submit, dtype.change], _boards, [model, device, dtype], boards,
           show_progress="hidden")  # fmt: skip
 
 
