@@ -32,7 +32,7 @@ def models(refuser: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     records = root / "edited" / "obliteratus"
     records.mkdir(exist_ok=True)
     prompts = {name: str(refuser / f"{name}.jsonl") for name in ("harmful", "harmless")}
-    source, requested = {"fingerprint": ""}, {"prompts": prompts}
+    source, requested = {"fingerprint": ""}, {"method": "advanced", "prompts": prompts}
     run = {"version": 1, "model": str(refuser), "source": source, "requested": requested}
     (records / "run.json").write_text(json.dumps(run))
     babbler = tiny_folder(root / "babbler", sizes={"max_position_embeddings": 8192})
