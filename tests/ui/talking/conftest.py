@@ -25,7 +25,7 @@ def models(refuser: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     """
     root = tmp_path_factory.mktemp("models")
     model = summon(str(refuser))
-    directions = random_directions(model, seed=3)
+    directions = random_directions(model, rank=8, seed=3)
     save_directions(directions, root / "directions.safetensors")
     excise(model, plan(model, directions, EditSettings(strength=EDIT_STRENGTH)))
     release(model, root / "edited")
