@@ -34,6 +34,17 @@ verify.coherence=false"""
 """The settings of ``testing.refuser.tiny_settings``, as they are typed."""
 
 
+def a_free_port() -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def free_port() -> int:
+    return a_free_port()
+
+
 @dataclass
 class Server:
     """``obliteratus ui`` as somebody starts it; it can be killed and started again."""
@@ -49,9 +60,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> "Server":
-        with contextlib.closing(socket.socket()) as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = a_free_port()
         words = ["ui", "--no-browser", "--port", str(self.port), "--workspace", str(self.workspace)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "obliteratus.cli.main", *words, *self.flags],

@@ -121,8 +121,8 @@ def undo(
 
 
 def _show(screen: Screen, what: "Publication", repo: str) -> None:
-    from obliteratus.cli.tables import table
     from obliteratus.amounts import share_done
+    from obliteratus.cli.tables import table
 
     total = share_done(what.size, what.size, "bytes").partition("/")[0]
     rows = [(item.path, f"{item.size:,}") for item in what.items]

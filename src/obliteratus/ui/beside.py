@@ -120,13 +120,20 @@ def _chart(tokens: Sequence[Token]) -> Chart:
     def y(odds: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (high - odds) / (high - low)
 
+    def places(name: Whose) -> list[tuple[int, float]]:
+        return list(enumerate(rows[name], start=1))
+
     step = next((each for each in STEPS if (high - low) / each <= MOST_TICKS), STEPS[-1])
     ticks = range(math.ceil(low / step) * step, math.floor(high) + 1, step)
     marks = (1, *range(_mark(last), last + 1, _mark(last)))
     return Chart(
         lines=tuple(
-            Line(name, DASHES[name], _points([(x(n), y(odds)) for n, odds in enumerate(row, 1)]))
-            for name, row in rows.items()
+            Line(
+                name,
+                DASHES[name],
+                _points([(x(n), y(odds)) for n, odds in enumerate(rows[name], 1)]),
+            )
+            for name in ANSWERS
         ),
         zero=round(y(0.0), 1),
         ticks=tuple((round(y(float(each)), 1), _signed(each)) for each in ticks),

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from obliteratus.amounts import duration, rate, share_done
 from obliteratus.statistics.estimate import Estimate
-from obliteratus.statistics.words import Unit, interval, number, p_value, ratio, shown
+from obliteratus.statistics.words import Unit, p_value, ratio, shown
 from obliteratus.ui.jobs import View
 from obliteratus.ui.record import StageRow
 
@@ -26,7 +26,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    found.globals |= {"shown": shown, "number": number, "interval": interval, "ratio": ratio}
     found.filters |= {"duration": duration}
     return found
 

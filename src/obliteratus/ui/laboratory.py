@@ -31,12 +31,16 @@ class Saved:
 
 @dataclass(frozen=True)
 class Laboratory:
-    """Everything is written under ``workspace``."""
+    """Everything is written under ``workspace``.
+
+    ``has_visitors``: strangers use the page, as on a Space, and nothing is sent with our account.
+    """
 
     workspace: Path
     jobs: Jobs
     talks: Talks
     reader: Reader
+    has_visitors: bool = False
 
     def known_models(self) -> list[str]:
         """Return the names that need no path."""

@@ -17,6 +17,7 @@ from obliteratus.ui.talks import Talks
 
 LOOPBACK = "127.0.0.1"
 PORT = 7860  # gradio's own
+STORAGE = Path("/data")  # of a Space, where it has storage that outlives it
 LARGEST_UPLOAD = "5mb"  # prompts are text; nothing else is taken
 
 
@@ -76,7 +77,9 @@ def is_loopback(host: str) -> bool:
 
 
 @contextlib.contextmanager
-def laboratory(workspace: Path, *, at_once: int = 1) -> Generator[Laboratory]:
+def laboratory(
+    workspace: Path, *, at_once: int = 1, has_visitors: bool = False
+) -> Generator[Laboratory]:
     """Open the workspace for a page. Jobs that run go on when the block ends; talks are closed.
 
     Raises:
@@ -85,7 +88,7 @@ def laboratory(workspace: Path, *, at_once: int = 1) -> Generator[Laboratory]:
     workspace = workspace.resolve()
     workspace.mkdir(parents=True, exist_ok=True)
     with Jobs(workspace, at_once=at_once).open() as jobs, Talks() as talks:
-        yield Laboratory(workspace, jobs, talks, Reader().start())
+        yield Laboratory(workspace, jobs, talks, Reader().start(), has_visitors)
 
 
 def launched(lab: Laboratory, place: Place, *, browser: bool = False, wait: bool = True) -> Any:
@@ -114,6 +117,18 @@ def launched(lab: Laboratory, place: Place, *, browser: bool = False, wait: bool
         **appearance(),
     )
     return blocks
+
+
+def space() -> None:
+    """Serve the page as a Hugging Face Space does: to everybody who may open the Space.
+
+    Runs are written to the Space's persistent storage where it has any.
+    """
+    workspace = (STORAGE if os.access(STORAGE, os.W_OK) else Path.cwd()) / "out"
+    host = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0")
+    place = Place(host, int(os.environ.get("GRADIO_SERVER_PORT", PORT)))
+    with laboratory(workspace, has_visitors=True) as lab:
+        launched(lab, place)
 
 
 def _family(host: str) -> socket.AddressFamily:

@@ -3,7 +3,7 @@
 from importlib import resources
 from typing import Any
 
-import gradio as gr
+from gradio import themes
 
 from obliteratus.pictures.style import DARK, LIGHT
 
@@ -27,19 +27,19 @@ def _variables(where: str, colours: dict[str, str]) -> str:
     return f"{where} {{ {' '.join(f'--{role}: {each};' for role, each in colours.items())} }}\n"
 
 
-def _theme() -> gr.themes.Base:
+def _theme() -> themes.Base:
     """Return the theme; every colour of it is one of the pictures' colours."""
-    found = gr.themes.Base(
-        primary_hue=gr.themes.Color(*(_mix(LIGHT["edited"], place) for place in range(11))),
-        neutral_hue=gr.themes.Color(
+    found = themes.Base(
+        primary_hue=themes.Color(*(_mix(LIGHT["edited"], place) for place in range(11))),
+        neutral_hue=themes.Color(
             "#f7f9fb", "#eef1f5", "#e3e7ee", "#cfd6e0", "#9aa5b5", "#6b7686",
             "#566070", "#3c4451", "#262c35", "#1b1f27", "#14171c",
         ),
-        font=(gr.themes.LocalFont("IBM Plex Sans", WEIGHTS), "system-ui", "sans-serif"),
-        font_mono=(gr.themes.LocalFont("IBM Plex Mono", WEIGHTS), "ui-monospace", "monospace"),
-        radius_size=gr.themes.sizes.radius_sm,
-        text_size=gr.themes.sizes.text_md,
-        spacing_size=gr.themes.sizes.spacing_md,
+        font=(themes.LocalFont("IBM Plex Sans", WEIGHTS), "system-ui", "sans-serif"),
+        font_mono=(themes.LocalFont("IBM Plex Mono", WEIGHTS), "ui-monospace", "monospace"),
+        radius_size=themes.sizes.radius_sm,
+        text_size=themes.sizes.text_md,
+        spacing_size=themes.sizes.spacing_md,
     )  # fmt: skip
     return found.set(
         body_background_fill="var(--page)",

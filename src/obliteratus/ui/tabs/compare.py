@@ -72,7 +72,11 @@ def build(lab: Laboratory) -> None:
     stop.click(Desk.stop, desk, None, **QUIET)
     numbers.change(_drawn, [said, numbers], panes, **QUIET)
     strength.change(_steer, [desk, edited, strength], status, **QUIET)
-    edited.change(lambda value: _chosen(lab, value), edited, [original, strength], **QUIET)
+
+    def choose(value: str | None) -> tuple[Any, Any]:
+        return _chosen(lab, value)
+
+    edited.change(choose, edited, [original, strength], **QUIET)
     original.focus(lambda: gr.Dropdown(lab.models()), None, original, **QUIET)
     edited.focus(lambda: gr.Dropdown(_edits(lab)), None, edited, **QUIET)
 

@@ -11,6 +11,7 @@ from obliteratus.ui.drawing import render
 from obliteratus.ui.jobs import Order, View
 from obliteratus.ui.laboratory import Laboratory
 from obliteratus.ui.panel import panel
+from obliteratus.ui.publish import publishing
 
 LEAD = (
     "<p class='lead'>A saved model is an ordinary folder already. Here it is written as an "
@@ -50,7 +51,7 @@ def build(lab: Laboratory, page: gr.Blocks) -> None:
         return Order("export", f"{run.name} as {form}", folder, (*words, "--", folder), output)
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False}
-    form.change(lambda name: gr.Textbox(visible=name == "gguf"), form, source, **quiet)
+    form.change(_needs_source, form, source, **quiet)
     saved.change(_card, saved, card, **quiet)
     saved.focus(lambda: gr.Dropdown(_saved(lab)), None, saved, **quiet)
     page.load(lambda: gr.Dropdown(_saved(lab)), None, saved, **quiet)
@@ -66,6 +67,11 @@ def build(lab: Laboratory, page: gr.Blocks) -> None:
     )  # fmt: skip
     written.render()
     file.render()
+    publishing(lab, page, saved)
+
+
+def _needs_source(form: str) -> gr.Textbox:
+    return gr.Textbox(visible=form == "gguf")
 
 
 def _saved(lab: Laboratory) -> list[tuple[str, str]]:

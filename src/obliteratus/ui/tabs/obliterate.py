@@ -68,8 +68,12 @@ def build(lab: Laboratory, page: gr.Blocks) -> None:
             words.append("--auto-regularize")
         return Order("obliterate", folder.name, name, (*words, "--", name), folder)
 
-    method.change(lambda name: _plan(lab, name), method, plan, show_progress="hidden", queue=False)
-    page.load(lambda name: _plan(lab, name), method, plan, show_progress="hidden", queue=False)
+    def explain(name: str) -> str:
+        return _plan(lab, name)
+
+    quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False}
+    method.change(explain, method, plan, **quiet)
+    page.load(explain, method, plan, **quiet)
     result, pages = gr.HTML(render=False), gr.HTML(render=False)
     panel(
         lab,
