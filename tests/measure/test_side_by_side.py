@@ -242,7 +242,7 @@ def test_models_that_cannot_be_compared_are_refused(monkeypatch: pytest.MonkeyPa
         compared(Side(model), Side(stranger))
     renamed = edit_of(model)
     renamed = replace(renamed, tokenizer=tiny_model("llama").tokenizer)
-    renamed.tokenizer.chat_template = renamed.tokenizer.chat_template.replace("\\n", " ")
+    renamed.tokenizer.chat_template = renamed.tokenizer.chat_template.replace("\n", " ")
     with pytest.raises(MeasurementError, match="the edit put the prompt into different tokens"):
         compared(Side(model), Side(renamed))
     with pytest.raises(MeasurementError, match="500 new ones that is more than the"):

@@ -57,7 +57,17 @@ def test_the_text_is_all_there() -> None:
 
 @pytest.mark.parametrize(
     ("kl", "shade"),
-    [(0.0, 0), (0.009, 0), (0.01, 1), (0.099, 1), (0.1, 2), (1.0, 3), (4.99, 3), (5.0, 4), (70, 4)],
+    [
+        (0.0, 0),
+        (0.009, 0),
+        (0.01, 1),
+        (0.099, 1),
+        (0.1, 2),
+        (1.0, 3),
+        (4.99, 3),
+        (5.0, 4),
+        (70.0, 4),
+    ],
 )
 def test_a_token_is_as_dark_as_the_models_are_apart(kl: float, shade: int) -> None:
     assert level(kl) == shade
@@ -86,6 +96,13 @@ def test_lines_are_above_zero_where_a_refusal_is_likelier() -> None:
     assert first[0] == third[0] < second[0] == fourth[0]
     assert "original 3.0 at the first token, −5.0 at the last" in html
     assert html.count('stroke-dasharray="6 3"') == 1  # told apart without colour
+
+
+def test_two_pictures_side_by_side_have_one_axis() -> None:
+    tokens = [token(), token(answer="edited", original=-20.0)]
+    one, other = (trace([each], tokens) for each in tokens)
+    assert zero(one) == zero(other) != zero(trace(tokens[:1]))
+    assert points(other, "original")[0][1] > points(one, "original")[0][1]
 
 
 @pytest.mark.parametrize("odds", [math.inf, -math.inf, math.nan, 1e9])

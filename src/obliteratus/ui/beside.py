@@ -62,11 +62,14 @@ def answer(tokens: Sequence[Token], *, numbers: bool) -> str:
     )
 
 
-def trace(tokens: Sequence[Token]) -> str:
-    """Return the refusal log-odds of both models along an answer as a picture."""
+def trace(tokens: Sequence[Token], scale: Sequence[Token] = ()) -> str:
+    """Return the refusal log-odds of both models along an answer as a picture.
+
+    Its axis has room for the log-odds of ``scale`` as well: two pictures side by side share one.
+    """
     if not tokens:
         return ""
-    chart = None if tokens[0].original is None else _chart(tokens)
+    chart = None if tokens[0].original is None else _chart(tokens, [*tokens, *scale])
     size = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT}
     return render("trace", chart=chart, bottom=HEIGHT - BOTTOM, **size)
 
@@ -108,10 +111,10 @@ def level(kl: float) -> int:
     return sum(kl >= edge for edge in LEVELS)
 
 
-def _chart(tokens: Sequence[Token]) -> Chart:
+def _chart(tokens: Sequence[Token], scale: Sequence[Token]) -> Chart:
     rows = {name: [_within(getattr(token, name)) for token in tokens] for name in ANSWERS}
-    low = min(-LEAST_ODDS, *(min(row) for row in rows.values()))
-    high = max(LEAST_ODDS, *(max(row) for row in rows.values()))
+    all_odds = [_within(getattr(token, name)) for token in scale for name in ANSWERS]
+    low, high = min(-LEAST_ODDS, *all_odds), max(LEAST_ODDS, *all_odds)
     last = max(len(tokens), FEWEST_PLACES)
 
     def x(place: int) -> float:
@@ -133,7 +136,7 @@ def _chart(tokens: Sequence[Token]) -> Chart:
             for name in ANSWERS
         ),
         zero=round(y(0.0), 1),
-        ticks=tuple((round(y(each), 1), _signed(each)) for each in ticks),
+        ticks=tuple((round(y(float(each)), 1), _signed(each)) for each in ticks),
         places=tuple((round(x(place), 1), str(place)) for place in marks),
         summary="; ".join(
             f"{name} {_number(row[0], 1)} at the first token, {_number(row[-1], 1)} at the last"

@@ -25,14 +25,14 @@ def models(refuser: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     """
     root = tmp_path_factory.mktemp("models")
     model = summon(str(refuser))
-    directions = random_directions(model, seed=3)
+    directions = random_directions(model, rank=8, seed=3)
     save_directions(directions, root / "directions.safetensors")
     excise(model, plan(model, directions, EditSettings(strength=EDIT_STRENGTH)))
     release(model, root / "edited")
     records = root / "edited" / "obliteratus"
     records.mkdir(exist_ok=True)
     prompts = {name: str(refuser / f"{name}.jsonl") for name in ("harmful", "harmless")}
-    source, requested = {"fingerprint": ""}, {"prompts": prompts}
+    source, requested = {"fingerprint": ""}, {"method": "advanced", "prompts": prompts}
     run = {"version": 1, "model": str(refuser), "source": source, "requested": requested}
     (records / "run.json").write_text(json.dumps(run))
     babbler = tiny_folder(root / "babbler", sizes={"max_position_embeddings": 8192})

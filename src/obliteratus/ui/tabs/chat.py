@@ -1,5 +1,6 @@
 """Chat: talk to any model, as it is or steered along directions while it runs."""
 
+import html
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +42,9 @@ def build(lab: Laboratory) -> Ports:
     gr.HTML(render("lead", text=LEAD))
     ports = _ports(lab)
     talk = gr.Chatbot(
-        label="Conversation", height=430, elem_id="chat-talk", render_markdown=False,
-        feedback_options=None, buttons=["copy"], layout="bubble",
+        label="Conversation", show_label=False, height=400, elem_id="chat-talk",
+        render_markdown=False, feedback_options=None, buttons=[], layout="bubble",
+        placeholder="Nothing has been said yet.",
     )  # fmt: skip
     status = gr.HTML(elem_id="chat-status")
     text = gr.Textbox(
@@ -67,7 +69,7 @@ def build(lab: Laboratory) -> Ports:
         concurrency_limit=AT_ONCE,
     )
     stop.click(Desk.stop, desk, None, **QUIET)
-    clear.click(_clear, desk, [talk, status], **QUIET)
+    gr.on([clear.click, talk.clear], _clear, desk, [talk, status], **QUIET)
     turned = [desk, ports.directions, ports.strength]
     ports.strength.change(_steer, turned, status, **QUIET)
     ports.model.focus(lambda: gr.Dropdown(lab.models()), None, ports.model, **QUIET)
@@ -150,12 +152,13 @@ def _send(
     page = desk.begin()
     try:
         name = given(asked.model, "choose a model, or type the name of one")
-        yield (_with(turns, WAITING), _said(f"loading {name}"), "", *busy)
+        yield (_shown(_with(turns, WAITING)), _said(f"loading {name}"), "", *busy)
         talk = desk.opened(lab, name, (asked.directions or "").strip() or None)
         if talk.opened.strength is not None:
             talk.strength = asked.strength
         if not desk.is_stopped:
-            yield (_with(turns, WAITING), _said(talk.opened.summary, talk.opened.notes), "", *busy)
+            said = _said(talk.opened.summary, talk.opened.notes)
+            yield (_shown(_with(turns, WAITING)), said, "", *busy)
             pieces = talk.answer(
                 turns,
                 system=(asked.system or "").strip() or None,
@@ -166,14 +169,14 @@ def _send(
             )
             for heard in paced(pieces):
                 answer += "".join(heard)
-                yield (_with(turns, answer), gr.skip(), gr.skip(), *busy)
+                yield (_shown(_with(turns, answer)), gr.skip(), gr.skip(), *busy)
     except ObliteratusError as error:
-        yield (desk.turns, alert(str(error)), text, *idle)
+        yield (_shown(desk.turns), alert(str(error)), text, *idle)
         return
     if page == desk.page and not (desk.is_stopped and not answer):
         desk.turns = _with(turns, answer.strip())
         text = ""
-    yield (desk.turns, gr.skip(), text if page == desk.page else gr.skip(), *idle)
+    yield (_shown(desk.turns), gr.skip(), text if page == desk.page else gr.skip(), *idle)
 
 
 def _clear(desk: Desk) -> tuple[list[Any], str]:
@@ -194,6 +197,11 @@ def _steer(desk: Desk, directions: str | None, strength: float) -> Any:
 
 def _with(turns: list[dict[str, str]], answer: str) -> list[dict[str, str]]:
     return [*turns, {"role": "assistant", "content": answer}]
+
+
+def _shown(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return ``turns`` for the chatbot, which takes what it is given as HTML, Markdown or not."""
+    return [turn | {"content": html.escape(turn["content"], quote=False)} for turn in turns]
 
 
 def _said(text: str, notes: tuple[str, ...] = ()) -> str:

@@ -164,7 +164,7 @@ def _drawn(tokens: Sequence[Token], numbers: bool) -> tuple[str, ...]:
     found: list[str] = []
     for whose in ANSWERS:
         own = [token for token in tokens if token.answer == whose]
-        found += [beside.answer(own, numbers=numbers), beside.trace(own)]
+        found += [beside.answer(own, numbers=numbers), beside.trace(own, tokens)]
     return tuple(found)
 
 
