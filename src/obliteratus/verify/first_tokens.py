@@ -63,4 +63,5 @@ def _save(tokens: RefusalTokens, folder: Path) -> None:
 
 def _load(folder: Path) -> RefusalTokens:
     stored: dict[str, Any] = read_json(folder / TOKENS_FILE)
-    return RefusalTokens(**(stored | {name: tuple(stored[name]) for name in ("ids", "texts")}))
+    ids, texts = tuple(stored.pop("ids")), tuple(stored.pop("texts"))
+    return RefusalTokens(ids, texts, **stored)
