@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from jinja2.exceptions import TemplateError
 from torch import Tensor
 from transformers import (
@@ -190,6 +190,6 @@ class _Stopped(StoppingCriteria):
         input_ids: Int[Tensor, "row token"],
         scores: tuple[Float[Tensor, "row vocab"], ...] | Float[Tensor, "row vocab"] | None,
         **kwargs: Any,
-    ) -> Bool[Tensor, " row"]:
+    ) -> Any:  # a BoolTensor, which no Tensor is for a type checker
         del scores, kwargs
         return torch.full((len(input_ids),), self._stopped(), device=input_ids.device)
