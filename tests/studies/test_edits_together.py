@@ -149,11 +149,12 @@ def test_the_model_is_as_it_was(runner, together) -> None:
 
 
 def test_edits_of_a_model_that_was_loaded_again_are_not_measured_together(
-    runner, begun, monkeypatch
+    runner, entries, monkeypatch
 ) -> None:
+    begun = runner.begin(entries["basic"])
     monkeypatch.setattr(runner, "_benches", {})
     with pytest.raises(EditError, match="loaded again"):
-        runner.end([begun["basic"]])
+        runner.end([begun])
 
 
 def test_a_study_measures_its_edits_together(study, alone, tmp_path: Path) -> None:
