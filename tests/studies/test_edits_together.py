@@ -1,15 +1,16 @@
 """Edits of several methods in the same batches measure what each does by itself, in the weights."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from obliteratus.edits.undo import undone
 from obliteratus.errors import EditError
 from obliteratus.operator.hooks import edited
 from obliteratus.operator.shares import Members
-from obliteratus.pipeline.obliterate import EditedInPlace
-from obliteratus.pipeline.passes import Pass
+from obliteratus.pipeline.obliterate import edit_in_place
 from obliteratus.store import Store
 from obliteratus.studies.reading import study_of
 from obliteratus.studies.results import results
@@ -132,11 +133,13 @@ def test_what_keeps_a_norm_is_measured_alone_and_says_why(begun, alone) -> None:
     assert "one_by_one_because" not in alone[KEPT]["facts"]
 
 
-def test_passes_on_top_of_each_other_are_measured_alone(runner, begun) -> None:
-    assert runner._held is not None
-    one = Pass(None, begun["basic"].plan, None)  # type: ignore[arg-type]
-    assert _alone_because(runner._held.model, EditedInPlace((one,), ())) is None
-    reason = _alone_because(runner._held.model, EditedInPlace((one, one), ()))
+def test_passes_on_top_of_each_other_are_measured_alone(runner, entries) -> None:
+    found = runner.begin(entries["basic"]).found
+    model = found.bench.model
+    with undone(model):
+        done = edit_in_place(model, found.bench.splits, found.unit.settings, store=runner._store)
+    assert _alone_because(model, done) is None
+    reason = _alone_because(model, replace(done, passes=done.passes * 2))
     assert "made 2 edits" in str(reason)
 
 

@@ -112,6 +112,19 @@ def test_a_unit_that_was_begun_before_is_done_alone(ledger: Ledger) -> None:
     assert runner.done[4:] == [("begin", 4), ("begin", 6), ("end", [6]), ("alone", 5)]
 
 
+def test_a_unit_that_was_begun_before_joins_no_company(tmp_path: Path) -> None:
+    every = [Entry(f"m-{i}", "fake", "m", {"number": i}) for i in (0, 2, 6)]
+    runner = Fake()
+    with Ledger(tmp_path, create=True) as ledger:
+        ledger.add(every[2:], {})
+        claim = ledger.claim("dead")
+        assert claim is not None
+        ledger.lost(claim)
+        ledger.add(every, {})
+    work_off(Work(tmp_path, lambda: runner), "a")
+    assert runner.done == [("begin", 0), ("begin", 2), ("end", [0, 2]), ("alone", 6)]
+
+
 def test_a_company_is_bounded(tmp_path: Path) -> None:
     with Ledger(tmp_path, create=True) as ledger:
         ledger.add([Entry(f"m-{i}", "fake", "m", {"number": 2 * i}) for i in range(40)], {})

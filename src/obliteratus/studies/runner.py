@@ -241,9 +241,10 @@ def _measured(unit: Unit) -> str:
 
 def _alone_because(model: LoadedModel, done: EditedInPlace) -> str | None:
     """Say why an edit cannot be measured by hooks beside others; None if it can."""
-    if len(done.passes) > 1:
-        return f"edit.passes made {len(done.passes)} edits, one on top of the other"
-    return inexact(model, done.passes[0].plan)
+    first, *later = done.passes
+    if later:
+        return f"edit.passes made {1 + len(later)} edits, one on top of the other"
+    return inexact(model, first.plan)
 
 
 def threads_per_worker(workers: int) -> int:
