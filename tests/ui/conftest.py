@@ -11,9 +11,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
@@ -200,6 +201,35 @@ class Visit:
 def visit(visitor: BrowserContext) -> Visit:
     """A page of a fresh browser."""
     return Visit(visitor.new_page())
+
+
+@pytest.fixture
+def arrive(browser: Browser) -> Iterator[Callable[..., Visit]]:
+    """Another person with a browser of their own: ``arrive(color_scheme="dark")``."""
+    contexts: list[BrowserContext] = []
+
+    def come(**options: Any) -> Visit:
+        contexts.append(browser.new_context(**options))
+        contexts[-1].set_default_timeout(120_000)
+        return Visit(contexts[-1].new_page())
+
+    yield come
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def serve(tmp_path: Path, places: dict[str, str]) -> Iterator[Callable[..., Server]]:
+    """A server of its own for a test: ``serve(NAME="value in its environment")``."""
+    servers: list[Server] = []
+
+    def start(**environment: str) -> Server:
+        servers.append(Server(tmp_path / "space", {**places, **environment}))
+        return servers[-1].start()
+
+    yield start
+    for server in servers:
+        server.kill()
 
 
 @pytest.fixture

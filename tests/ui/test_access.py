@@ -2,7 +2,7 @@
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import expect
 
 pytestmark = pytest.mark.slow
 TABS = (
@@ -12,11 +12,9 @@ TABS = (
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(served, browser: Browser, scheme) -> None:
-    from conftest import Visit
-
-    context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
-    visit, found = Visit(context.new_page()), {}
+def test_axe_finds_nothing_serious(served, arrive, scheme) -> None:
+    visit = arrive(color_scheme=scheme, viewport={"width": 1280, "height": 900})
+    found: dict[str, list[str]] = {}
     visit.open(served, TABS[0])
     for tab in TABS:
         visit.choose(tab)
@@ -30,29 +28,21 @@ def test_axe_finds_nothing_serious(served, browser: Browser, scheme) -> None:
         ]
         if serious:
             found[tab] = serious
-    context.close()
     assert found == {}
 
 
-def test_nothing_is_wider_than_a_phone(served, browser: Browser) -> None:
-    from conftest import Visit
-
-    context = browser.new_context(viewport={"width": 390, "height": 844})
-    visit = Visit(context.new_page())
+def test_nothing_is_wider_than_a_phone(served, arrive) -> None:
+    visit = arrive(viewport={"width": 390, "height": 844})
     visit.open(served, TABS[0])
     for tab in TABS:
         visit.choose(tab)
         visit.page.wait_for_timeout(300)
         width = visit.page.evaluate("document.scrollingElement.scrollWidth")
         assert width <= 390, f"{tab} is {width} pixels wide"
-    context.close()
 
 
-def test_the_theme_follows_the_system_and_then_the_visitor(served, browser: Browser) -> None:
-    from conftest import Visit
-
-    context = browser.new_context(color_scheme="dark")
-    visit = Visit(context.new_page())
+def test_the_theme_follows_the_system_and_then_the_visitor(served, arrive) -> None:
+    visit = arrive(color_scheme="dark")
     visit.open(served, TABS[0])
     ground = "getComputedStyle(document.body).backgroundColor"
     expect(visit.page.locator("body")).to_have_class("dark")
@@ -62,7 +52,6 @@ def test_the_theme_follows_the_system_and_then_the_visitor(served, browser: Brow
     assert visit.page.evaluate(ground) != dark
     visit.open(served, TABS[0])
     expect(visit.page.locator("#theme-toggle")).to_contain_text("Dark")
-    context.close()
 
 
 def test_a_run_can_be_started_by_keyboard_alone(served, visit) -> None:

@@ -113,10 +113,8 @@ def test_a_saved_model_is_exported_and_its_card_shown(served, visit, refuser: Pa
     assert list(served.workspace.glob("tiny-refuser-advanced-zip*.zip"))
 
 
-def test_two_people_see_each_other_wait(served, visitor, browser, refuser: Path) -> None:
-    from conftest import Visit
-
-    first, other = Visit(visitor.new_page()), Visit(browser.new_context().new_page())
+def test_two_people_see_each_other_wait(served, arrive, refuser: Path) -> None:
+    first, other = arrive(), arrive()
     for person in (first, other):
         person.open(served, "Atlas")
         person.start_tiny("analyze", refuser)

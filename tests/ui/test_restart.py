@@ -9,10 +9,8 @@ from playwright.sync_api import expect
 pytestmark = pytest.mark.slow
 
 
-def test_a_run_outlives_its_server(tmp_path: Path, places, visit, refuser: Path) -> None:
-    from conftest import Server
-
-    server = Server(tmp_path / "space", places).start()
+def test_a_run_outlives_its_server(serve, visit, refuser: Path) -> None:
+    server = serve()
     visit.open(server, "Obliterate")
     visit.start_tiny("obliterate", refuser)
     visit.await_state("obliterate", "running")
@@ -25,10 +23,8 @@ def test_a_run_outlives_its_server(tmp_path: Path, places, visit, refuser: Path)
     assert server.stop() == 0
 
 
-def test_a_password_is_asked_for(tmp_path: Path, places, visit) -> None:
-    from conftest import Server
-
-    server = Server(tmp_path / "space", {**places, "OBLITERATUS_UI_AUTH": "me:secret"}).start()
+def test_a_password_is_asked_for(serve, visit) -> None:
+    server = serve(OBLITERATUS_UI_AUTH="me:secret")
     visit.page.goto(server.url)
     expect(visit.page.get_by_role("tab", name="Obliterate", exact=True)).to_have_count(0)
     visit.page.get_by_label("username").fill("me")
@@ -38,4 +34,3 @@ def test_a_password_is_asked_for(tmp_path: Path, places, visit) -> None:
     visit.page.get_by_label("password").fill("secret")
     visit.page.get_by_role("button", name="Login").click()
     expect(visit.page.get_by_role("tab", name="Obliterate", exact=True).first).to_be_visible()
-    server.stop()

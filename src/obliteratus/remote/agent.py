@@ -22,6 +22,7 @@ import psutil
 from obliteratus.store import sha256_of_file
 from obliteratus.store.priority import lower_priority
 
+CANCELLED_FILE = "cancelled"
 SECONDS_TO_START = 30.0  # a busy machine takes a while to start a Python
 SECONDS_TO_END = 15.0  # the program finishes what it writes and then ends
 SAME_START = 1.0  # seconds within which two readings of a process's start agree
@@ -66,6 +67,8 @@ def run(folder: Path) -> Mapping[str, Any]:
             env={**os.environ, **job["environment"]},
         )
         _write(folder / "pid.json", _identity(os.getpid()) | {"child": _identity(child.pid)})
+        if (folder / CANCELLED_FILE).exists():  # before there was a process to be found
+            child.terminate()
         code = child.wait()
     _write(folder / "exit_code", code)
     return {"exit_code": code}
@@ -85,6 +88,7 @@ def state(folder: Path) -> Mapping[str, Any]:
 
 def cancel(folder: Path) -> Mapping[str, Any]:
     """Ask the job to end as Ctrl-C would, then end it and its children; return its state."""
+    (folder / CANCELLED_FILE).touch()
     known = folder / "pid.json"
     child = None
     if known.exists():

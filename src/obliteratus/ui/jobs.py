@@ -30,7 +30,7 @@ State = Literal["queued", "running", "finished", "failed", "cancelled"]
 ENDED: tuple[State, ...] = ("finished", "failed", "cancelled")
 NICE = 10  # jobs give way to the page, so that a click is answered while they run
 PAUSE = 0.25  # seconds between two looks at the queue
-NOTE_FILE, CANCELLED_FILE = "note.json", "cancelled"
+NOTE_FILE = "note.json"
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Jobs:
     def state(self, job: Job) -> State:
         """Return where the job is."""
         folder = self.folder / job.id
-        unfinished: State = "cancelled" if (folder / CANCELLED_FILE).exists() else "failed"
+        unfinished: State = "cancelled" if (folder / agent.CANCELLED_FILE).exists() else "failed"
         if (folder / "exit_code").exists():
             code = json.loads((folder / "exit_code").read_text(encoding="utf-8"))
             return "finished" if code == 0 else unfinished
@@ -180,11 +180,10 @@ class Jobs:
     def cancel(self, job: Job) -> None:
         """Take the job out of the queue, or end its process and all that it has started."""
         with self._guard:  # it is not started at the same moment
-            folder = self.folder / job.id
             if self.state(job) in ENDED:
                 return
-            (folder / CANCELLED_FILE).touch()
-        agent.cancel(folder)
+            (self.folder / job.id / agent.CANCELLED_FILE).touch()
+        agent.cancel(self.folder / job.id)
 
     def forget(self, job: Job) -> None:
         """Remove the record of a job that has ended; what it has written stays.

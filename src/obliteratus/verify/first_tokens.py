@@ -63,5 +63,5 @@ def _save(tokens: RefusalTokens, folder: Path) -> None:
 
 def _load(folder: Path) -> RefusalTokens:
     stored: dict[str, Any] = read_json(folder / TOKENS_FILE)
-    stored["ids"], stored["texts"] = tuple(stored["ids"]), tuple(stored["texts"])
-    return RefusalTokens(**stored)
+    ids, texts = tuple(stored.pop("ids")), tuple(stored.pop("texts"))
+    return RefusalTokens(ids, texts, **stored)
