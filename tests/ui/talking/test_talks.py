@@ -1,6 +1,5 @@
 """Models are shared by users and few at a time; none outlives its server or is missed when dead."""
 
-import contextlib
 import subprocess
 import sys
 import threading
@@ -165,13 +164,12 @@ def test_a_dead_process_is_noticed_and_started_again(talks: Talks) -> None:
 
 def test_one_that_died_while_idle_is_started_again(talks: Talks) -> None:
     talk = talks.open("a")
-    (pid,) = talks.pids()
-    psutil.Process(pid).kill()
-    assert is_gone(pid)
-    with contextlib.suppress(ModelSourceError):  # if its end was not noticed yet, it is said
-        said(talk)
-    assert said(talk)
-    assert talks.pids() != [pid]
+    with talks.lent(talk.subject) as lent:
+        pass
+    psutil.Process(lent.pid).kill()
+    assert lent.ended.wait(SECONDS)
+    assert said(talk) == "1: hello at 0.0"
+    assert talks.pids() != [lent.pid]
 
 
 def test_what_cannot_be_loaded_is_said_and_not_kept(talks: Talks) -> None:
