@@ -30,10 +30,12 @@
     }
   });
   // gradio sets its class on the body when it starts, and again when it has loaded.
-  new MutationObserver(show).observe(document.documentElement, {
-    attributes: true, attributeFilter: ["class"], childList: true, subtree: true,
-  });
-  show();
+  const watch = () => {
+    show();
+    new MutationObserver(show).observe(document.body, { attributes: true, attributeFilter: ["class"] });
+  };
+  if (document.body) watch();
+  else document.addEventListener("DOMContentLoaded", watch);
   document.addEventListener("load", (event) => {
     const frame = event.target;
     if (!(frame instanceof HTMLIFrameElement)) return;
