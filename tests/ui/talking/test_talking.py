@@ -31,4 +31,4 @@ def test_models_answer_are_steered_and_compared(models, tmp_path, monkeypatch) -
         assert refused[0].original > 2
         assert any(isinstance(each, Progress) for each in found)
         with pytest.raises(TalkError, match="the temperature is 0 or more"):
-            said(steered, temperature=-1.0)
+            said(steered, "Hello", temperature=-1.0)
