@@ -5,8 +5,8 @@ import hashlib
 
 import pytest
 import torch
-from local_hub import LocalHub
 
+from local_hub import LocalHub
 from obliteratus.community.contribution import Contribution, as_bytes, contribution_of
 from obliteratus.community.pull import pull
 from obliteratus.community.shared import read_shared, shared_bytes, shared_path
@@ -140,5 +140,5 @@ def test_shared_directions_are_fetched_and_a_changed_file_is_left_out(
     assert "missing or not what its hash says" in notes[0]
     (pair,) = alike(found)
     assert pair.verdict == "supported"
-    with pytest.raises(UsageError, match="shares its directions. Whoever contributes"):
+    with pytest.raises(UsageError, match=r"shares its directions\. Whoever contributes"):
         with_directions(DATA_SET, behaviour="humour")

@@ -110,8 +110,8 @@ def alike(given: Sequence[Given]) -> tuple[Alike, ...]:
     """Return every pair of ``given`` that can be compared, the most alike first.
 
     The test is exact for random directions: the squared length of a random unit vector in a
-    subspace of rank r is Beta(r/2, (d − r)/2). The smaller of both ways counts twice, and the
-    layers at which the two differ count as tests of their own (Bonferroni).
+    subspace of rank r is Beta(r/2, (d − r)/2). Where the two ways differ, the smaller counts twice;
+    the layers at which the two differ count as tests of their own (Bonferroni).
     """
     pairs = [
         _pair(one, other)
@@ -163,7 +163,8 @@ def _compared(
         for share, rank in zip(shares, ranks, strict=True)
     ]
     chance = float(np.sqrt(np.mean(ranks) / width))
-    return cosines, float(np.sqrt(np.mean(shares))), chance, min(1.0, 2 * min(p_values))
+    ways = 1 if ranks == [1, 1] else 2  # of two lines, both ways are one
+    return cosines, float(np.sqrt(np.mean(shares))), chance, min(1.0, ways * min(p_values))
 
 
 def _orthonormal(rows: Float[Tensor, "rank d_model"]) -> Float64[np.ndarray, "rank d_model"]:
