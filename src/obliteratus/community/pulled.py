@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from obliteratus.community.contribution import as_bytes, parsed
+from obliteratus.community.contribution import DirectionFacts, as_bytes, parsed
 from obliteratus.community.received import Received, Refused
 from obliteratus.errors import StorageError, UsageError
 from obliteratus.store import atomic_file, default_root
@@ -30,13 +30,15 @@ RUNS = pa.schema(
         ("seconds", NUMBER),
         ("direction_method", TEXT),
         ("direction_rank", COUNT),
+        ("depth", NUMBER),
         ("split_half_cosine", NUMBER),
         ("shared", TEXT),
         ("settings", TEXT),
         ("content", TEXT),
     ]
 )
-"""A row for each run; ``content`` is the whole file as it was received, ``flags`` what is wrong."""
+"""A row for each run. ``content`` is the whole file, ``flags`` what was seen in it, and ``depth``
+behind which share of the blocks its directions were read."""
 METRICS = pa.schema(
     [
         *((name, TEXT) for name in ("sha256", "metric", "unit")),
@@ -170,11 +172,20 @@ def _run(row: Received) -> Mapping[str, Any]:
         "seconds": found.seconds.get("total"),
         "direction_method": None if facts is None else facts.method,
         "direction_rank": None if facts is None else facts.rank,
+        "depth": _depth(facts, results.original.layers),
         "split_half_cosine": None if cosine is None else cosine.value,
         "shared": found.shared,
         "settings": json.dumps(found.model_dump(mode="json")["settings"], sort_keys=True),
         "content": as_bytes(found).decode(),
     }
+
+
+def _depth(facts: DirectionFacts | None, layers: int) -> float | None:
+    """Return behind which share of the blocks the directions were read."""
+    layer = None if facts is None else facts.source_layer
+    if layer is None:
+        return None
+    return 0.0 if layer == "embedding" else (layer + 1) / layers
 
 
 def _metrics(row: Received) -> list[Mapping[str, Any]]:

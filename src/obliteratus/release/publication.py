@@ -183,13 +183,17 @@ def _base(folder: Path, run: Mapping[str, Any] | None) -> str | None:
 
 def _card(path: Path, base: str | None, *, is_repeatable: bool) -> bytes:
     """Return the card with the tag and the base model, and no promise that is not kept."""
-    header, body = _split(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    if not is_repeatable:
+        text = text.replace(REPEAT, UNREPEATABLE)
+    header, body = _split(text)
     tags = list(header.get("tags") or [])
+    has_base = base is None or "base_model" in header
+    if TAG in tags and has_base:
+        return text.encode()
     header["tags"] = tags if TAG in tags else [TAG, *tags]
     if base is not None:
         header.setdefault("base_model", base)
-    if not is_repeatable:
-        body = body.replace(REPEAT, UNREPEATABLE)
     return f"---\n{yaml.safe_dump(header, sort_keys=True)}---\n{body}".encode()
 
 
@@ -217,6 +221,9 @@ def _check_private(folder: Path, items: list[Item], run: Mapping[str, Any] | Non
     places = {str(Path.home()), str(folder.resolve()), str(Path.cwd())}
     if run is not None and run["source"]["kind"] not in ("hub", "catalogue"):
         places |= {str(run["source"][key]) for key in ("asked", "identifier")}
+    streamed = folder / RECORDS / "stream.json"
+    if streamed.is_file() and Path(name := str(read_json(streamed)["model"])).is_absolute():
+        places.add(name)
     places = {each for each in places if len(each.strip("/.")) > 2 and "/" in each}
     for item in items:
         text = _text_of(item)
