@@ -121,7 +121,7 @@ def _show(screen: Screen, made: "Package") -> None:
         heading = Text.assemble((f" {path}", "bold"), f", {len(data)} bytes:")
         screen.say(heading)
         if path.endswith(".json"):
-            screen.say(data.decode())
+            screen.say(Text(data.decode(), no_wrap=True, overflow="ignore"))
         else:
             screen.say(" the patterns of every layer in float32, without anything else\n")
 
