@@ -167,13 +167,24 @@ def universality(
     behaviour: Annotated[
         str | None, typer.Option("--behaviour", metavar="NAME", help="This behaviour alone.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="MODEL", help="Measure what they do in this model, by hooks."
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Compare the directions that contributed runs share: are they one across runs and models?"""
-    with rendering(as_json=as_json, stages=()) as screen:
+    """Compare the directions that contributed runs share: are they one across runs and models?
+
+    With --model they are added to it and taken out of it as well, beside its own direction and
+    random ones (causal transfer); it has to have the shape of the models that they are of.
+    """
+    stages = () if model is None else ("summon", "probe", "distill", "analyze")
+    with rendering(as_json=as_json, stages=stages) as screen:
         from obliteratus.cli.received import universality as compare
 
-        compare(screen, data_set, behaviour)
+        compare(screen, data_set, behaviour, model)
 
 
 def _pulled(data_set: str | None) -> "Sequence[Received]":
