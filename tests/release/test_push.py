@@ -210,7 +210,17 @@ def test_pushing_again_sends_and_commits_nothing(local_hub, folder: Path) -> Non
     assert len(local_hub.repos["model", REPO].commits) == 1
 
 
-def test_weights_of_another_model_are_not_left_beside_these(local_hub, folder: Path) -> None:
+def test_words_of_a_vocabulary_are_no_place(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(json.dumps({str(Path.home()): 1}))
+    assert "tokenizer.json" in paths(folder)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_weights_of_another_model_are_not_left_beside_these(
+    local_hub, folder: Path, cut: bool
+) -> None:
+    if cut:
+        local_hub.fail("/commit/", None, after=True)
     repo = local_hub.repo(REPO)
     repo.files = {"model.safetensors": b"other", "notes.md": b"mine"}
     with pytest.raises(UsageError, match=r"holds model.safetensors, weights of another model"):
@@ -287,6 +297,7 @@ def test_a_killed_upload_goes_on_where_it_stopped(local_hub: LocalHub, folder: P
         **os.environ,
         "HF_ENDPOINT": local_hub.endpoint,
         "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
         "HF_TOKEN": TOKEN,
     }
     child = subprocess.Popen(

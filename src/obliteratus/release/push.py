@@ -84,11 +84,13 @@ def push(
         operations = _uploaded(api, repo, what, branch)
 
         def commit(is_repeated: bool) -> Pushed:
-            # a commit whose answer was lost is found by comparing the files with what is there
-            given = _operations(what) if is_repeated else operations
+            given, gone = operations, stale
+            if is_repeated:  # the commit may be there although its answer was lost: look again
+                there = api.list_repo_files(repo, revision=branch)
+                given, gone = _operations(what), sorted({*stale} & {*there})
             made = api.create_commit(
                 repo,
-                [*given, *(CommitOperationDelete(name) for name in stale)],
+                [*given, *(CommitOperationDelete(name) for name in gone)],
                 commit_message=f"Add {what.folder.resolve().name} by obliteratus",
                 revision=branch,
             )
