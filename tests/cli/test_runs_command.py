@@ -8,9 +8,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from obliteratus.cli.main import main
+from obliteratus.community.book import opened_book
+from obliteratus.community.contribute import package
+from obliteratus.community.received import checked
 from obliteratus.errors import MeasurementError
+from obliteratus.release.publication import publication
 
 METHODS = ("basic", "advanced")
 
@@ -180,6 +186,37 @@ def test_a_verified_folder_is_a_row_of_its_method_and_the_same_edit(
     assert (row_["id"], row_["times"]) == (newest["id"], 2)
     answer("runs", "delete", newest["id"])
     assert answer("runs")["runs"][0]["id"] != newest["id"]
+
+
+def test_a_run_as_it_is_can_be_contributed_and_passes_every_check(recorded, refuser) -> None:
+    with opened_book() as book:
+        made = [package(run) for run in book.runs()]
+    files = {path: data for each in made for path, data in each.files.items()}
+    rows, refused = checked(files)
+    assert refused == ()
+    assert [row.flags for row in rows] == [()] * len(METHODS)
+    sent = b"".join(files.values()).decode()
+    assert str(refuser) not in sent
+    assert str(recorded) not in sent
+    assert all(each.contribution.directions is not None for each in made)
+
+
+def test_what_a_run_wrote_can_be_published_and_undone(recorded, refuser, tmp_path) -> None:
+    for method in METHODS:
+        folder = recorded / method
+        what = publication(folder)
+        sent = {item.path for item in what.items}
+        assert {"README.md", "config.json", "obliteratus/undo.safetensors"} <= sent
+        assert {"obliteratus/report.json", "obliteratus/run.json"} <= set(what.left_out)
+        assert "obliteratus release undo" in (folder / "README.md").read_text()
+    answer("release", "undo", str(recorded / "advanced"), "-o", str(tmp_path / "back"))
+    before, after = (load_file(each / "model.safetensors") for each in (refuser, tmp_path / "back"))
+    edited = load_file(recorded / "advanced" / "model.safetensors")
+    changed = [name for name in before if not torch.equal(before[name], edited[name])]
+    assert len(changed) > 3
+    for name in changed:
+        gap = (after[name] - before[name]).abs().max() / before[name].abs().max()
+        assert gap < 16 * torch.finfo(before[name].dtype).eps, name
 
 
 def test_a_failed_run_is_recorded_with_its_error(recorded, quick, monkeypatch, capsys) -> None:

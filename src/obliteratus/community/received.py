@@ -116,9 +116,10 @@ def _kind(metric: Metric, side: str) -> str:
 
 def _wrong(place: str, estimate: Estimate, kind: str) -> Iterator[str]:
     low, high = estimate.interval
+    width = high - low  # a bootstrap interval of few units may leave its value out, but not by far
     if not all(map(math.isfinite, (estimate.value, low, high))):
         yield f"{place} is not a number"
-    elif not low <= estimate.value <= high:
+    elif not low - width <= estimate.value <= high + width:
         yield f"{place}: {estimate.value:g} is not in its interval ({low:g} to {high:g})"
     elif estimate.n < 1:
         yield f"{place} was measured on nothing"
