@@ -1,6 +1,7 @@
 """A book of runs of its own for each test, and recorded runs of planted measurements."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,14 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def reported() -> Callable[..., Report]:
-    """Return a function that makes the report of a planted edit."""
+    """Return a function that makes the report of a planted edit; equal ones are made once."""
+    return _reported
 
-    def make(**plant: object) -> Report:
-        original, edited, head = planted(Plant(layers=2, documents=12, **plant))  # type: ignore[arg-type]
-        return compare(original, edited, edited_head=head)
 
-    return make
+@cache
+def _reported(**plant: object) -> Report:
+    original, edited, head = planted(Plant(layers=2, documents=12, **plant))  # type: ignore[arg-type]
+    return compare(original, edited, edited_head=head)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What others send is checked: intact, possible, counted once, and not far from the rest."""
 
+import copy
 import json
 import re
 from collections.abc import Callable
@@ -118,37 +119,35 @@ def test_the_same_weights_measured_alike_are_a_duplicate(values) -> None:
     assert flags[2][0].startswith("duplicate of ")
 
 
-def board(recorded, last: dict[str, Any]) -> dict[str, bytes]:
+def board(values: dict[str, Any], last: dict[str, Any]) -> dict[str, bytes]:
+    """Return the files of six edits of one model, the last of which says something else."""
     files: dict[str, bytes] = {}
     for number in range(6):
-        run = recorded("advanced", prompts=50, refusals=(0.6, 0.02 * number), seed=0,
-                       weights=f"w{number}")  # fmt: skip
-        values = json.loads(as_bytes(contribution_of(run)))
-        if number == 5:
-            for key, change in last.items():
-                side, factor = change
-                estimate = metric(values, key)[side]
-                estimate["value"] *= factor
-                estimate["interval"] = [end * factor for end in estimate["interval"]]
-        files |= as_file(values)
+        each = copy.deepcopy(values)
+        each["results"]["edited"]["weights"] = f"w{number}"
+        for key, (side, factor) in last.items() if number == 5 else ():
+            estimate = metric(each, key)[side]
+            estimate["value"] *= factor
+            estimate["interval"] = [end * factor for end in estimate["interval"]]
+        files |= as_file(each)
     return files
 
 
-def test_a_row_far_from_the_others_is_flagged_and_stays(recorded) -> None:
-    rows, refused = checked(board(recorded, {"kl_first": ("edited", 500.0)}))
+def test_a_row_far_from_the_others_is_flagged_and_stays(values) -> None:
+    rows, refused = checked(board(values, {"kl_first": ("edited", 500.0)}))
     assert refused == ()
     assert [row.flags for row in rows if row.flags] == [("outlier: kl_first of the edited model",)]
 
 
-def test_another_perplexity_of_the_same_original_is_flagged(recorded) -> None:
-    rows, _ = checked(board(recorded, {"perplexity_heldout": ("original", 1.4)}))
+def test_another_perplexity_of_the_same_original_is_flagged(values) -> None:
+    rows, _ = checked(board(values, {"perplexity_heldout": ("original", 1.4)}))
     flagged = [row.flags for row in rows if row.flags]
     assert flagged == [("outlier: perplexity_heldout of the original model",)]
 
 
-def test_rows_that_agree_have_no_outlier_and_few_have_none_either(recorded) -> None:
-    rows, _ = checked(board(recorded, {}))
+def test_rows_that_agree_have_no_outlier_and_few_have_none_either(values) -> None:
+    rows, _ = checked(board(values, {}))
     assert [row.flags for row in rows] == [()] * 6
-    files = board(recorded, {"kl_first": ("edited", 500.0)})
+    files = board(values, {"kl_first": ("edited", 500.0)})
     rows, _ = checked(dict(list(files.items())[:4]))
     assert all(row.flags == () for row in rows)

@@ -12,6 +12,7 @@ import platformdirs
 from obliteratus.errors import UsageError, did_you_mean
 
 Contribute = Literal["off", "ask", "always"]
+CHOICES: tuple[Contribute, ...] = get_args(Contribute)
 VARIABLE, SET_VARIABLE = "OBLITERATUS_CONTRIBUTE", "OBLITERATUS_DATA_SET"
 DATA_SET = "obliteratus/community-runs"
 """The data set that is meant where none is named. Nobody runs it yet: name your own."""
@@ -50,12 +51,13 @@ def consent() -> Consent:
     stored = _stored(path)
     asked = os.environ.get(VARIABLE) or stored.get("contribute", "off")
     where = VARIABLE if os.environ.get(VARIABLE) else f"contribute in {path}"
-    if asked not in get_args(Contribute):
-        hint = did_you_mean(str(asked), get_args(Contribute))
+    choice = next((each for each in CHOICES if each == asked), None)
+    if choice is None:
+        hint = did_you_mean(str(asked), CHOICES)
         raise UsageError(f"{where} is '{asked}', which is no choice.{hint}")
     named = os.environ.get(SET_VARIABLE) or stored.get("data_set")
     data_set = DATA_SET if named is None else checked_id(str(named))
-    return Consent(asked, data_set, named is not None)
+    return Consent(choice, data_set, named is not None)
 
 
 def checked_id(name: str) -> str:
