@@ -29,6 +29,7 @@ from obliteratus.community.shared import read_shared
 from obliteratus.directions.directions import Directions
 from obliteratus.errors import UsageError
 from obliteratus.release.directions_file import save_directions
+from obliteratus.statistics.estimate import Estimate
 from obliteratus.testing.keystone import random_directions
 from obliteratus.testing.planted_measurement import Plant, planted
 from obliteratus.testing.tiny import tiny_model
@@ -133,6 +134,19 @@ def test_a_run_without_results_or_end_has_nothing_to_contribute(report: Report) 
         contribution_of(bare)
     with pytest.raises(UsageError, match="is failed, so it has nothing"):
         contribution_of(dataclasses.replace(run, state="failed"))
+
+
+def test_a_name_that_is_no_name_stops_a_contribution(
+    report: Report, directions: Directions
+) -> None:
+    strange = dataclasses.replace(directions, method="found by somebody")
+    with pytest.raises(UsageError, match=r"no contribution has a place for \(method: "):
+        contribution_of(run_of(report), strange)
+    noisy = Estimate(float("nan"), (0.0, 1.0), 3)
+    unmeasured = dataclasses.replace(directions, reliability={"split_half_cosine": noisy})
+    found = contribution_of(run_of(report), unmeasured)
+    assert found.directions is not None
+    assert found.directions.reliability == {}
 
 
 @pytest.mark.parametrize(

@@ -73,10 +73,11 @@ def test_two_passes_are_undone_together(norm: str) -> None:
     assert furthest(before, weights(model)) < 1e-12
 
 
-def test_a_shifted_embedding_comes_back() -> None:
+@pytest.mark.parametrize("norm", ["none", "column"])
+def test_a_shifted_embedding_comes_back(norm: str) -> None:
     model = tiny_model("gpt2", dtype=torch.float64)
     before = weights(model)
-    notes, found = UndoNotes(), planned(model)
+    notes, found = UndoNotes(), planned(model, norm=norm)
     shift = torch.linspace(-1, 1, found.edits[0].read_basis.shape[1], dtype=torch.float64)
     edits = [
         type(edit)(**{**vars(edit), "bias_shift": shift})

@@ -7,6 +7,7 @@ a record, no field that could hold a text. Equal runs give equal bytes.
 import datetime
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationError
@@ -117,7 +118,8 @@ def contribution_of(
     the file that holds them, where that is given as well.
 
     Raises:
-        UsageError: the run has not finished, or measured no edited model.
+        UsageError: the run has not finished, measured no edited model, or holds what a contribution
+            has no place for.
     """
     record = run.record
     if run.state != "finished" or record.results is None:
@@ -140,10 +142,16 @@ def contribution_of(
         "seconds": record.seconds,
         "deviations": record.deviations,
         "results": {name: getattr(record.results, name) for name in Aggregates.model_fields},
-        "directions": None if directions is None else direction_facts(directions),
         "shared": shared,
     }
-    unsigned = Contribution(sha256="0" * 64, **values)
+    try:
+        found = None if directions is None else direction_facts(directions)
+        unsigned = Contribution(sha256="0" * 64, directions=found, **values)
+    except ValidationError as error:
+        raise UsageError(
+            f"the run {run.id} holds what no contribution has a place for ({_where(error)}). It "
+            "cannot be contributed as it is."
+        ) from error
     return unsigned.model_copy(update={"sha256": content_hash(unsigned.model_dump(mode="json"))})
 
 
@@ -157,7 +165,11 @@ def direction_facts(directions: Directions) -> DirectionFacts:
         position=directions.position,
         strength=directions.strength,
         strong_layers=directions.strong_layers,
-        reliability=dict(directions.reliability),
+        reliability={
+            name: value
+            for name, value in directions.reliability.items()
+            if all(map(math.isfinite, (value.value, *value.interval)))
+        },
     )
 
 
@@ -188,6 +200,10 @@ def parsed(data: bytes) -> Contribution:
     try:
         return Contribution.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ValueError(f"{where}: {first['msg']}") from error
+        raise ValueError(_where(error)) from error
+
+
+def _where(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the file"
+    return f"{where}: {first['msg']}"

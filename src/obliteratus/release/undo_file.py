@@ -9,6 +9,7 @@ as it was. What comes back is the original up to the rounding of the edited weig
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from obliteratus.errors import StorageError
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.operator.edit import EditPlan, WeightEdit
-from obliteratus.operator.matrices import chunks, matrices
+from obliteratus.operator.matrices import chunks, matrices, working_dtype
 from obliteratus.operator.norms import frobenius_scale, keep_columns
 from obliteratus.release.lora_factors import Factors, factors_of
 
@@ -63,8 +64,10 @@ class UndoNotes:
     def _note(self, model: LoadedModel, edit: WeightEdit) -> None:
         site = edit.site
         weight = model.module.get_parameter(site.name).detach()
-        taken = factors_of(weight, [edit])
+        taken = factors_of(weight, [replace(edit, bias_shift=None)])
         scale = _scale(weight, edit, taken)
+        if edit.bias_shift is not None and site.component == "embedding":
+            taken = _with_shift(taken, edit.bias_shift, scale)
         before = self._parts.get(site.name)
         part = _Part(site.layout == "in_out", weight.ndim == 3, taken, scale)
         self._parts[site.name] = part if before is None else before.followed_by(part)
@@ -152,20 +155,33 @@ def _scale(
 
 
 def _scale_of(view: Tensor, edit: WeightEdit, taken: Factors) -> Float64[Tensor, " d_in"]:
-    write, read = (part.to(view.device) for part in (taken.write, taken.read[0]))
+    dtype = working_dtype(view)
+    write, read = (part.to(view.device, dtype) for part in (taken.write, taken.read[0]))
     if edit.norm == "frobenius":
 
         def project(columns: Tensor) -> Tensor:
             along = edit.read_basis.to(columns) @ columns
             return columns - (edit.write_basis.T * edit.strengths).to(columns) @ along
 
-        whole = frobenius_scale(view, project, torch.float64)
+        whole = frobenius_scale(view, project, dtype)
         return torch.full((view.shape[1],), whole, dtype=torch.float64)
     found: list[Tensor] = []
     for chunk in chunks(view):
-        before = view[:, chunk].to(torch.float64)
-        found.append(keep_columns(before, before + write @ read[:, chunk])[0].cpu())
-    return torch.cat(found)
+        before = view[:, chunk].to(dtype)
+        found.append(keep_columns(before, before + write @ read[:, chunk])[0])
+    return torch.cat(found).to("cpu", torch.float64)
+
+
+def _with_shift(
+    taken: Factors,
+    shift: Float64[Tensor, " d_model"],
+    scale: Float64[Tensor, "expert d_in"] | None,
+) -> Factors:
+    """Return ``taken`` with what was added to every token's row, which no norm has scaled."""
+    ones = torch.ones_like(taken.read[:, :1])
+    row = ones if scale is None else ones / scale[:, None, :]
+    column = shift.to("cpu", torch.float64)[:, None]
+    return Factors(torch.cat([taken.write, column], dim=1), torch.cat([taken.read, row], dim=1))
 
 
 def undone(name: str, value: Tensor, undo: Mapping[str, Tensor]) -> Tensor:
