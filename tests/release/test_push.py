@@ -307,7 +307,7 @@ def test_a_killed_upload_goes_on_where_it_stopped(local_hub: LocalHub, folder: P
         text=True,
     )
     try:
-        assert local_hub.holding.wait(300), child.stderr
+        assert local_hub.holding.wait(500)
     finally:
         child.send_signal(signal.SIGKILL)
         child.communicate()
