@@ -263,7 +263,8 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 repo.files = files
             repo.commits.append(title)
-        url = f"{self.server.endpoint}/{repo.name}"
+        folder = "datasets/" if repo.kind == "dataset" else ""
+        url = f"{self.server.endpoint}/{folder}{repo.name}"
         answer = {"commitUrl": f"{url}/commit/{repo.sha}", "commitOid": repo.sha,
                   "pullRequestUrl": f"{url}/discussions/{number}"}  # fmt: skip
         return told(200, answer)

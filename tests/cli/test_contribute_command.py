@@ -18,6 +18,8 @@ from obliteratus.pipeline.methods import settings_for
 from obliteratus.testing.planted_measurement import Plant, planted
 from obliteratus.verify.compare import compare
 
+# the Hub's client sends a file in a way that its own HTTP library has declared old
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 DATA_SET = "lab/runs"
 
 
@@ -60,7 +62,7 @@ def test_the_exact_bytes_are_shown_and_written_and_nothing_is_sent(hub, run, tmp
     shown = capsys.readouterr().out
     data = file.read_text()
     assert data in shown
-    assert "nothing was sent" in shown
+    assert "nothing was sent" in " ".join(shown.split())
     assert "lovelace" not in data
     assert hub.requests == []
     again = answered(capsys, "community", "contribute", run, "--to-file", str(tmp_path / "b.json"))

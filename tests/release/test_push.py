@@ -26,6 +26,8 @@ from obliteratus.release.push import push
 from obliteratus.release.save import RECORDS
 from obliteratus.store import write_json
 
+# the Hub's client sends a file in a way that its own HTTP library has declared old
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 REPO = "ada/edited"
 SHARDS = 5
 SOURCE = {"asked": "/data/lovelace/base", "kind": "folder", "identifier": "/data/lovelace/base",
@@ -128,7 +130,7 @@ def test_the_record_of_a_run_is_published_only_where_it_is_public(folder: Path, 
     assert local is not None
     assert "lovelace" not in json.dumps(local)
     for typed in (
-        {"prompts__system": "Be brief, says Ada."}, {"prompts__harmful": "mine"},
+        {"prompts__system": "Be brief, says Ada."}, {"prompts__categories": '["ada"]'},
         {"verify__text": "book"}, {"verify__judge__url": "http://ada.example.org/v1"},
     ):  # fmt: skip
         assert public_run(run_json(**typed)) is None, typed

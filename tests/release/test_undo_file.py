@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from obliteratus.edits.memory import excise
 from obliteratus.edits.planner import plan
@@ -121,8 +122,9 @@ def released(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
 def test_a_folder_is_undone_on_disk(released, tmp_path: Path, store) -> None:
     folder, before = released
     assert undo(folder, tmp_path / "back", store=store) > 10
-    back = summon(str(tmp_path / "back"), ModelSettings(dtype="auto"), store=store)
-    assert back.dtype == torch.bfloat16
+    stored = load_file(tmp_path / "back" / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.bfloat16}
+    back = summon(str(tmp_path / "back"), ModelSettings(dtype="bfloat16"), store=store)
     found = weights(back)
     assert furthest(before, found) < 16 * torch.finfo(torch.bfloat16).eps
     assert not (tmp_path / "back" / RECORDS).exists()

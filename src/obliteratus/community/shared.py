@@ -31,7 +31,7 @@ def shared_bytes(directions: Directions) -> bytes:
     equal bytes.
     """
     tensors = {
-        layer_name(layer): rows.to(PRECISION).contiguous()
+        layer_name(layer): rows.to(PRECISION).contiguous().clone()  # layers may share one
         for layer, rows in directions.basis.items()
     }
     return save(tensors, metadata={"kind": KIND})

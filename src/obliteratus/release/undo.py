@@ -38,7 +38,7 @@ def undo(folder: Path, output: Path, *, force: bool = False, store: Store | None
         )
     given = load_undo(path)
     with atomic_folder(output, replace=force) as work:
-        model = summon(str(folder), ModelSettings(dtype="auto"), store=store)
+        model = summon(str(folder), _as_stored(folder), store=store)
         _check_unchanged(model, folder, given)
         count = give_back(model, given)
         write_model(model, work)
@@ -60,6 +60,14 @@ def give_back(model: LoadedModel, given: Mapping[str, Tensor]) -> int:
     for name in names:
         parameters[name].copy_(undone(name, parameters[name].cpu(), given))
     return len(names)
+
+
+def _as_stored(folder: Path) -> ModelSettings:
+    """Return settings that load the weights in the type that they are stored in."""
+    config: dict[str, Any] = read_json(folder / "config.json")
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    found = (part.get("dtype") or part.get("torch_dtype") for part in parts)
+    return ModelSettings.model_validate({"dtype": next(filter(None, found), "float32")})
 
 
 def _check_unchanged(model: LoadedModel, folder: Path, given: Mapping[str, Tensor]) -> None:
