@@ -131,7 +131,8 @@ def test_the_record_of_a_run_is_published_only_where_it_is_public(folder: Path, 
     assert "lovelace" not in json.dumps(local)
     for typed in (
         {"prompts__system": "Be brief, says Ada."}, {"prompts__categories": '["ada"]'},
-        {"verify__text": "book"}, {"verify__judge__url": "http://ada.example.org/v1"},
+        {"verify__text": "book"}, {"verify__judge__name": "llm", "verify__judge__model": "m",
+         "verify__judge__url": "http://ada.example.org/v1"},
     ):  # fmt: skip
         assert public_run(run_json(**typed)) is None, typed
     (folder / CARD).write_text(f"# M\n\n{REPEAT}\n")
