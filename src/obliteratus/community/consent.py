@@ -51,7 +51,7 @@ def consent() -> Consent:
     stored = _stored(path)
     asked = os.environ.get(VARIABLE) or stored.get("contribute", "off")
     where = VARIABLE if os.environ.get(VARIABLE) else f"contribute in {path}"
-    choice = next((each for each in CHOICES if each == asked), None)
+    choice: Contribute | None = next((each for each in CHOICES if each == asked), None)
     if choice is None:
         hint = did_you_mean(str(asked), CHOICES)
         raise UsageError(f"{where} is '{asked}', which is no choice.{hint}")

@@ -91,7 +91,9 @@ def _acts(bench: Bench, given: Given) -> ActsHere:
     position = bench.directions.position
     row = seen.positions.index(max(seen.positions) if position is None else position)
     own = seen.difference(layer)[row]
-    means = {place: each.mean[row] for place, each in seen.harmless.moments.items()}
+    means: dict[Layer, Tensor] = {
+        place: each.mean[row] for place, each in seen.harmless.moments.items()
+    }
     acted = act(
         bench,
         bench.tokens,
