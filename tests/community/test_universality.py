@@ -104,7 +104,10 @@ def test_what_is_shared_is_read_back_and_holds_nothing_else() -> None:
         (b"x" * 20, "is no safetensors file"),
         (shared_bytes(directions(2 * rows())), "holds no directions at"),
         (shared_bytes(directions(rows(rank=16))), "holds no directions at"),
-        (shared_bytes(directions(torch.full((1, WIDTH), torch.nan))), "holds no directions at"),
+        (
+            shared_bytes(directions(torch.full((1, WIDTH), torch.nan, dtype=torch.float64))),
+            "holds no directions at",
+        ),
     ],
 )
 def test_what_is_no_directions_is_refused(data: bytes, why: str) -> None:
