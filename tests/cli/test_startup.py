@@ -23,7 +23,7 @@ FASTEST = 0.5  # seconds of processor time, which does not depend on what else t
 COMMANDS = (
     *("obliterate", "verify", "harden", "export", "demo", "inspect", "analyze", "detect", "chat"),
     *("probe", "models", "methods", "behaviours", "study", "sweep", "benchmark", "runs"),
-    *("community", "doctor"),
+    *("community", "release", "doctor"),
 )
 ATTEMPTS = 5  # a busy machine shares its caches and its clock
 CODE = """

@@ -64,6 +64,7 @@ def test_every_record_is_there(result: RunResult) -> None:
         "report.html",
         "report.json",
         "run.json",
+        "undo.safetensors",
     } <= names
     directions = load_directions(records / "directions.safetensors")
     assert set(directions.basis) == {"embedding", 0, 1, 2}

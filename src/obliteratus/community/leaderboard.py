@@ -3,13 +3,16 @@
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from obliteratus.community.book import Run
-from obliteratus.community.received import OUTLIER, Received
 from obliteratus.community.record import Aggregates, Kind, Protocol
+from obliteratus.community.words import OUTLIER
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.statistics.front import Contender, Rank, ranks
+
+if TYPE_CHECKING:  # what checks contributions brings numpy along, and reads nothing here
+    from obliteratus.community.received import Received
 
 REFUSAL, DIVERGENCE, PERPLEXITY = "refusal_harmful", "kl_first", "perplexity_heldout"
 VERIFIED = ("obliterate", "verify")
@@ -164,7 +167,7 @@ class _Entry:
 
 def leaderboard(
     runs: Sequence[Run],
-    received: Sequence[Received] = (),
+    received: "Sequence[Received]" = (),
     *,
     model: str | None = None,
     behaviour: str | None = None,
@@ -207,7 +210,7 @@ def _of_run(run: Run) -> _Entry | None:
     )
 
 
-def _of_received(row: Received) -> _Entry:
+def _of_received(row: "Received") -> _Entry:
     found = row.contribution
     day = datetime.datetime.fromisoformat(found.day).replace(tzinfo=datetime.UTC)
     original = found.results.original

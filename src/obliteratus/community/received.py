@@ -17,6 +17,7 @@ import numpy as np
 from obliteratus.community.comparison import SHARES
 from obliteratus.community.contribution import Contribution, parsed
 from obliteratus.community.record import Held, Metric
+from obliteratus.community.words import DUPLICATE, OUTLIER
 from obliteratus.statistics.estimate import Estimate
 from obliteratus.statistics.proportion import wilson
 
@@ -29,8 +30,6 @@ FAR = 5.0
 SCALE = 1.4826
 LEAST_SPREAD = {"share": 0.02, "nats": 0.01, "perplexity": 0.02, "ratio": 0.02}
 """The least spread that is taken for one: edits that agree to rounding make nobody an outlier."""
-DUPLICATE, OUTLIER = "duplicate", "outlier"
-"""How flags begin."""
 BOUNDED_ABOVE = ("refusal", "kl")
 WATCHED = ("refusal_harmful", "kl_first", "perplexity_heldout")
 

@@ -19,6 +19,9 @@ LABELS = {
 }
 """Key of a row -> what it is. Of another behaviour than refusal, 'refused' is what shows it."""
 
+DUPLICATE, OUTLIER = "duplicate", "outlier"
+"""How the flags of received rows begin."""
+
 
 def label(key: str) -> str:
     """Return what ``key`` means; a key that is not known is its own word."""
