@@ -31,6 +31,7 @@ def test_a_password_is_asked_for(serve, visit) -> None:
     visit.page.get_by_label("password").fill("wrong")
     visit.page.get_by_role("button", name="Login").click()
     expect(visit.page.get_by_text(re.compile("Incorrect", re.IGNORECASE))).to_be_visible()
+    visit.page.get_by_label("username").fill("me")  # a refused login empties both
     visit.page.get_by_label("password").fill("secret")
     visit.page.get_by_role("button", name="Login").click()
     expect(visit.page.get_by_role("tab", name="Obliterate", exact=True).first).to_be_visible()

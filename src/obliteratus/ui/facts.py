@@ -3,6 +3,7 @@
 Saying it means importing all that computes, which takes seconds; the page has no use for that.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -76,4 +77,6 @@ def gather() -> dict[str, Any]:
 
 if __name__ == "__main__":
     lower_priority(NICE)
-    sys.stdout.write(json.dumps(gather(), default=str))
+    with contextlib.suppress(BrokenPipeError):  # the server has ended meanwhile
+        sys.stdout.write(json.dumps(gather(), default=str))
+        sys.stdout.flush()
