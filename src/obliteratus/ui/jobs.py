@@ -117,7 +117,9 @@ class Jobs:
             self._stop.set()
             tending.join()
             for child in self._children:
-                child.returncode = 0  # it goes on without us: not to be waited for
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(PAUSE)  # of those that are just ending
+                child.returncode = 0  # the others go on without us: not to be waited for
             lock.release()
 
     def submit(self, order: Order) -> Job:
