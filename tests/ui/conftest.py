@@ -90,7 +90,7 @@ class Server:
 
     def stop(self) -> int:
         assert self.process is not None
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(signal.SIGTERM)  # SIGINT is ignored behind a shell's &
         return self.process.wait(timeout=SECONDS_TO_START)
 
 
