@@ -2,14 +2,18 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from obliteratus.errors import UsageError
 from obliteratus.remote import agent
+from obliteratus.ui.facts import Reader
 from obliteratus.ui.jobs import ENDED, Job, Jobs, Order
+from obliteratus.ui.laboratory import Laboratory
 from obliteratus.ui.record import Record
+from obliteratus.ui.talks import Talks
 
 BEGAN = '{"event": "note", "text": "began"}'
 SLOW = f"import time; print({BEGAN!r}, flush=True); time.sleep(600)"
@@ -53,6 +57,13 @@ def until(jobs: Jobs, job: Job, *states: str) -> str:
         assert state not in ENDED, f"{state}, not one of {states}"
         time.sleep(0.05)
     return state
+
+
+def test_two_orders_never_write_the_same_folder(jobs: Jobs) -> None:
+    lab = Laboratory(jobs.folder.parent, jobs, Talks(), Reader())
+    first = lab.room_for("run")
+    jobs.submit(replace(order(SLOW), output=first))
+    assert (first.name, lab.room_for("run").name) == ("run", "run-2")
 
 
 def test_a_job_runs_and_gives_its_result(jobs: Jobs) -> None:

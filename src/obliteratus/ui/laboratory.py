@@ -56,10 +56,11 @@ class Laboratory:
         return saved + [(name, name) for name in self.known_models()]
 
     def room_for(self, name: str) -> Path:
-        """Return a folder of the workspace called ``name``, numbered where there is one already."""
+        """Return a place called ``name``, numbered where there is one or a job is to write one."""
         clean = "".join(each if each.isalnum() or each in "-._" else "-" for each in name)
+        promised = {job.order.output for job in self.jobs.all()}
         found, number = self.workspace / clean, 2
-        while found.exists():
+        while found.exists() or found in promised:
             found, number = self.workspace / f"{clean}-{number}", number + 1
         return found
 
