@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,11 +108,23 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory, places: dict[str, str]) -> Generator[Server]:
+def host() -> Iterator[Callable[[Path, dict[str, str]], Server]]:
+    """A server for several tests: ``host(workspace, environment)``."""
+    servers: list[Server] = []
+
+    def start(workspace: Path, environment: dict[str, str]) -> Server:
+        servers.append(Server(workspace, environment))
+        return servers[-1].start()
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory, places: dict[str, str], host) -> Server:
     """One server for the tests that only look at it and start runs."""
-    server = Server(tmp_path_factory.mktemp("workspace"), places).start()
-    yield server
-    server.stop()
+    return host(tmp_path_factory.mktemp("workspace"), places)
 
 
 @pytest.fixture(scope="session")
@@ -161,9 +173,19 @@ class Visit:
 
     def type_model(self, kind: str, model: Path | str) -> None:
         """Type the model's name into the field of that tab."""
-        field = self.page.locator(f"#{kind}-model input").first
-        field.fill(str(model))
+        self.write(f"{kind}-model", model)
+
+    def write(self, name: str, text: object) -> None:
+        """Type into a field that also has a list."""
+        field = self.page.locator(f"#{name} input").first
+        field.fill(str(text))
         field.press("Enter")
+
+    def turn(self, name: str, value: float) -> None:
+        """Type a number beside a slider."""
+        field = self.page.locator(f"#{name} input[type=number]")
+        field.fill(str(value))
+        field.press("Tab")
 
     def choose_from(self, name: str, text: str) -> None:
         """Choose from a list."""

@@ -1,5 +1,6 @@
 """The page as somebody uses it: a run is started, watched, cancelled, finished and read."""
 
+import json
 import re
 from pathlib import Path
 
@@ -71,9 +72,15 @@ def test_a_run_is_cancelled_and_says_so(served, visit, refuser: Path) -> None:
     expect(visit.page.locator("#analyze-cancel")).to_be_disabled()
 
 
+def sweep(visit, refuser: Path) -> None:
+    """Start a sweep whose first strengths are beyond the slider of the chat."""
+    visit.turn("sweep-low", -2)
+    visit.start_tiny("sweep", refuser)
+
+
 def test_a_page_that_is_loaded_again_still_shows_the_run(served, visit, refuser: Path) -> None:
     visit.open(served, "Strength Sweep")
-    visit.start_tiny("sweep", refuser)
+    sweep(visit, refuser)
     visit.await_state("sweep", "queued", "running", "finished")
     title = visit.state("sweep").locator(".job-head b").inner_text()
     visit.open(served, "Strength Sweep")
@@ -85,16 +92,23 @@ def test_a_page_that_is_loaded_again_still_shows_the_run(served, visit, refuser:
 def test_a_point_of_a_sweep_is_chosen_by_keyboard_and_talked_to(served, visit, refuser) -> None:
     visit.open(served, "Strength Sweep")
     if visit.state("sweep").count() == 0:
-        visit.start_tiny("sweep", refuser)
+        sweep(visit, refuser)
     visit.await_state("sweep", "finished")
-    dots = visit.page.locator("#sweep-curves g[role=button]")
-    dots.first.focus()
+    visit.page.locator("#sweep-curves g[role=button]").first.focus()
     visit.page.keyboard.press("Enter")
-    expect(visit.page.locator("#sweep-chosen")).to_contain_text("−1")
+    expect(visit.page.locator("#sweep-chosen b")).to_have_text("−2")
     visit.page.locator("#sweep-talk").click()
     expect(visit.page.locator("#chat-text")).to_be_visible()
-    expect(visit.page.locator("#chat-strength input[type=number]")).to_have_value("-1")
     expect(visit.page.locator("#chat-directions input")).to_have_value(re.compile("sweep-"))
+    (found, *_) = served.workspace.glob("sweep-*/sweep.json")
+    whole = json.loads(found.read_text())["strength"]  # a sweep counts in the edit's own strength
+    field = visit.page.locator("#chat-strength input[type=number]")
+    expect(field).to_have_value(f"{-2 * whole:g}")
+    visit.page.locator("#chat-text textarea").fill("Tell me about bread.")
+    visit.page.locator("#chat-send").click()
+    expect(visit.page.locator("#chat-talk .bot.message")).to_contain_text(re.compile(r"\w"))
+    expect(visit.page.locator("#chat-send")).to_be_enabled()
+    expect(field).to_have_value(f"{-2 * whole:g}")
 
 
 def test_a_saved_model_is_exported_and_its_card_shown(served, visit, refuser: Path) -> None:

@@ -24,6 +24,7 @@ from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.plumbing import block, block_output, hooked, with_block_output
 from obliteratus.operator.hooks import changing
 from obliteratus.probe.prefix import SharedPrefix, can_share_prefix, shared_prefix
+from obliteratus.probe.resume import can_resume, running
 from obliteratus.shapes import Layer
 
 CPU_BATCH_TOKENS = 512  # as in probe/forward.py: the temporaries of a block then stay in memory
@@ -164,18 +165,6 @@ class Patcher:
         return log_odds(self._head.log_probabilities(last), self._ids).cpu()
 
 
-def can_resume(model: LoadedModel) -> bool:
-    """Return whether a run can begin at any block, given what the one before it returned.
-
-    Not where blocks keep several streams, read keys and values of other blocks, or are one block
-    that runs several times: there a patched run is computed from the beginning.
-    """
-    config = model.module.config.get_text_config()
-    blocks = {id(block(model, layer)) for layer in range(model.anatomy.n_layers)}
-    is_chain = model.anatomy.streams is None and len(blocks) == model.anatomy.n_layers
-    return is_chain and not getattr(config, "num_kv_shared_layers", None)
-
-
 def by_token(given: Tensor, rows: Rows) -> Tensor:
     """Return what a part gave with the axes ``row token width``: some modules lose the first."""
     return given.reshape(*rows.ids.shape, -1)
@@ -192,20 +181,12 @@ def _resumed(model: LoadedModel, returned: Mapping[int, Any], start: int) -> Gen
             output = returned[layer]
             if layer == start - 1:  # the next block may write into it
                 output = with_block_output(output, block_output(output).clone())
-            stack.enter_context(_returning(block(model, layer), output))
+            stack.enter_context(running(block(model, layer), _giving(output)))
         yield
 
 
-@contextlib.contextmanager
-def _returning(module: nn.Module, output: Any) -> Generator[None]:
-    own = module.__dict__.get("forward")  # accelerate puts one of its own there
-    module.forward = lambda *_args, **_kwargs: output
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
+def _giving(output: Any) -> Callable[..., Any]:
+    return lambda *_args, **_kwargs: output
 
 
 def _keep_blocks(model: LoadedModel, into: dict[int, Any]) -> Iterator[RemovableHandle]:

@@ -36,6 +36,7 @@ from obliteratus.models.chat import Encoded
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.plumbing import hooked
 from obliteratus.probe.forward import forward_batches
+from obliteratus.probe.resume import Beginning, first_behind
 from obliteratus.shapes import Layer
 from obliteratus.statistics.estimate import Estimate
 
@@ -119,11 +120,12 @@ def measure_repair(
     """
     starts = depths(bench.model)
     before, sizes = _untouched(bench)
+    begun = Beginning(bench.model, bench.subset.harmful, map(first_behind, starts))
     late = np.empty((len(changes), len(starts), len(before)))
     total = np.empty((len(changes), len(before)))
     for number, change in enumerate(changes):
         for place, start in enumerate(starts):
-            with ablated_from(bench.model, change, start):
+            with begun.skipped(first_behind(start)), ablated_from(bench.model, change, start):
                 hidden, own = _seen(bench.model, bench.subset.harmful)
             if place == 0:
                 total[number] = before - _odds(bench, hidden)

@@ -28,6 +28,7 @@ from obliteratus.events import track
 from obliteratus.models.chat import Encoded
 from obliteratus.operator.steering import Kind, steering
 from obliteratus.pictures.spec import Line, Panel, Picture
+from obliteratus.probe.resume import Beginning, first_behind
 from obliteratus.shapes import Layer
 from obliteratus.statistics.estimate import Estimate, Verdict
 from obliteratus.statistics.multiple import holm
@@ -192,6 +193,8 @@ def respond(
     layer, row = selected(directions)
     sides = bench.subset.harmful, bench.subset.harmless
     before = [_scores(bench, side) for side in sides]
+    start = first_behind(layer)
+    begun = [Beginning(bench.model, side, [start]) for side in sides]
     length = directions.scale[layer]
     generator = torch.Generator().manual_seed(STREAM + seed)
     shapes: dict[Layer, int] = {place: len(rows) for place, rows in directions.basis.items()}
@@ -206,8 +209,10 @@ def respond(
     found: dict[str, list[list[np.ndarray]]] = {way: [] for way in WAYS}
     pairs = zip(pushes, removals, strict=True)
     for push, removal in track(pairs, task="steer", total=len(pushes), unit="vectors"):
-        up = [_steered(bench, harmless, push, "addition", dose) for dose in DOSES]
-        down = [_steered(bench, harmful, push, "addition", -dose) for dose in DOSES]
+        with begun[1].skipped(start):
+            up = [_steered(bench, harmless, push, "addition", dose) for dose in DOSES]
+        with begun[0].skipped(start):
+            down = [_steered(bench, harmful, push, "addition", -dose) for dose in DOSES]
         out = [_steered(bench, harmful, removal, "projection", share) for share in REMOVALS]
         found["added"].append([each - before[1] for each in up])
         found["subtracted"].append([before[0] - each for each in down])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,8 +23,11 @@ from obliteratus.operator.edit import StreamEdit, WeightEdit
 from obliteratus.operator.hooks import adding, edited
 from obliteratus.operator.removal import NO_FILTERS, SiteStrengths, removal
 from obliteratus.probe.forward import last_hidden
+from obliteratus.probe.resume import Beginning, first_behind
 from obliteratus.prompts.contrast import ContrastSet, Prompt
 from obliteratus.shapes import Layer
+
+BEGINNINGS = 8  # depths from which the effect of a vector that is added is computed
 
 
 @dataclass(frozen=True)
@@ -130,8 +134,16 @@ class Scorer:
         self, layer: Layer, vector: Float64[Tensor, " d_model"]
     ) -> Float64[np.ndarray, " harmless"]:
         """Return the harmless prompts' refusal log-odds with ``vector`` added at ``layer``."""
-        with adding(self.model, layer, vector.to(torch.float32)):
+        added = adding(self.model, layer, vector.to(torch.float32))
+        with self._begun.skipped(first_behind(layer)), added:
             return self.log_odds(self._log_probabilities(self._harmless))
+
+    @cached_property
+    def _begun(self) -> Beginning:
+        """The harmless prompts, from a few depths on."""
+        layers = self.model.anatomy.n_layers
+        starts = {layers * part // BEGINNINGS for part in range(1, BEGINNINGS)}
+        return Beginning(self.model, self._harmless, starts)
 
     def log_odds(self, found: Float[Tensor, "prompt vocab"]) -> Float64[np.ndarray, " prompt"]:
         """Return the refusal log-odds of log-probabilities: NaN without refusal tokens."""

@@ -4,7 +4,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import gradio as gr
 
@@ -15,7 +15,6 @@ from obliteratus.ui.talks import Talk
 T = TypeVar("T")
 SECONDS_BETWEEN = 0.12  # two pictures of an answer that is being written
 DIRECTIONS_SUFFIX = ".safetensors"
-QUIET: dict[str, Any] = {"show_progress": "hidden", "queue": False}
 
 
 @dataclass

@@ -14,6 +14,8 @@ from obliteratus.ui.laboratory import Laboratory
 DTYPES = ("as stored", "float32", "bfloat16", "float16")
 PROMPT_FILES = [".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet"]
 BEHAVIOUR = "refusal"
+QUIET: dict[str, Any] = {"show_progress": "hidden", "queue": False}
+"""How an event is answered that takes no time: beside the queue, and nothing spins."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def model_field(lab: Laboratory, page: gr.Blocks, *, name: str) -> gr.Dropdown:
         saved = [(each.folder.name, str(each.folder)) for each in lab.saved()]
         return gr.Dropdown([*((each, each) for each in known), *saved])
 
-    page.load(refresh, None, found, show_progress="hidden", queue=False)
+    page.load(refresh, None, found, **QUIET)
     return found
 
 
@@ -70,8 +72,8 @@ def behaviour_field(lab: Laboratory, page: gr.Blocks, *, name: str) -> gr.Dropdo
         facts = lab.reader.facts()
         return gr.skip() if facts is None else gr.Dropdown(list(facts.behaviours))
 
-    page.load(refresh, None, found, show_progress="hidden", queue=False)
-    found.focus(refresh, None, found, show_progress="hidden", queue=False)
+    page.load(refresh, None, found, **QUIET)
+    found.focus(refresh, None, found, **QUIET)
     return found
 
 

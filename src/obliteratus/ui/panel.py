@@ -9,6 +9,7 @@ import gradio as gr
 
 from obliteratus.errors import ObliteratusError
 from obliteratus.ui.drawing import alert, progress
+from obliteratus.ui.fields import QUIET
 from obliteratus.ui.jobs import Job, Kind, Order, View
 from obliteratus.ui.laboratory import Laboratory
 
@@ -63,55 +64,77 @@ def panel(
     timer = gr.Timer(SECONDS, active=False)
     drawn = gr.State(UNDRAWN)
     looked = [shown, stop, timer, drawn, *outputs]
+    deeds = _Deeds(lab, kind, idle, order, outputs, result)
+    start.click(deeds.begin, list(inputs), [runs, refused], **QUIET)
+    runs.change(deeds.look, [runs, drawn], looked, **QUIET)
+    timer.tick(deeds.look, [runs, drawn], looked, **QUIET)
+    stop.click(deeds.end, [runs], None, concurrency_limit=None, show_progress="hidden").then(
+        deeds.look, [runs, drawn], looked, **QUIET
+    )
+    page.load(deeds.refresh, [runs], [runs], **QUIET).then(
+        deeds.look, [runs, drawn], looked, **QUIET
+    )
+    return Panel(runs, shown, timer)
 
-    def begin(*values: Any) -> tuple[Any, ...]:
+
+@dataclass(frozen=True)
+class _Deeds:
+    """What the buttons, the list and the timer of a panel do."""
+
+    lab: Laboratory
+    kind: Kind
+    idle: str
+    order: Callable[..., Order]
+    outputs: Sequence[Any]
+    result: Callable[[View], Sequence[Any]]
+
+    def begin(self, *values: Any) -> tuple[Any, ...]:
         try:
-            job = lab.jobs.submit(order(*values))
+            job = self.lab.jobs.submit(self.order(*values))
         except ObliteratusError as error:
             return gr.skip(), alert(str(error))
-        return gr.Dropdown(_choices(lab, kind), value=job.id), ""
+        return gr.Dropdown(_choices(self.lab, self.kind), value=job.id), ""
 
-    def look(chosen: str | None, before: str) -> tuple[Any, ...]:
-        nothing = tuple(_empty(each) for each in outputs)
+    def look(self, chosen: str | None, before: str) -> tuple[Any, ...]:
+        """Return the run's progress, whether it can be cancelled, and its result when it ends.
+
+        ``before`` is the run whose result is on the page already.
+        """
         if not chosen:
-            quiet = gr.Button(interactive=False), gr.Timer(active=False)
-            return (progress(None, now=0.0, idle=idle), *quiet, UNDRAWN, *nothing)
+            return self._still(progress(None, now=0.0, idle=self.idle))
         try:
-            view = lab.jobs.view(chosen)
+            view = self.lab.jobs.view(chosen)
             key = chosen if view.state == "finished" else UNDRAWN
             if key == before:
-                drawn_now: Sequence[Any] = tuple(gr.skip() for _ in outputs)
+                drawn: Sequence[Any] = tuple(gr.skip() for _ in self.outputs)
             else:
-                drawn_now = result(view) if key else nothing
+                drawn = self.result(view) if key else self._emptied
         except ObliteratusError as error:
-            quiet = gr.Button(interactive=False), gr.Timer(active=False)
-            return (alert(str(error)), *quiet, UNDRAWN, *nothing)
+            return self._still(alert(str(error)))
         return (
-            progress(view, now=time.time(), idle=idle),
+            progress(view, now=time.time(), idle=self.idle),
             gr.Button(interactive=not view.is_over),
             gr.Timer(active=not view.is_over),
             key,
-            *drawn_now,
+            *drawn,
         )
 
-    def end(chosen: str | None) -> None:
+    def end(self, chosen: str | None) -> None:
         if chosen:
-            lab.jobs.cancel(lab.jobs.find(chosen))
+            self.lab.jobs.cancel(self.lab.jobs.find(chosen))
 
-    def refresh(chosen: str | None) -> Any:
-        choices = _choices(lab, kind)
+    def refresh(self, chosen: str | None) -> Any:
+        choices = _choices(self.lab, self.kind)
         known = [identity for _, identity in choices]
         return gr.Dropdown(choices, value=chosen if chosen in known else next(iter(known), None))
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False}
-    start.click(begin, list(inputs), [runs, refused], **quiet)
-    runs.change(look, [runs, drawn], looked, **quiet)
-    timer.tick(look, [runs, drawn], looked, **quiet)
-    stop.click(end, [runs], None, concurrency_limit=None, show_progress="hidden").then(
-        look, [runs, drawn], looked, **quiet
-    )
-    page.load(refresh, [runs], [runs], **quiet).then(look, [runs, drawn], looked, **quiet)
-    return Panel(runs, shown, timer)
+    def _still(self, text: str) -> tuple[Any, ...]:
+        """Return ``text`` where nothing runs and there is no result."""
+        return text, gr.Button(interactive=False), gr.Timer(active=False), UNDRAWN, *self._emptied
+
+    @property
+    def _emptied(self) -> tuple[Any, ...]:
+        return tuple(_empty(each) for each in self.outputs)
 
 
 def _choices(lab: Laboratory, kind: Kind) -> list[tuple[str, str]]:

@@ -15,20 +15,6 @@ PHONE = {"width": 390, "height": 844}
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
-def write(visit, name: str, text: object) -> None:
-    """Type into a field that also has a list."""
-    field = visit.page.locator(f"#{name} input").first
-    field.fill(str(text))
-    field.press("Enter")
-
-
-def turn(visit, name: str, value: float) -> None:
-    """Type a number beside a slider."""
-    field = visit.page.locator(f"#{name} input[type=number]")
-    field.fill(str(value))
-    field.press("Tab")
-
-
 def send(visit, text: str) -> None:
     field = visit.page.locator("#chat-text textarea")
     field.fill(text)
@@ -51,7 +37,7 @@ def saved(served, models: Mapping[str, Path]) -> str:
 
 def test_a_model_is_talked_to_and_the_conversation_is_cleared(served, visit, models) -> None:
     visit.open(served, "Chat")
-    write(visit, "chat-model", models["refuser"])
+    visit.write("chat-model", models["refuser"])
     send(visit, HARMFUL)
     expect(answers(visit).last).to_contain_text(REFUSAL)
     expect(visit.page.locator("#chat-text textarea")).to_have_value("")
@@ -64,12 +50,12 @@ def test_a_model_is_talked_to_and_the_conversation_is_cleared(served, visit, mod
 
 def test_it_is_steered_without_being_loaded_again(served, visit, models, saved: str) -> None:
     visit.open(served, "Chat")
-    write(visit, "chat-model", models["refuser"])
+    visit.write("chat-model", models["refuser"])
     visit.choose_from("chat-directions", f"along {saved}")
-    turn(visit, "chat-strength", 0)
+    visit.turn("chat-strength", 0)
     send(visit, HARMFUL)
     expect(answers(visit).last).to_contain_text(REFUSAL)
-    turn(visit, "chat-strength", 1.5)
+    visit.turn("chat-strength", 1.5)
     visit.page.locator("#chat-clear").click()
     send(visit, HARMFUL)
     expect(visit.page.locator("#chat-send")).to_be_enabled()
@@ -78,9 +64,9 @@ def test_it_is_steered_without_being_loaded_again(served, visit, models, saved: 
 
 def test_an_answer_is_stopped_and_kept_as_far_as_it_got(served, visit, models) -> None:
     visit.open(served, "Chat")
-    write(visit, "chat-model", models["babbler"])
+    visit.write("chat-model", models["babbler"])
     visit.page.get_by_role("button", name="System prompt and sampling").click()
-    turn(visit, "chat-longest", 4096)
+    visit.turn("chat-longest", 4096)
     send(visit, "Hello")
     expect(visit.page.locator("#chat-stop")).to_be_enabled()
     expect(answers(visit).last).to_contain_text(re.compile(r"\S{9}"))
@@ -99,7 +85,7 @@ def test_what_fails_is_said_and_the_message_is_not_lost(served, visit) -> None:
     send(visit, HARMFUL)
     alert = visit.page.locator("#chat-status").get_by_role("alert")
     expect(alert).to_contain_text("choose a model")
-    write(visit, "chat-model", "./nowhere")
+    visit.write("chat-model", "./nowhere")
     visit.page.locator("#chat-send").click()
     expect(alert).to_contain_text("there is no folder nowhere")
     expect(visit.page.locator("#chat-text textarea")).to_have_value(HARMFUL)
@@ -108,7 +94,7 @@ def test_what_fails_is_said_and_the_message_is_not_lost(served, visit) -> None:
 
 def test_what_is_said_is_text(served, visit, models) -> None:
     visit.open(served, "Chat")
-    write(visit, "chat-model", models["refuser"])
+    visit.write("chat-model", models["refuser"])
     send(visit, HOSTILE)
     expect(visit.page.locator("#chat-talk .user.message").last).to_contain_text(HOSTILE)
     expect(visit.page.locator("#chat-send")).to_be_enabled()
@@ -151,7 +137,7 @@ def test_two_answers_stand_side_by_side_with_their_numbers(
 def test_on_a_phone_the_answers_stand_one_below_the_other(served, visit, models, saved) -> None:
     visit.page.set_viewport_size(PHONE)
     visit.open(served, "A/B Compare")
-    write(visit, "compare-original", models["refuser"])
+    visit.write("compare-original", models["refuser"])
     visit.choose_from("compare-edited", f"steered along {saved}")
     visit.page.locator("#compare-prompt textarea").fill(f"{HARMFUL} {HOSTILE}")
     visit.page.locator("#compare-ask").click()
@@ -169,10 +155,10 @@ def test_on_a_phone_the_answers_stand_one_below_the_other(served, visit, models,
 
 def test_a_comparison_is_stopped(served, visit, models) -> None:
     visit.open(served, "A/B Compare")
-    write(visit, "compare-original", models["babbler"])
-    write(visit, "compare-edited", models["babbler"])
+    visit.write("compare-original", models["babbler"])
+    visit.write("compare-edited", models["babbler"])
     visit.page.get_by_role("button", name="System prompt and length").click()
-    turn(visit, "compare-longest", 512)
+    visit.turn("compare-longest", 512)
     visit.page.locator("#compare-prompt textarea").fill("Hello")
     visit.page.locator("#compare-ask").click()
     expect(visit.page.locator("#compare-edited-answer .token").nth(5)).to_be_attached()

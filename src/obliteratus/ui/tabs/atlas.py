@@ -8,6 +8,7 @@ import gradio as gr
 from obliteratus.errors import UsageError
 from obliteratus.ui.drawing import framed
 from obliteratus.ui.fields import (
+    QUIET,
     behaviour_field,
     checked,
     lines,
@@ -48,9 +49,8 @@ def build(lab: Laboratory, page: gr.Blocks) -> None:
             return gr.skip()
         return gr.Dropdown([(each["title"], name) for name, each in facts.analyses.items()])
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False}
-    page.load(refresh, None, modules, **quiet)
-    modules.focus(refresh, None, modules, **quiet)
+    page.load(refresh, None, modules, **QUIET)
+    modules.focus(refresh, None, modules, **QUIET)
 
     def order(model: str | None, behaviour: str, modules: Sequence[str], *rest: Any) -> Order:
         name = named(model)

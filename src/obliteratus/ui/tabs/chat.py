@@ -9,7 +9,6 @@ import gradio as gr
 
 from obliteratus.errors import ObliteratusError, UsageError
 from obliteratus.ui.desk import (
-    QUIET,
     Desk,
     desk_state,
     given,
@@ -17,6 +16,7 @@ from obliteratus.ui.desk import (
     steering_choices,
 )
 from obliteratus.ui.drawing import alert, render
+from obliteratus.ui.fields import QUIET
 from obliteratus.ui.laboratory import Laboratory
 
 LEAD = (
@@ -26,6 +26,7 @@ LEAD = (
 LONGEST = 4096  # tokens of an answer
 AT_ONCE = 32  # visitors whose answers are being written
 WAITING = "…"
+WEAKEST, STRONGEST = -1, 2  # of the slider, until a strength beyond them is chosen elsewhere
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Ports:
     model: gr.Dropdown
     directions: gr.Dropdown
     strength: gr.Slider
+
+
+def reaching(strength: float) -> gr.Slider:
+    """Return what sets the slider to ``strength``, and widens it where it ends before that."""
+    return gr.Slider(min(WEAKEST, strength), max(STRONGEST, strength), value=strength)
 
 
 def build(lab: Laboratory) -> Ports:
@@ -93,7 +99,8 @@ def _ports(lab: Laboratory) -> Ports:
                 elem_id="chat-directions",
             ),
             strength=gr.Slider(
-                -1, 2, value=1, step=0.05, label="Strength", scale=2, elem_id="chat-strength",
+                WEAKEST, STRONGEST, value=1, step=0.05, label="Strength", scale=2,
+                elem_id="chat-strength",
                 info="0 as it is, 1 removes, 2 reflects, below 0 amplifies. Also while it answers.",
             ),
         )  # fmt: skip

@@ -11,8 +11,9 @@ from obliteratus.errors import ObliteratusError
 from obliteratus.events import Event, Note, Progress
 from obliteratus.measure.beside import ANSWERS, Token
 from obliteratus.ui import beside
-from obliteratus.ui.desk import QUIET, Desk, desk_state, given, paced, steering_choices
+from obliteratus.ui.desk import Desk, desk_state, given, paced, steering_choices
 from obliteratus.ui.drawing import alert, render
+from obliteratus.ui.fields import QUIET
 from obliteratus.ui.laboratory import Laboratory
 
 LEAD = (

@@ -8,6 +8,7 @@ import gradio as gr
 from obliteratus.amounts import size
 from obliteratus.errors import UsageError
 from obliteratus.ui.drawing import render
+from obliteratus.ui.fields import QUIET
 from obliteratus.ui.jobs import Order, View
 from obliteratus.ui.laboratory import Laboratory
 from obliteratus.ui.panel import panel
@@ -50,11 +51,10 @@ def build(lab: Laboratory, page: gr.Blocks) -> None:
             words.append(f"--source={source.strip()}")
         return Order("export", f"{run.name} as {form}", folder, (*words, "--", folder), output)
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False}
-    form.change(_needs_source, form, source, **quiet)
-    saved.change(_card, saved, card, **quiet)
-    saved.focus(lambda: gr.Dropdown(_saved(lab)), None, saved, **quiet)
-    page.load(lambda: gr.Dropdown(_saved(lab)), None, saved, **quiet)
+    form.change(_needs_source, form, source, **QUIET)
+    saved.change(_card, saved, card, **QUIET)
+    saved.focus(lambda: gr.Dropdown(_saved(lab)), None, saved, **QUIET)
+    page.load(lambda: gr.Dropdown(_saved(lab)), None, saved, **QUIET)
     written, file = gr.HTML(render=False), gr.File(render=False, label="Download", visible=False)
     panel(
         lab, page, "export",

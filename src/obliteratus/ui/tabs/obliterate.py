@@ -9,6 +9,7 @@ from obliteratus.pipeline.methods import method_named
 from obliteratus.store import read_json
 from obliteratus.ui.drawing import framed, render, report
 from obliteratus.ui.fields import (
+    QUIET,
     behaviour_field,
     checked,
     lines,
@@ -71,9 +72,8 @@ def build(lab: Laboratory, page: gr.Blocks) -> None:
     def explain(name: str) -> str:
         return _plan(lab, name)
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False}
-    method.change(explain, method, plan, **quiet)
-    page.load(explain, method, plan, **quiet)
+    method.change(explain, method, plan, **QUIET)
+    page.load(explain, method, plan, **QUIET)
     result, pages = gr.HTML(render=False), gr.HTML(render=False)
     panel(
         lab,
