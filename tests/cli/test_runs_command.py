@@ -223,7 +223,7 @@ def test_a_failed_run_is_recorded_with_its_error(recorded, quick, monkeypatch, c
     def broken(*_arguments, **_options):
         raise MeasurementError("the logits are NaN")
 
-    monkeypatch.setattr("obliteratus.pipeline.obliterate.compare", broken)
+    monkeypatch.setattr("obliteratus.pipeline.run.compare", broken)
     assert main(["obliterate", *quick, "-m", "basic", "-o", str(recorded / "failed")]) == 1
     capsys.readouterr()
     newest = answer("runs")["runs"][0]

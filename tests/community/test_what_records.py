@@ -10,8 +10,9 @@ from obliteratus.errors import MeasurementError
 from obliteratus.hardening.harden import harden
 from obliteratus.hardening.recipe import harden_settings, recipe_named
 from obliteratus.pipeline.analyze import analyze
+from obliteratus.pipeline.find import find_directions
 from obliteratus.pipeline.methods import settings_for
-from obliteratus.pipeline.obliterate import find_directions, obliterate
+from obliteratus.pipeline.obliterate import obliterate
 from obliteratus.pipeline.stream import stream
 from obliteratus.studies.benchmark import benchmark
 from obliteratus.studies.sweep import sweep
@@ -37,8 +38,8 @@ def directions() -> Directions:
 @pytest.mark.parametrize(
     ("kind", "method", "inside"),
     [
-        ("obliterate", "basic", "obliteratus.pipeline.obliterate._Run.execute"),
-        ("probe", "basic", "obliteratus.pipeline.obliterate._Run.find"),
+        ("obliterate", "basic", "obliteratus.pipeline.run.Run.execute"),
+        ("probe", "basic", "obliteratus.pipeline.run.Run.find"),
         ("analyze", None, "obliteratus.pipeline.analyze._Run.execute"),
         ("stream", "basic", "obliteratus.pipeline.stream._streamed"),
         ("sweep", "basic", "obliteratus.studies.sweep._swept"),

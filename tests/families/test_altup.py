@@ -27,7 +27,7 @@ from obliteratus.operator.edit import EditPlan, WeightEdit
 from obliteratus.operator.hooks import adding, edited
 from obliteratus.operator.removal import everywhere, removal
 from obliteratus.operator.steering import steering
-from obliteratus.pipeline import obliterate as pipeline
+from obliteratus.pipeline import run as stages_of_a_run
 from obliteratus.pipeline.methods import settings_for
 from obliteratus.pipeline.obliterate import obliterate
 from obliteratus.pipeline.stream import stream
@@ -378,7 +378,7 @@ def test_an_edit_of_its_weights_is_refused_with_the_reason(tmp_path: Path) -> No
 def test_the_main_job_refuses_it_before_it_is_probed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "Laboratory", lambda *_: pytest.fail("it was probed"))
+    monkeypatch.setattr(stages_of_a_run, "Laboratory", lambda *_: pytest.fail("it was probed"))
     source = tiny_folder(tmp_path / "model", "gemma3n_text")
     with pytest.raises(UnsupportedArchitectureError, match="Laurel"):
         obliterate(str(source), tmp_path / "out", settings_for("advanced", []))

@@ -15,7 +15,7 @@ from obliteratus.errors import (
     UsageError,
 )
 from obliteratus.events import DeviationRecorded, Event, StageFinished, listening
-from obliteratus.pipeline import obliterate as pipeline
+from obliteratus.pipeline import run as stages_of_a_run
 from obliteratus.pipeline.obliterate import RunResult, obliterate
 from obliteratus.pipeline.record import read_run
 from obliteratus.release.directions_file import load_directions
@@ -223,7 +223,7 @@ def test_an_interrupted_run_leaves_nothing_and_resumes(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pipeline, "compare", interrupt)
+        patch.setattr(stages_of_a_run, "compare", interrupt)
         obliterate(str(refuser), output, settings, store=store)
     assert not (tmp_path / "out").exists()
     events: list[Event] = []

@@ -21,9 +21,10 @@ from obliteratus.models.loaded import LoadedModel
 from obliteratus.models.summon import summon
 from obliteratus.operator.edit import EditPlan
 from obliteratus.operator.hooks import edited
-from obliteratus.pipeline import obliterate as pipeline
 from obliteratus.pipeline import refinement
+from obliteratus.pipeline import run as stages_of_a_run
 from obliteratus.pipeline.methods import settings_for
+from obliteratus.pipeline.obliterate import obliterate
 from obliteratus.pipeline.refinement import (
     NULLS,
     NextPass,
@@ -385,10 +386,10 @@ def test_each_pass_knows_what_the_one_before_it_left(
             return NextPass(tried, odds)
         return NextPass(tried, odds, earlier[0], plan(laboratory.model, earlier[0], edit))
 
-    monkeypatch.setattr(pipeline, "next_pass", scripted)
+    monkeypatch.setattr(stages_of_a_run, "next_pass", scripted)
     asked = ("edit.passes=4", "edit.pass_rank=2", "edit.pass_strength=1", "verify.prompts=4")
     settings = tiny_settings(refuser, "advanced", "distill.max_rank=1", *asked)
-    pipeline.obliterate(str(refuser), tmp_path / "out", settings, store=Store(tmp_path / "store"))
+    obliterate(str(refuser), tmp_path / "out", settings, store=Store(tmp_path / "store"))
     assert seen == [(1, None), (2, [1.0]), (3, [2.0])]
     assert used == {(2, 1.0)}
 

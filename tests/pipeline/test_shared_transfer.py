@@ -12,7 +12,7 @@ from obliteratus.community.recording import Entry
 from obliteratus.community.shared import read_shared, shared_bytes
 from obliteratus.community.universality import Given
 from obliteratus.errors import UsageError
-from obliteratus.pipeline.obliterate import find_directions
+from obliteratus.pipeline.find import find_directions
 from obliteratus.pipeline.shared_transfer import act_here
 from obliteratus.settings import RunSettings
 from obliteratus.store import Store

@@ -8,8 +8,8 @@ from obliteratus.cli.main_job import default_output
 from obliteratus.cli.render import Screen
 from obliteratus.cli.tables import listing
 from obliteratus.errors import UsageError
+from obliteratus.pipeline.find import find_directions
 from obliteratus.pipeline.methods import settings_for
-from obliteratus.pipeline.obliterate import find_directions
 from obliteratus.pipeline.stages import DIRECTIONS_FILE
 
 FILES = {DIRECTIONS_FILE, "settings.json", "activations.safetensors"}

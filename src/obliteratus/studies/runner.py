@@ -22,7 +22,8 @@ from obliteratus.operator.edit import EditPlan
 from obliteratus.operator.hooks import edited
 from obliteratus.operator.shares import Members
 from obliteratus.pipeline.behaviour import behaviour_of
-from obliteratus.pipeline.obliterate import EditedInPlace, edit_in_place
+from obliteratus.pipeline.obliterate import edit_in_place
+from obliteratus.pipeline.run import EditedInPlace
 from obliteratus.prompts.load import contrast_set
 from obliteratus.prompts.split import split
 from obliteratus.store import Store
