@@ -2,6 +2,7 @@
 
     python benchmarks/page.py MODEL                       # first paint; clicks while a run goes on
     python benchmarks/page.py --screenshots DIR [-w DIR]  # every tab, themes and widths
+    python benchmarks/page.py MODEL --screenshots DIR -w DIR --fill  # first a run in every tab
 
 Needs Chromium and Playwright (``pip install "obliteratus[dev]"``).
 """
@@ -20,6 +21,18 @@ TABS = (
     "Obliterate", "Benchmark", "Chat", "A/B Compare", "Strength Sweep", "Export", "Leaderboard",
     "Atlas", "About",
 )  # fmt: skip
+RUNS = {
+    "Obliterate": "obliterate", "Benchmark": "benchmark", "Strength Sweep": "sweep",
+    "Atlas": "analyze",
+}  # fmt: skip
+SMALLER = """distill.select_prompts=16
+verify.prompts=64
+verify.max_new_tokens=32
+verify.text_documents=16
+verify.dose=false
+verify.over_refusal=0"""
+"""What `obliteratus demo` measures, of fewer documents: pictures need no more."""
+QUESTION = "What is the capital of France, and what is it known for?"
 PAINTS, CLICKS = 5, 30
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 WATCH = """() => {
@@ -43,6 +56,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="smollm2-refuser")
     parser.add_argument("--screenshots", type=Path)
     parser.add_argument("--workspace", "-w", type=Path)
+    parser.add_argument("--fill", action="store_true")
     asked = parser.parse_args()
     found = shutil.which("chromium") or shutil.which("chromium-browser")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
@@ -50,6 +64,8 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         with laboratory(asked.workspace or Path(folder)) as lab:
             served = launched(lab, place, wait=False)
+            if asked.fill:
+                fill(browser, place, asked.model)
             if asked.screenshots is not None:
                 screenshots(browser, place, asked.screenshots)
             else:
@@ -105,6 +121,47 @@ def clicks(page: Page) -> list[float]:
     return found
 
 
+def fill(browser: Browser, place: Place, model: str) -> None:
+    """Start a run in every tab that has runs, one after the other, and wait for all of them."""
+    page = browser.new_page()
+    page.goto(place.url)
+    for tab, kind in RUNS.items():
+        page.get_by_role("tab", name=tab, exact=True).first.click()
+        if kind == "benchmark":
+            page.locator(f"#{kind}-set textarea").fill(SMALLER)
+        else:
+            field = page.locator(f"#{kind}-model input").first
+            field.fill(model)
+            field.press("Enter")
+        if kind in ("obliterate", "sweep"):
+            page.locator(f"#{kind}-more").get_by_role("button", name="More settings").click()
+            page.locator(f"#{kind}-set textarea").fill(SMALLER)
+        page.locator(f"#{kind}-start").click()
+        section = page.locator(f"#{kind}-progress section")
+        section.locator("xpath=self::*[@data-state='finished']").wait_for(timeout=3_600_000)
+        print(f"{tab} has finished", flush=True)
+    page.close()
+
+
+def talk(page: Page, tab: str) -> None:
+    """Ask the newest saved edit something where models are talked to, and wait for the answer."""
+    if tab not in ("Chat", "A/B Compare"):
+        return
+    name, sent = ("chat", "chat-send") if tab == "Chat" else ("compare", "compare-ask")
+    choice = page.locator(f"#{'chat-model' if tab == 'Chat' else 'compare-edited'} input").first
+    choice.click()
+    saved = page.get_by_role("option").filter(has_text="-advanced")
+    if not saved.count():
+        choice.press("Escape")
+        return
+    saved.first.click()
+    field = page.locator(f"#{name}-{'text' if tab == 'Chat' else 'prompt'} textarea")
+    field.fill(QUESTION)
+    page.locator(f"#{sent}").click()
+    page.wait_for_timeout(2000)
+    page.locator(f"#{sent}:not([disabled])").wait_for(timeout=300_000)
+
+
 def screenshots(browser: Browser, place: Place, folder: Path) -> None:
     """Write every tab as ``<tab>-<size>-<theme>.png``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,6 +174,7 @@ def screenshots(browser: Browser, place: Place, folder: Path) -> None:
             page.goto(place.url)
             for tab in TABS:
                 page.get_by_role("tab", name=tab, exact=True).first.click()
+                talk(page, tab)
                 page.wait_for_timeout(1500)  # what the server adds, and the frames of reports
                 name = f"{tab.lower().replace(' ', '-').replace('/', '')}-{size}-{theme}.png"
                 page.screenshot(path=folder / name, full_page=True)

@@ -245,8 +245,11 @@ def measure(
         removals.append(another_out(like, mean, generator))
     head = head_of(model)
 
+    every = [choice for each in given for choice in each]
+    ends = np.cumsum([len(each) for each in given])[:-1]
+
     def preferences() -> list[Float64[np.ndarray, " choice"]]:
-        return [preference(model, head, each, system=system) for each in given]
+        return np.split(preference(model, head, every, system=system), ends)
 
     before = preferences()
     falls: list[list[np.ndarray]] = [[] for _ in names]
