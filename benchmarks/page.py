@@ -52,7 +52,7 @@ SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model", nargs="?", default="smollm2-refuser")
     parser.add_argument("--screenshots", type=Path)
     parser.add_argument("--workspace", "-w", type=Path)

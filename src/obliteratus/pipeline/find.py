@@ -7,6 +7,7 @@ from pathlib import Path
 from obliteratus.community.recording import Entry, recording
 from obliteratus.directions.directions import Directions
 from obliteratus.pipeline.behaviour import behaviour_of
+from obliteratus.pipeline.run import Run
 from obliteratus.pipeline.stages import ACTIVATIONS_FILE, DIRECTIONS_FILE
 from obliteratus.probe.files import save_activations
 from obliteratus.processes import is_first

@@ -10,6 +10,7 @@ from obliteratus.edits.targets import check_targets
 from obliteratus.models.loaded import LoadedModel
 from obliteratus.pipeline.behaviour import behaviour_of
 from obliteratus.pipeline.refinement import check_extractor
+from obliteratus.pipeline.run import EditedInPlace, Run
 from obliteratus.prompts.contrast import Splits
 from obliteratus.settings import RunSettings
 from obliteratus.store import Store, check_target
