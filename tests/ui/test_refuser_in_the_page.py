@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.real_model, pytest.mark.slow]
 MODEL = "smollm2-refuser"
 SETTINGS = """probe.positions=last
 distill.select_prompts=8
+edit.layers=all
 verify.prompts=8
 verify.text_documents=2
 verify.max_new_tokens=24
@@ -145,12 +146,10 @@ def test_methods_are_beside_each_other(laboratory, visit) -> None:
     expect(visit.page.locator("#benchmark-file")).to_contain_text("benchmark.json")
 
 
-def test_an_analysis_is_read(laboratory, visit) -> None:
+def test_analyses_are_read(laboratory, visit) -> None:
     visit.open(laboratory, "Atlas")
     visit.type_model("analyze", MODEL)
-    modules = visit.page.locator("#analyze-modules")
-    while modules.locator(".token-remove").count() > 1:  # the last removes all
-        modules.locator(".token-remove").first.click()
+    visit.more("analyze", "probe.positions=last\ndistill.select_prompts=8")
     visit.page.locator("#analyze-start").click()
     visit.await_state("analyze", "finished", "failed")
     expect(visit.state("analyze")).to_have_attribute("data-state", "finished")
