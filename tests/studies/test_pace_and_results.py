@@ -59,6 +59,15 @@ def test_a_kind_that_was_not_measured_is_expected_to_take_the_mean() -> None:
     assert pace([*units, unit(2, "waiting", "c")], workers=1, now=NOW).left == 3.0
 
 
+def test_one_kind_says_nothing_of_another() -> None:
+    first = unit(0, "finished", "edit", seconds=100.0)
+    assert pace([first, unit(1, "waiting", "layer")], workers=1, now=NOW).left == math.inf
+    assert pace([first, unit(1, "running", "layer", claimed=NOW)], workers=1, now=NOW).left == (
+        math.inf
+    )
+    assert pace([first, unit(1, "waiting", "edit")], workers=1, now=NOW).left == 100.0
+
+
 def test_a_running_unit_is_expected_to_go_on_where_it_is() -> None:
     units = [unit(0, "finished", seconds=10.0), unit(1, "running", claimed=NOW - 4)]
     assert pace(units, workers=4, now=NOW).left == 6.0

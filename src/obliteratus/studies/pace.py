@@ -14,7 +14,8 @@ class Pace:
     """Where a study stands. ``left`` is in seconds, infinity where it cannot be known yet.
 
     A unit of a kind that was measured is expected to take the mean of that kind; of another kind,
-    the mean of all; before the first unit has finished nothing is known.
+    the mean of all, once two kinds were measured. Before that one kind says nothing of the others:
+    the first unit of a study also waits for PROBE, DISTILL and the original.
     """
 
     counts: dict[State, int]
@@ -46,7 +47,8 @@ def pace(units: Sequence[Recorded], *, workers: int, now: float | None = None) -
     every = [seconds for each in took.values() for seconds in each]
     if not counts["waiting"] and not counts["running"]:
         return Pace(counts, 0.0)
-    if not every:
+    to_come = {unit.entry.kind for unit in units if unit.state in ("waiting", "running")}
+    if not to_come <= took.keys() and len(took) < 2:
         return Pace(counts, math.inf)
     mean = sum(every) / len(every)
     work, longest = 0.0, 0.0
