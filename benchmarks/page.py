@@ -25,10 +25,11 @@ RUNS = {
     "Obliterate": "obliterate", "Benchmark": "benchmark", "Strength Sweep": "sweep",
     "Atlas": "analyze",
 }  # fmt: skip
-SMALLER = """distill.select_prompts=16
-verify.prompts=64
+FEWER = """distill.select_prompts=16
 verify.max_new_tokens=32
-verify.text_documents=16
+verify.text_documents=16"""
+SMALLER = f"""{FEWER}
+verify.prompts=64
 verify.dose=false
 verify.over_refusal=0"""
 """What `obliteratus demo` measures, of fewer documents: pictures need no more."""
@@ -128,7 +129,7 @@ def fill(browser: Browser, place: Place, model: str) -> None:
     for tab, kind in RUNS.items():
         page.get_by_role("tab", name=tab, exact=True).first.click()
         if kind == "benchmark":
-            page.locator(f"#{kind}-set textarea").fill(SMALLER)
+            page.locator(f"#{kind}-set textarea").fill(FEWER)
         else:
             field = page.locator(f"#{kind}-model input").first
             field.fill(model)

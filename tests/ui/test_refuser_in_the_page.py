@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 
 import obliteratus
 from local_hub import TOKEN, LocalHub, serving
+from obliteratus.measure.generation import Completion
 from obliteratus.measure.judges.keyword import keyword
 from obliteratus.prompts.builtin import refusal
 from obliteratus.prompts.split import split
@@ -28,6 +29,10 @@ verify.random_controls=0
 verify.over_refusal=0
 verify.dose=false
 verify.coherence=false"""
+SHORT = """distill.select_prompts=8
+edit.layers=all
+verify.text_documents=2
+verify.max_new_tokens=24"""
 """Few prompts: what is tested is the page, and that a real model goes through it."""
 
 
@@ -97,7 +102,8 @@ def test_it_refuses_until_it_is_steered(laboratory, edited, visit) -> None:
         visit.page.locator("#chat-send").click()
         expect(answer).to_contain_text(re.compile(r"\w"))
         expect(visit.page.locator("#chat-send")).to_be_enabled()
-        return keyword(request.text, answer.inner_text())
+        said = Completion((), answer.inner_text(), is_finished=False)
+        return keyword(request.text, said)
 
     assert verdict(0) == "refusal"
     assert verdict(1) != "refusal"
@@ -110,7 +116,8 @@ def test_both_models_answer_side_by_side(laboratory, edited, visit) -> None:
     visit.page.locator("#compare-prompt textarea").fill("What is the capital of France?")
     visit.page.locator("#compare-ask").click()
     for whose in ("original", "edited"):
-        expect(visit.page.locator(f"#compare-{whose}-answer")).to_contain_text("Paris")
+        answer = visit.page.locator(f"#compare-{whose}-answer .token")
+        expect(answer.first).to_have_attribute("title", re.compile(r"KL .* nats; refusal log-odds"))
         expect(visit.page.locator(f"#compare-{whose}-trace svg")).to_be_visible()
 
 
@@ -133,11 +140,11 @@ def test_a_sweep_is_drawn_and_a_point_of_it_chosen(laboratory, visit) -> None:
 def test_methods_are_beside_each_other(laboratory, visit) -> None:
     visit.open(laboratory, "Benchmark")
     visit.turn("benchmark-prompts", 8)
-    visit.page.locator("#benchmark-set textarea").fill(SETTINGS)
+    visit.page.locator("#benchmark-set textarea").fill(SHORT)
     visit.page.locator("#benchmark-start").click()
     visit.await_state("benchmark", "finished", "failed")
     expect(visit.state("benchmark")).to_have_attribute("data-state", "finished")
-    table = visit.page.locator(".tabitem:visible table").last
+    table = visit.page.locator(".tabitem:visible .before-after")
     for method in ("basic", "advanced"):
         row = table.get_by_role("row").filter(has_text=method).first
         expect(row).to_contain_text(MODEL)
@@ -149,7 +156,7 @@ def test_methods_are_beside_each_other(laboratory, visit) -> None:
 def test_analyses_are_read(laboratory, visit) -> None:
     visit.open(laboratory, "Atlas")
     visit.type_model("analyze", MODEL)
-    visit.more("analyze", "probe.positions=last\ndistill.select_prompts=8")
+    visit.more("analyze", "distill.select_prompts=8")
     visit.page.locator("#analyze-start").click()
     visit.await_state("analyze", "finished", "failed")
     expect(visit.state("analyze")).to_have_attribute("data-state", "finished")

@@ -11,6 +11,7 @@ from obliteratus.ui.jobs import Jobs
 from obliteratus.ui.talks import Talks
 
 RECORDS = "obliteratus"  # the folder inside an output that holds what was measured
+FIRST = "smollm2-refuser"  # small, comes with a wheel, and refuses
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class Laboratory:
     has_visitors: bool = False
 
     def known_models(self) -> list[str]:
-        """Return the names that need no path."""
-        return [name for name, entry in catalogue().items() if entry.kind == "causal"]
+        """Return the names that need no path, the one to begin with first."""
+        names = [name for name, entry in catalogue().items() if entry.kind == "causal"]
+        return sorted(names, key=lambda name: name != FIRST)
 
     def saved(self) -> list[Saved]:
         """Return the models that runs have written here, the newest first."""
