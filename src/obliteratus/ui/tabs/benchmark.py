@@ -24,6 +24,12 @@ LEAD = (
 IDLE = "No benchmark is selected. Each method takes about as long as a run."
 FIRST = ["basic", "advanced"]
 TABLE_FILE = "benchmark.json"
+PICTURES = {
+    ("pareto-", ".svg"): "what each edit leaves of refusal, and what it changes elsewhere.",
+    ("layers-", "-1.svg"): "do layers share a direction? Cosines between those of all of them.",
+    ("layers-", "-2.svg"): "how the direction turns from layer to layer.",
+}
+"""What a benchmark draws, in this order: how a file's name begins and ends, around the model."""
 
 
 def build(lab: Laboratory, page: gr.Blocks) -> None:
@@ -84,8 +90,9 @@ def _result(view: View) -> tuple[str, str, Any]:
     folder = view.job.order.output
     rows: Sequence[Mapping[str, Any]] = read_json(folder / TABLE_FILE)
     drawings = "".join(
-        picture(file.read_text(encoding="utf-8"), file.stem.replace("-", " "))
-        for file in sorted(folder.glob("*.svg"))
+        picture(file.read_text(encoding="utf-8"), f"{file.name[len(begin) : -len(end)]}: {caption}")
+        for (begin, end), caption in PICTURES.items()
+        for file in sorted(folder.glob(f"{begin}*{end}"))
     )
     return (
         render("benchmark", rows=[_row(row) for row in rows]),
