@@ -26,7 +26,7 @@ LEAD = (
     "<p class='lead'>Asks how a model refuses and changes nothing: where the direction is, what "
     "writes it, what reads it, how robust it is. Each answer has an interval and a null.</p>"
 )
-IDLE = "No atlas is selected. All analyses of a model of 135 M parameters take some 20 minutes."
+IDLE = "No atlas is selected. All analyses of a model of 135 M parameters take some 16 minutes."
 ATLAS_FILE = "atlas.html"
 FIRST = ["refusal_logit_lens", "cross_layer_alignment", "linear_probe_classifiers"]
 
