@@ -89,18 +89,12 @@ class Shape:
         output = self.heads * (self.head if self.latent is None else self.latent.value) * self.width
         return self.embedding + output * self.layers + self.mlp_of(self.experts) // 3
 
-    def written_whole(self, most: float) -> int:
-        """Return the parameters of written matrices with more than ``most``.
-
-        The embedding is not among them: its rows are edited by pieces.
-        """
+    @property
+    def largest(self) -> int:
+        """Parameters of the largest matrix that is edited whole (an embedding is not)."""
         output = self.heads * (self.head if self.latent is None else self.latent.value) * self.width
-        sizes = {
-            output: self.layers,
-            self.width * self.mlp: self.layers - self.routed,
-            self.width * self.expert_mlp: self.routed * (self.experts + self.shared),
-        }
-        return sum(size * count for size, count in sizes.items() if size > most)
+        plain = self.width * self.mlp if self.layers > self.routed else 0
+        return max(output, plain, self.width * self.expert_mlp if self.routed else 0)
 
     def held(self, n: int) -> int:
         """Return the parameters that one of ``n`` processes holds under the tensor plan."""
@@ -158,7 +152,7 @@ class Machine:
 
     ``dispatch`` is per block and forward pass. ``disk`` is read and ``write`` written at; a core
     takes ``handle`` for a byte that is read and written again, and changes ``edit`` bytes in a
-    second. An edit on disk has ``threads`` on ``cores``.
+    second. An edit on disk has ``threads`` on ``cores``, and ``free`` bytes of memory.
     """
 
     name: str
@@ -177,6 +171,7 @@ class Machine:
     edit: float
     cores: int
     threads: int
+    free: float
     room: float = 0.0
 
 
@@ -280,20 +275,19 @@ def summoning(shape: Shape, machine: Machine, *, hashed: bool = True) -> Cost:
     return Cost(seconds, shape.held(machine.n) * machine.number, disk=size * (2 if hashed else 1))
 
 
-def editing(size: float, changed: float, machine: Machine, *, whole: float = 0.0) -> Cost:
+def editing(size: float, changed: float, machine: Machine, *, largest: float, share: float) -> Cost:
     """Return EXCISE on disk of ``size`` bytes, of which ``changed`` change.
 
     Its threads take piece after piece: each waits until the disk has read one, edits it or lets the
-    kernel copy it, and leaves it to be written (:func:`interleaved`). Matrices that are larger than
-    a piece, ``whole`` bytes of those that change, pass one at a time, each by one core.
+    kernel copy it, and leaves it to be written (:func:`interleaved`). There are no more of them
+    than matrices of ``largest`` bytes have room in ``share`` of the free memory: a bound, since
+    smaller pieces need not wait.
     """
     disk = size / machine.disk + size / machine.write
     cores = changed / machine.edit + size * machine.handle
-    together = interleaved(disk, cores, machine.cores, machine.threads)
-    one_by_one = whole * (1 / machine.disk + 1 / machine.edit + machine.handle)
-    limits = {"disk": disk, "cores": cores / min(machine.cores, machine.threads)}
-    if one_by_one > together:
-        return Cost({"large matrices, one by one": one_by_one}, disk=2 * size)
+    threads = max(1, min(machine.threads, int(share * machine.free / largest)))
+    together = interleaved(disk, cores, machine.cores, threads)
+    limits = {"disk": disk, "cores": cores / min(machine.cores, threads)}
     longest = max(limits, key=lambda name: limits[name])
     waiting = together - limits[longest]
     return Cost({longest: limits[longest], "waiting": waiting}, disk=2 * size)

@@ -19,7 +19,7 @@ from costs import (
     summoning,
 )
 
-from obliteratus.edits.rewrite import PIECE, THREADS
+from obliteratus.edits.rewrite import FREE_SHARE, THREADS
 from obliteratus.models.folders import HASHED_AT_ONCE
 
 LLAMA = Shape("Llama 3.1 405B", 126, 16384, 128, 8, 128, 53248, 128256)
@@ -46,7 +46,7 @@ TOKENS, NEW = 19, 64  # of a prompt behind what all share, and of an answer
 HELD_OUT = 14_586
 DEPTH, OTHER_RUNS = 0.8, 8  # of the layers, one run each; and the runs of ranks and strengths
 GPU_BATCH, CPU_BATCH, ROWS = 16384, 512, 256
-EDIT_CORES = 64
+EDIT_CORES, HOST_MEMORY = 64, 1e12  # of the machine whose disk is edited
 
 
 def machines(here: Machine) -> Iterator[Machine]:
@@ -58,7 +58,8 @@ def machines(here: Machine) -> Iterator[Machine]:
         "edit": here.edit,
         "handle": here.handle,
         "cores": EDIT_CORES,
-        "threads": THREADS,
+        "threads": min(THREADS, 1 + EDIT_CORES),
+        "free": HOST_MEMORY,
     }
     rates = {"product": 2 / (0.5 * 989e12)}
     small = {"read": SIZE / (0.7 * 3.35e12), "memory": 0.6 * 3.35e12, "room": 80e9, **rates}
@@ -91,12 +92,18 @@ def stages(shape: Shape, machine: Machine) -> dict[str, Cost]:
     answers = Cost({})
     for prompts in (TEST, LOOKALIKES, AGAIN):
         answers += answering(shape, machine, prompts, NEW, prompt=TOKENS, batch=batch, rows=ROWS)
-    size, whole = SIZE * shape.parameters, SIZE * shape.written_whole(PIECE / SIZE)
+    edited = editing(
+        SIZE * shape.parameters,
+        SIZE * shape.written,
+        machine,
+        largest=SIZE * shape.largest,
+        share=FREE_SHARE,
+    )
     return {
         "SUMMON": loading,
         "PROBE": probing(shape, machine, FIT * TOKENS, batch=batch),
         "DISTILL": probing(shape, machine, SELECT * TOKENS, batch=batch).times(runs),
-        "EXCISE, on disk": editing(size, SIZE * shape.written, machine, whole=whole),
+        "EXCISE, on disk": edited,
         "VERIFY, both models": (loading + reading + answers).times(2),
     }
 

@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import shards
 import torch
 from costs import Cost, Machine, Shape, answering, editing, forward, probing
@@ -31,7 +32,7 @@ from plans import planned
 from torch import distributed, nn
 from transformers import LlamaForCausalLM, LlamaModel
 
-from obliteratus.edits.rewrite import PIECE, THREADS
+from obliteratus.edits.rewrite import FREE_SHARE, THREADS
 from obliteratus.measure.generation import generate
 from obliteratus.models.chat import encode
 from obliteratus.models.checkpoint import read_checkpoint, sample
@@ -86,7 +87,8 @@ def constants(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     found = {**launched(2, "constants-of-one", folder), **of_the_disk(folder), **of_an_edit()}
     threads = min(THREADS, 1 + CORES)  # as the executor has them
-    machine = Machine(name="two cores here", n=2, number=4, cores=CORES, threads=threads, **found)
+    cores = {"cores": CORES, "threads": threads, "free": psutil.virtual_memory().available}
+    machine = Machine(name="two cores here", n=2, number=4, **cores, **found)
     store("machine", asdict(machine))
     for name, value in asdict(machine).items():
         print(f"{name:10} {value if isinstance(value, str | int) else f'{value:.3g}'}")
@@ -111,8 +113,8 @@ def disk(folder: Path) -> None:
     for shape in EDITED:
         seconds, size = edited_on_disk(folder, shape)
         name = f"edit of {size / 1e9:.1f} GB on disk, {shape.name}"
-        whole = 2 * shape.written_whole(PIECE / 2)
-        rows[name] = editing(size, 2 * shape.written, machine, whole=whole)
+        changed, largest = 2 * shape.written, 2 * shape.largest
+        rows[name] = editing(size, changed, machine, largest=largest, share=FREE_SHARE)
         measured[name] = seconds
     settle("disk", rows, measured)
 

@@ -34,6 +34,7 @@ HERE = Machine(
     edit=2.5e8,
     cores=2,
     threads=3,
+    free=1e9,
 )
 
 
@@ -163,7 +164,8 @@ def test_as_many_threads_at_two_places_wait_as_in_the_chain_of_their_states():
 
 
 def test_an_edit_is_limited_by_the_disk_or_by_the_cores_and_waits_beside():
-    reading, computing = editing(1e9, 1e8, HERE), editing(1e9, 2e9, HERE)
+    small = {"largest": 1e6, "share": 0.25}
+    reading, computing = editing(1e9, 1e8, HERE, **small), editing(1e9, 2e9, HERE, **small)
     assert (reading.limit, computing.limit) == ("disk", "cores")
     assert reading.seconds["disk"] == pytest.approx(2.0)
     assert computing.seconds["cores"] == pytest.approx(4.0)
@@ -171,13 +173,24 @@ def test_an_edit_is_limited_by_the_disk_or_by_the_cores_and_waits_beside():
     assert 4.0 < computing.total < 6.0
 
 
-def test_large_matrices_pass_one_at_a_time():
-    cost = editing(1e9, 5e8, HERE, whole=5e8)
-    assert cost.total == pytest.approx(5e8 * (1e-9 + 4e-9))
-    assert editing(1e9, 5e8, HERE).total < cost.total
-    assert editing(1e9, 5e8, HERE, whole=1e7).total == editing(1e9, 5e8, HERE).total
-    assert LLAMA.written_whole(1 << 23) == LLAMA.written - LLAMA.embedding
-    assert LLAMA.written_whole(1 << 30) == 0
+def test_there_are_no_more_threads_than_large_matrices_have_room():
+    alone, two, many = (
+        editing(1e9, 5e8, HERE, largest=size, share=0.25).total for size in (1.5e8, 1e8, 1e7)
+    )
+    assert alone == pytest.approx(interleaved(2.0, 2.0, 2, 1))
+    assert two == pytest.approx(interleaved(2.0, 2.0, 2, 2))
+    assert many == pytest.approx(interleaved(2.0, 2.0, 2, 3))
+    assert alone > two > many
+    assert editing(1e9, 5e8, HERE, largest=1e9, share=0.25).total == alone  # it comes alone
+
+
+def test_the_largest_matrix_that_is_edited_whole_is_that_of_the_model():
+    few = replace(MIXTURE, layers=2, experts=8)
+    for shape, model in ((few, mixture(few)), (EDITED[2], llama(replace(EDITED[2], layers=1)))):
+        writers = ("o_proj.weight", "down_proj.weight")
+        named = model.named_parameters()
+        assert shape.largest == max(p.numel() for name, p in named if name.endswith(writers))
+    assert EDITED[0].largest == 2048 * 32 * 128  # the output projection, not an expert
 
 
 @pytest.mark.parametrize("shape", EDITED, ids=lambda shape: shape.name)

@@ -1,7 +1,8 @@
 """Write one safetensors file with some of its tensors edited, and everything else byte for byte.
 
 Types and shapes stay, so every byte keeps its place: the file is cut into pieces that a few threads
-read, edit and write on their own. Memory holds one large piece at a time.
+read, edit and write on their own. A matrix is one piece: as many large ones are in memory at once
+as a share of what is free can hold, and one that is larger than that comes alone.
 """
 
 import json
@@ -10,10 +11,12 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -23,7 +26,9 @@ from obliteratus.models.checkpoint import StoredTensor, read_header
 from obliteratus.operator.grro import MatrixChange
 
 PIECE = 1 << 24  # 16 MiB: small enough for several threads, large enough for a disk
-THREADS = 4  # more wait for the disk
+THREADS = 16  # as many cores edit more bytes a second than a disk writes
+FREE_SHARE = 0.25
+"""Of the free memory, what matrices larger than a piece may take together."""
 PART = ".writing"
 
 
@@ -31,7 +36,8 @@ PART = ".writing"
 class Slab:
     """Bytes of one file that are edited on their own: a matrix, or some rows of one.
 
-    ``edit`` changes the tensor of ``shape`` in place and returns what that did (None for a bias).
+    ``edit`` changes the tensor of ``shape`` in place and returns what that did (None for a bias);
+    it needs ``copies`` times the bytes of the slab in memory.
     """
 
     tensor: StoredTensor
@@ -39,6 +45,7 @@ class Slab:
     stop: int
     shape: tuple[int, ...]
     edit: Callable[[Tensor], MatrixChange | None]
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -97,9 +104,9 @@ _Done = list[tuple[str, MatrixChange]]
 
 @dataclass(frozen=True)
 class _Job:
-    """A piece of work on ``size`` bytes."""
+    """A piece of work that takes ``memory`` bytes."""
 
-    size: int
+    memory: int
     run: Callable[[], _Done]
 
 
@@ -154,7 +161,7 @@ class _Files:
             self._forget(slab.start, slab.stop)
             return [] if change is None else [(slab.tensor.name, change)]
 
-        return _Job(slab.stop - slab.start, run)
+        return _Job(slab.copies * (slab.stop - slab.start), run)
 
     def _copy_in_kernel(self, start: int, stop: int) -> int:
         """Copy bytes without a way through this process; return where that ended."""
@@ -182,6 +189,28 @@ class _Files:
             os.posix_fadvise(self.old, start, size, os.POSIX_FADV_DONTNEED)
 
 
+class _Room:
+    """Memory that is taken for a while. More than all of it is given to one that is alone."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._used = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, size: int) -> Iterator[None]:
+        """Wait until there is room for ``size`` bytes, and hold it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + size <= self._size)
+            self._used += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= size
+                self._changed.notify_all()
+
+
 def _jobs(start: int, stop: int, slabs: Sequence[Slab], files: _Files) -> Iterator[_Job]:
     """Yield the work on the bytes from ``start`` to ``stop``, in order."""
     for slab in sorted(slabs, key=lambda slab: slab.start):
@@ -198,13 +227,13 @@ def _copies(start: int, stop: int, files: _Files) -> Iterator[_Job]:
 
 
 def _run(jobs: Sequence[_Job], task: str) -> _Done:
-    """Run the jobs on a few threads, at most one larger than a piece at any time."""
-    large = threading.Lock()
+    """Run the jobs on a few threads, as many larger than a piece as there is room for."""
+    room = _Room(int(FREE_SHARE * psutil.virtual_memory().available))
 
     def guarded(job: _Job) -> _Done:
-        if job.size <= PIECE:
+        if job.memory <= PIECE:
             return job.run()
-        with large:
+        with room.taken(job.memory):
             return job.run()
 
     threads = min(THREADS, 1 + (os.cpu_count() or 1))  # one may wait for the disk

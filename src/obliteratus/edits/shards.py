@@ -27,9 +27,12 @@ from obliteratus.models.loaded import ModelOutline
 from obliteratus.operator.behind import norm_bias_operator
 from obliteratus.operator.edit import EditPlan, WeightEdit
 from obliteratus.operator.grro import MatrixChange, Operator, edit_matrix, edit_vector, total_change
+from obliteratus.operator.matrices import working_dtype
 from obliteratus.store import read_json, write_json
 
 FINISHED = "finished.jsonl"
+ROW_COPIES = 4
+"""Of a matrix, in working precision, while its row norms are kept: before, after, and two made."""
 
 
 Role = Literal["weight", "bias", "norm_bias"]
@@ -110,7 +113,7 @@ def excise_shards(
 
     Files in which nothing changes are linked (copied where the disk is another one). Every file is
     whole when it has its name, and ``progress`` notes it: a call after a kill does the rest.
-    Memory stays at one matrix.
+    Memory stays at a few matrices, or one where they are large (:mod:`obliteratus.edits.rewrite`).
 
     Raises:
         LeakError: a matrix did not take its strengths to the rounding of its type (unless
@@ -286,7 +289,16 @@ def _slabs(task: _Task) -> Iterator[Slab]:
             last = min(first + step, rows)
             start = tensor.start + expert * size + size // rows * first
             stop = start + size // rows * (last - first)
-            yield Slab(tensor, start, stop, (last - first, columns), run)
+            yield Slab(tensor, start, stop, (last - first, columns), run, _copies(tensor, edit))
+
+
+def _copies(tensor: StoredTensor, edit: WeightEdit) -> int:
+    """Return how many times its bytes a matrix takes while it is edited: row norms need it wide."""
+    if edit.norm != "row":
+        return 1
+    assert tensor.dtype is not None  # plan_shards refuses the others
+    wide = working_dtype(torch.empty(0, dtype=tensor.dtype))
+    return 1 + ROW_COPIES * wide.itemsize // tensor.dtype.itemsize
 
 
 @torch.no_grad()
