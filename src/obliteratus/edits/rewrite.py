@@ -9,7 +9,7 @@ import json
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -198,7 +198,7 @@ class _Room:
         self._changed = threading.Condition()
 
     @contextmanager
-    def taken(self, size: int) -> Iterator[None]:
+    def taken(self, size: int) -> Generator[None]:
         """Wait until there is room for ``size`` bytes, and hold it."""
         with self._changed:
             self._changed.wait_for(lambda: not self._used or self._used + size <= self._size)
