@@ -14,10 +14,11 @@ import hashlib
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
@@ -58,8 +59,12 @@ EDITED = (
     replace(shards.sized(shards.QWEN, 10), name="experts of 2048 × 768"),
     shards.sized(Shape("experts of 3072 × 1024", 1, 3072, 24, 4, 128, 0, 65536, 64, 8, 0, 1024), 6),
     shards.sized(Shape("no experts, width 5120", 1, 5120, 40, 40, 128, 13824, 32000), 6),
+    shards.sized(Shape("experts of 1536 × 512", 1, 1536, 16, 4, 96, 0, 50304, 96, 8, 0, 512), 7),
+    shards.sized(Shape("no experts, width 8192", 1, 8192, 64, 8, 128, 28672, 16384), 7),
+    shards.sized(Shape("experts of 4096 × 1536", 1, 4096, 32, 8, 128, 0, 32768, 16, 4, 0, 1536), 6),
 )
-"""What is edited on disk. How the executor overlaps its work was looked at on the first alone."""
+"""What is edited on disk. On the last nothing was looked at before it was predicted."""
+MULTIPLIED = 24 * 1024 * 3072
 REPEATS = 3
 CORES = 2
 
@@ -85,7 +90,9 @@ def main() -> None:
 def constants(folder: Path) -> None:
     """Measure what the model of the costs needs, with both processes busy as in a run."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = {**launched(2, "constants-of-one", folder), **of_the_disk(folder), **of_an_edit()}
+    found = settled(
+        lambda: {**launched(2, "constants-of-one", folder), **of_the_disk(folder), **of_an_edit()}
+    )
     threads = min(THREADS, 1 + CORES)  # as the executor has them
     cores = {"cores": CORES, "threads": threads, "free": psutil.virtual_memory().available}
     machine = Machine(name="two cores here", n=2, number=4, **cores, **found)
@@ -182,84 +189,99 @@ def say(found: Mapping[str, float]) -> None:
     leave()
 
 
+def settled(measure: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+    """Return the medians of some measurements."""
+    found = [measure() for _ in range(REPEATS)]
+    return {name: statistics.median(each[name] for each in found) for name in found[0]}
+
+
 def measure_process(_: Path) -> None:
     """Measure products, blocks, dispatch and sums, while the other process does the same.
 
     What stands between products is measured as it runs: a block of another shape than that of
     ``TRIED``, less its products. A sum is measured behind a product, because the processes do not
-    come to it at the same moment.
+    come to it at the same moment. What is subtracted from one another is timed in turns.
     """
     join("gloo")
     rows = 512
-    slow, fast = products(32), products(rows)
+    with torch.no_grad():
+        slow, fast, block, dispatch = in_turn(
+            products(32), products(rows), blocks(BLOCK, rows), blocks(TINY, 1), times=15
+        )
+        work, states = nn.Linear(1024, 3072, bias=False), torch.randn(rows, 1024)
+        little, much = torch.randn(1024), torch.randn(1 << 20)
+        alone, few, many = in_turn(
+            lambda: work(states),
+            lambda: (work(states), distributed.all_reduce(little)),
+            lambda: (work(states), distributed.all_reduce(much)),
+            times=60,
+        )
+    slow, fast = slow / MULTIPLIED, fast / MULTIPLIED
     product = (fast - slow) / (rows - 32)
-    small, large = (block_seconds(shape, tokens) for shape, tokens in ((TINY, 1), (BLOCK, rows)))
     of_products = BLOCK.multiplied(1) / BLOCK.layers * fast
     moved = 4 * rows * BLOCK.moved(1) / BLOCK.layers
-    work, states = nn.Linear(1024, 3072, bias=False), torch.randn(rows, 1024)
-    little, much = torch.randn(1024), torch.randn(1 << 20)
-
-    def summed(value: torch.Tensor) -> float:
-        return timed(lambda: (work(states), distributed.all_reduce(value)), 30)
-
-    with torch.no_grad():
-        alone = timed(lambda: work(states), 30)
-        latency = summed(little) - alone
-        say(
-            {
-                "product": product,
-                "read": slow - 32 * product,
-                "memory": moved / (large - of_products),
-                "dispatch": small,
-                "latency": latency,
-                "link": much.nbytes / (summed(much) - alone - latency),
-            }
-        )
-
-
-@torch.no_grad()
-def block_seconds(shape: Shape, tokens: int) -> float:
-    """Return the seconds of one block of a Llama of ``shape`` for ``tokens`` tokens."""
-    model, ids = (
-        LlamaModel(shards.config_of(shape)).eval(),
-        torch.zeros(1, tokens, dtype=torch.long),
+    say(
+        {
+            "product": product,
+            "read": slow - 32 * product,
+            "memory": moved / (block / BLOCK.layers - of_products),
+            "dispatch": dispatch / TINY.layers,
+            "latency": few - alone,
+            "link": much.nbytes / (many - few),
+        }
     )
-    return timed(lambda: model(ids, use_cache=False), 10) / shape.layers
 
 
-def products(rows: int) -> float:
-    """Return the seconds per parameter of products with ``rows`` rows, over 300 MB of matrices."""
-    weights = [nn.Linear(1024, 3072, bias=False) for _ in range(24)]
+def blocks(shape: Shape, tokens: int) -> Callable[[], object]:
+    """Return a run of ``tokens`` tokens through the blocks of a Llama of ``shape``."""
+    model = LlamaModel(shards.config_of(shape)).eval()
+    return partial(model, torch.zeros(1, tokens, dtype=torch.long), use_cache=False)
+
+
+def products(rows: int) -> Callable[[], object]:
+    """Return products of ``MULTIPLIED`` parameters with ``rows`` rows: 300 MB of matrices."""
+    weights = [nn.Linear(1024, 3072, bias=False) for _ in range(MULTIPLIED // (1024 * 3072))]
     states = torch.randn(rows, 1024)
-    with torch.no_grad():
-        seconds = timed(lambda: [weight(states) for weight in weights], 3)
-    return seconds / sum(weight.weight.numel() for weight in weights)
+    return lambda: [weight(states) for weight in weights]
 
 
 def timed(run: Callable[[], object], times: int) -> float:
     """Return the median seconds of ``run``, begun together in all processes."""
-    run()
-    found: list[float] = []
-    for _ in range(times):
-        distributed.barrier()
-        start = time.perf_counter()
+    return in_turn(run, times=times)[0]
+
+
+def in_turn(*runs: Callable[[], object], times: int) -> list[float]:
+    """Return the median seconds of each run, begun together in all processes, one after another.
+
+    A machine is faster in one minute than in the next, so that only what was timed in turns is
+    worth subtracting.
+    """
+    for run in runs:
         run()
-        found.append(time.perf_counter() - start)
-    return sorted(found)[len(found) // 2]
+    found: list[list[float]] = [[] for _ in runs]
+    for _ in range(times):
+        for run, seconds in zip(runs, found, strict=True):
+            distributed.barrier()
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds) for seconds in found]
 
 
 def of_the_disk(folder: Path) -> dict[str, float]:
-    """Measure writing, reading, hashing and copying 4 GB, each from a cold cache."""
+    """Measure writing, reading, hashing and copying 4 GB, reading from a cold cache.
+
+    Writing and copying are done twice, the first time for memory: what a virtual machine has given
+    back comes from its host again page by page, and a file that is written into it takes several
+    times as long. An executor that lets go of what it has written does not need new memory.
+    """
     files = [folder / f"filler-{index}" for index in range(2)]
     block = torch.randint(256, (1 << 28,), dtype=torch.uint8).numpy().tobytes()
-    start = time.perf_counter()
-    for path in files:
-        with path.open("wb") as file:
-            for _ in range(8):
-                file.write(block)
-            os.fsync(file.fileno())
-    written = time.perf_counter() - start
+    _write_fillers(files, block)
+    written = _write_fillers(files, block)
     size = sum(path.stat().st_size for path in files)
+    shards.forget(files)
+    shards.copy(files, folder / "filler-copy")
     shards.forget(files)
     before = core_seconds()
     shards.copy(files, folder / "filler-copy")
@@ -281,6 +303,17 @@ def of_the_disk(folder: Path) -> dict[str, float]:
         "handle": handled / size,
         "hash": len(block) / hashed,
     }
+
+
+def _write_fillers(files: Sequence[Path], block: bytes) -> float:
+    """Write eight blocks into each file, forced to disk, and return the seconds."""
+    start = time.perf_counter()
+    for path in files:
+        with path.open("wb") as file:
+            for _ in range(8):
+                file.write(block)
+            os.fsync(file.fileno())
+    return time.perf_counter() - start
 
 
 def core_seconds() -> float:

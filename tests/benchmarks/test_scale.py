@@ -197,7 +197,7 @@ def test_the_largest_matrix_that_is_edited_whole_is_that_of_the_model():
 def test_what_is_edited_on_disk_is_what_the_costs_count(shape):
     sizes = [math.prod(size) for _, size in shards.tensors(shape) if len(size) > 1]
     assert sum(sizes) == shape.parameters
-    assert 2 * sum(sizes) == pytest.approx((6e9, 10e9)[shape is EDITED[0]], rel=0.1)
+    assert 5.5e9 < 2 * sum(sizes) < 10.5e9  # so that they fit the disk and not its cache
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shards.config_of(shape))
     assert sum(w.numel() for w in model.parameters() if w.ndim > 1) == shape.parameters

@@ -9,10 +9,11 @@ import json
 import os
 import struct
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ PIECE = 1 << 24  # 16 MiB: small enough for several threads, large enough for a 
 THREADS = 16  # as many cores edit more bytes a second than a disk writes
 FREE_SHARE = 0.25
 """Of the free memory, what matrices larger than a piece may take together."""
+BEHIND = 16  # pieces later the disk has what was written
 PART = ".writing"
 
 
@@ -114,13 +116,14 @@ class _Job:
 class _Files:
     """File descriptors of both files; what lies at i in the old lies at i + shift in the new.
 
-    ``source`` is the path of the old one.
+    ``source`` is the path of the old one, ``written`` has the places and sizes of the last pieces.
     """
 
     source: Path
     old: int
     new: int
     shift: int
+    written: deque[tuple[int, int]] = field(default_factory=deque)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         data = np.empty(stop - start, dtype=np.uint8)
@@ -181,12 +184,17 @@ class _Files:
         """Begin to write the bytes to the disk, and free the memory in which the system keeps them.
 
         Otherwise all of it waits for the end of the file, and a checkpoint larger than memory
-        pushes everything else out.
+        pushes everything else out. What is still being written stays in memory, so that the pieces
+        of a while ago are let go of once more.
         """
-        if hasattr(os, "posix_fadvise"):  # not on macOS
-            size = stop - start
-            os.posix_fadvise(self.new, start + self.shift, size, os.POSIX_FADV_DONTNEED)
-            os.posix_fadvise(self.old, start, size, os.POSIX_FADV_DONTNEED)
+        if not hasattr(os, "posix_fadvise"):  # macOS
+            return
+        os.posix_fadvise(self.old, start, stop - start, os.POSIX_FADV_DONTNEED)
+        place = start + self.shift, stop - start
+        os.posix_fadvise(self.new, *place, os.POSIX_FADV_DONTNEED)
+        self.written.append(place)
+        if len(self.written) > BEHIND:
+            os.posix_fadvise(self.new, *self.written.popleft(), os.POSIX_FADV_DONTNEED)
 
 
 class _Room:
