@@ -173,9 +173,12 @@ def test_what_is_set_wins_over_what_is_found(linear: Planted) -> None:
     assert kept["distill.max_rank"] == 1
 
 
-def test_wrong_modules_and_keys_are_refused_before_a_model_is_loaded(linear: Planted) -> None:
+def test_wrong_modules_and_keys_are_refused_before_a_model_is_loaded(
+    linear: Planted, tmp_path: Path
+) -> None:
+    wrong = linear.settings("informed.modules=[defense_robust]")
     with pytest.raises(UsageError, match="Did you mean 'defense_robustness'"):
-        obliterate("no/model", Path("out"), linear.settings("informed.modules=[defense_robust]"))
+        obliterate("no/model", tmp_path / "out", wrong)
     with pytest.raises(UsageError, match=r"informed\.keep names no setting 'edit\.layer'"):
         modules_of(linear.settings("informed.keep=[edit.layer]"))
 

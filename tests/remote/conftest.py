@@ -19,6 +19,9 @@ from obliteratus.remote.package import this_package
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 SECONDS_TO_START = 10.0
+COMPUTES = ("OMP_", "MKL_", "OPENBLAS_")
+"""What decides on how many threads, and so in which order, numbers are added. A session of sshd has
+an environment of its own, and what is computed there is compared bit by bit with what is here."""
 CONFIG = """\
 Port {port}
 ListenAddress 127.0.0.1
@@ -30,7 +33,7 @@ UsePAM no
 PasswordAuthentication no
 PermitRootLogin prohibit-password
 Subsystem sftp internal-sftp
-{more}
+{environment}
 """
 
 
@@ -58,10 +61,17 @@ class Server:
     def address(self) -> Address:
         return Address("127.0.0.1", None, self.port)
 
-    def start(self, *more: str) -> None:
+    def start(self, **environment: str) -> None:
+        """Start it; its sessions have ``environment``, and compute as this process does."""
+        given = {**self.as_here(*COMPUTES), **environment}
+        words = " ".join(f'{key}="{value}"' for key, value in given.items())
         config = self.folder / "sshd_config"
         config.write_text(
-            CONFIG.format(port=self.port, folder=self.folder, more="\n".join(more)),
+            CONFIG.format(
+                port=self.port,
+                folder=self.folder,
+                environment=f"SetEnv {words}" if words else "",
+            ),
             encoding="utf-8",
         )
         Path("/run/sshd").mkdir(exist_ok=True)
@@ -74,6 +84,11 @@ class Server:
                 return
             time.sleep(0.05)
         pytest.fail("sshd does not answer")
+
+    @staticmethod
+    def as_here(*starts: str) -> dict[str, str]:
+        """Return the variables of this process whose names begin with one of these."""
+        return {key: value for key, value in os.environ.items() if key.startswith(starts)}
 
     def stop(self) -> None:
         if self.process is not None:

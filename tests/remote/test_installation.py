@@ -32,11 +32,8 @@ def kept():
 
 @pytest.mark.real_model
 def test_a_bare_machine_gets_the_program_and_runs_it(kept, server, capsys, tmp_path, monkeypatch):
-    import os
-
-    given = [f'{key}="{value}"' for key, value in os.environ.items() if key.startswith(PASSED_ON)]
     server.stop()
-    server.start(*([f"SetEnv {' '.join(given)}"] if given else []))
+    server.start(**server.as_here(*PASSED_ON))
     model = tiny_folder(tmp_path / "my-model")
     where = ["--remote", str(server.address), "--remote-dir", str(kept)]
     assert main([*where, "inspect", str(model), "-o", "seen", "--json"]) == 0, capsys.readouterr()
@@ -55,7 +52,7 @@ def test_a_bare_machine_gets_the_program_and_runs_it(kept, server, capsys, tmp_p
 
 def test_a_machine_that_reaches_no_index_says_so(server, capsys, tmp_path):
     server.stop()
-    server.start("SetEnv PIP_NO_INDEX=1 PIP_FIND_LINKS=/nowhere PIP_CONFIG_FILE=/dev/null")
+    server.start(PIP_NO_INDEX="1", PIP_FIND_LINKS="/nowhere", PIP_CONFIG_FILE="/dev/null")
     model = tiny_folder(tmp_path / "my-model")
     where = ["--remote", str(server.address), "--remote-dir", str(server.root)]
     assert main([*where, "inspect", str(model)]) == 1
