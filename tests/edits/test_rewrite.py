@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from obliteratus.edits import rewrite as rewrite_module
-from obliteratus.edits.rewrite import FREE_SHARE, Slab, rewrite
+from obliteratus.edits.rewrite import BEHIND, FREE_SHARE, Slab, rewrite
 from obliteratus.models.checkpoint import read_checkpoint
 
 N, SIZE = 12, 64 * 64 * 4  # matrices, and the bytes of each
@@ -62,3 +63,22 @@ def test_as_many_matrices_at_once_as_there_is_room_for(
     assert watched.most == most
     after = load_file(target)
     assert all(torch.equal(after[name], -before[name]) for name in before)
+
+
+def test_written_pieces_are_let_go_of_at_once_and_again_when_the_disk_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages that are still on their way to the disk stay in memory the first time."""
+    asked: dict[int, Counter[int]] = {}
+    monkeypatch.setattr(
+        rewrite_module.os,
+        "posix_fadvise",
+        lambda file, start, size, advice: asked.setdefault(file, Counter()).update([start]),
+    )
+    monkeypatch.setattr(rewrite_module, "PIECE", SIZE)
+    save_file({"matrix": torch.randn(64, 64 * 30)}, tmp_path / "model.safetensors")
+    rewrite(tmp_path / "model.safetensors", tmp_path / "edited.safetensors", [])
+    old, new = sorted(asked.values(), key=lambda counts: counts.total())
+    assert set(old.values()) == {1}
+    assert len(new) == len(old) == 31  # the header as well
+    assert sorted(new.values()) == [1] * BEHIND + [2] * (31 - BEHIND)
