@@ -58,8 +58,8 @@ def stream(
 ) -> StreamResult:
     """Write ``output`` as the checkpoint ``name`` edited along directions, or as a plan says.
 
-    Memory stays at one matrix, whatever the model. A call after a kill goes on at the shard where
-    it stopped. Everything that can be refused is refused before a byte is written.
+    Memory stays at a few matrices, whatever the model. A call after a kill goes on at the shard
+    where it stopped. Everything that can be refused is refused before a byte is written.
 
     Raises:
         UsageError: a strength is to be found by running prompts.
